@@ -1,0 +1,236 @@
+"""Character-level Penn Treebank (Krueger et al. 2017, section 4.1).
+
+    python -m experiments.char_ptb                                          # baseline
+    python -m experiments.char_ptb --z_prob_cells=0.5 --z_prob_states=0.05  # zoneout
+
+An LSTM of 1000 units predicts the next character, in bits per character (BPC). The paper reports,
+validation / test: baseline 1.466 / 1.356, zoneout 1.362 / 1.27 (a later version: test 1.252).
+
+Settings (paper; where it is silent, the authors' code): one-hot input, orthogonal weights, forget
+bias 1, learned initial state; non-overlapping sequences of 100 characters, hence 99 predictions
+each, from an offset that each epoch draws anew, shuffled, in batches of 32; Adam at 0.002 with the
+gradient clipped to norm 1; up to 25 epochs without a better validation figure.
+
+Figures: `validation_bpc` over chunks of 100, each from the initial state, as the paper validates;
+`validation_carried_bpc` and `test_bpc` with the state carried over the whole text, as it tests.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.language_model import carried_evaluation, cross_entropy_sum, readout_init
+from zoneout_jax import Zoneout, lstm, unroll
+from zoneout_jax.data import epoch_plan, gather, load_corpus, pad_rows, steps_per_epoch
+from zoneout_jax.data.batching import chunk_starts
+from zoneout_jax.training import AXIS, Evaluation, RunConfig, Task, launch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Settings of the experiment; the defaults are the paper's baseline."""
+
+    dataset: str = "ptb"
+    """Corpus: ptb, or stdlib, which needs no files."""
+    char_convention: Literal["mikolov", "rbn"] = "mikolov"
+    """How a line of ptb ends: with a newline, or with a blank and a newline."""
+    train_size: int | None = None
+    """Characters of the training text to use; all by default."""
+    eval_size: int | None = None
+    """Characters of the validation and of the test text to use; all by default."""
+    hidden_features: int = 1000
+    """Units of the LSTM."""
+    seq_length: int = 100
+    """Characters in a sequence; one less is predicted."""
+    learning_rate: float = 2e-3
+    """Step size of Adam."""
+    clip_norm: float = 1.0
+    """Largest global norm."""
+    clip_by: Literal["gradient", "update"] = "gradient"
+    """What is clipped: the gradient before Adam (paper) or Adam's update (authors' code)."""
+    z_prob_cells: float = 0.0
+    """Zoneout: probability that a cell keeps its previous value."""
+    z_prob_states: float = 0.0
+    """Zoneout: probability that a hidden state keeps its previous value."""
+    drop_prob_igates: float = 0.0
+    """Recurrent dropout: probability that the update of a cell is dropped."""
+    share_mask: bool = False
+    """One mask for cells and states."""
+    static_mask: bool = False
+    """One mask a sequence instead of one a step."""
+    stoch_depth: bool = False
+    """One draw for all units of an example (stochastic depth)."""
+    gaussian_mask: bool = False
+    """Gaussian masks of the Bernoulli's mean and variance."""
+    eval_batch_size: int = 64
+    """Chunks evaluated at once."""
+    eval_streams: int = 32
+    """Parts that a text is cut into to carry the state over them side by side, each after a
+    warm-up on the characters before it; 1 carries it over the text in one piece."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("hidden_features", "eval_batch_size", "eval_streams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seq_length < 2:
+            raise ValueError(f"seq_length must be at least 2, got {self.seq_length}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        self.zoneout()  # raises for rates that are no probabilities
+
+    def zoneout(self) -> Zoneout:
+        """The masks. A rate of 0 costs nothing: none is drawn."""
+        for name in ("z_prob_cells", "z_prob_states", "drop_prob_igates"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        return Zoneout(
+            cells=self.z_prob_cells or None,
+            states=self.z_prob_states or None,
+            update_drop=self.drop_prob_igates or None,
+            shared=self.share_mask,
+            static=self.static_mask,
+            per_layer=self.stoch_depth,
+            gaussian=self.gaussian_mask,
+        )
+
+
+PRESETS = {
+    "paper": Config(),
+    "laptop": Config(
+        preset="laptop",
+        dataset="stdlib",
+        train_size=100_000,
+        eval_size=50_000,
+        hidden_features=256,
+        epochs=30,
+        patience=8,
+    ),
+    "smoke": Config(
+        preset="smoke",
+        dataset="stdlib",
+        train_size=2_000,
+        eval_size=500,
+        hidden_features=16,
+        seq_length=20,
+        batch_size=8,
+        eval_batch_size=8,
+        eval_streams=8,
+        epochs=2,
+    ),
+}
+
+ROWS = {
+    "LSTM": ((), {"validation_bpc": 1.466, "test_bpc": 1.356}),
+    "stochastic depth": (
+        ("--z_prob_cells=0.05", "--z_prob_states=0.05", "--stoch_depth", "--share_mask"),
+        {"validation_bpc": 1.432, "test_bpc": 1.343},
+    ),
+    "recurrent dropout": (
+        ("--drop_prob_igates=0.7",),
+        {"validation_bpc": 1.358, "test_bpc": 1.321},
+    ),
+    "zoneout": (
+        ("--z_prob_cells=0.5", "--z_prob_states=0.05"),
+        {"validation_bpc": 1.362, "test_bpc": 1.27},
+    ),
+}
+"""Rows of the paper's table: flags and published figures."""
+
+
+def build(config: Config) -> Task:
+    """The experiment as a task for `zoneout_jax.training.fit`."""
+    corpus = load_corpus(
+        config.dataset,
+        convention=config.char_convention,
+        raw_data_dir=config.raw_data_dir,
+        data_dir=config.data_dir,
+    )
+    texts = {
+        "train": corpus.train[: config.train_size],
+        "validation": corpus.validation[: config.eval_size],
+        "test": corpus.test[: config.eval_size],
+    }
+    size = (config.seq_length, config.batch_size)
+    per_epoch = steps_per_epoch(len(texts["train"]), *size)
+
+    zoneout = config.zoneout()
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+    cell = lstm(corpus.vocab_size, config.hidden_features, learned_carry=True, dtype=dtype)
+
+    def init(key):
+        cell_key, readout_key = jax.random.split(key)
+        readout = readout_init(readout_key, config.hidden_features, corpus.vocab_size)
+        return {"lstm": cell.init(cell_key), "readout": readout}
+
+    def sums(params, inputs, targets, weights, carry=None, **mode):
+        """(Σ nats, predictions) of symbols [T, B], and the carry after them."""
+        xs = jax.nn.one_hot(inputs, corpus.vocab_size)
+        carry, ys = unroll(cell, params["lstm"], xs, carry, zoneout=zoneout, **mode)
+        return cross_entropy_sum(params["readout"], ys, targets, weights, dtype), carry
+
+    def sequence_loss(params, text, starts, **mode):
+        tokens = gather(text, starts, config.seq_length)
+        inputs, targets = tokens[:-1], tokens[1:]
+        weights = jnp.broadcast_to((starts >= 0).astype(jnp.float32), targets.shape)
+        return sums(params, inputs, targets, weights, **mode)[0]
+
+    def loss(params, text, starts, key):
+        return sequence_loss(params, text, starts, key=key, axis_name=AXIS)
+
+    def chunks(text):
+        starts = pad_rows(chunk_starts(len(text), config.seq_length), config.eval_batch_size)
+        return Evaluation(functools.partial(sequence_loss, deterministic=True), text, starts)
+
+    def carried(text):
+        return carried_evaluation(
+            text,
+            config.eval_streams,
+            functools.partial(sums, deterministic=True),
+            lambda params, batch: cell.initial_carry(params["lstm"], batch),
+        )
+
+    clip, adam = optax.clip_by_global_norm(config.clip_norm), optax.adam(config.learning_rate)
+    order = (clip, adam) if config.clip_by == "gradient" else (adam, clip)
+    return Task(
+        name=f"char_ptb on {corpus.name}",
+        init=init,
+        optimizer=optax.chain(*order),
+        loss=loss,
+        data=texts["train"],
+        plan=lambda key: epoch_plan(key, len(texts["train"]), *size),
+        steps_per_epoch=per_epoch,
+        metric="bpc",
+        figure=lambda nats: nats / math.log(2),
+        validation=chunks(texts["validation"]),
+        final={
+            "validation_carried": carried(texts["validation"]),
+            "test": carried(texts["test"]),
+        },
+        facts={
+            "corpus": corpus.name,
+            "vocabulary": corpus.vocab_size,
+            "characters": {split: len(text) for split, text in texts.items()},
+        },
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the experiment and prints our figures beside the paper's."""
+    result = launch("char_ptb", PRESETS, build, "Character-level Penn Treebank.", argv)
+    print(
+        f"{result['name']}: validation {result['validation_bpc']:.4f} BPC (carried "
+        f"{result['validation_carried_bpc']:.4f}), test {result['test_bpc']:.4f} after "
+        f"{result['epochs']} epochs; paper: LSTM 1.466 / 1.356, zoneout 1.362 / 1.27"
+    )
+
+
+if __name__ == "__main__":
+    main()

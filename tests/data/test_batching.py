@@ -1,0 +1,149 @@
+"""Cutting texts into batches."""
+# ruff: noqa: D103 (a test's name says what it tests)
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoneout_jax.data import chunk_starts, epoch_plan, gather, pad_rows, steps_per_epoch
+
+SHAPES = [(1_000, 10, 8), (1_003, 10, 1), (29, 10, 2), (57, 1, 7), (10, 10, 1), (19, 10, 1)]
+SHAPES = [shape for shape in SHAPES if (shape[0] - shape[1] + 1) // shape[1] >= shape[2]]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def many_plans(seed: int, plans: int, length: int, chunk: int, batch_size: int) -> jax.Array:
+    """Plans of many epochs at once."""
+    keys = jax.random.split(jax.random.key(seed), plans)
+    return jax.vmap(lambda key: epoch_plan(key, length, chunk, batch_size))(keys)
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk", "offset", "expected"),
+    [
+        (10, 3, 0, [0, 3, 6]),
+        (10, 3, 1, [1, 4, 7]),
+        (10, 3, 2, [2, 5]),
+        (9, 3, 0, [0, 3, 6]),
+        (3, 3, 0, [0]),
+        (5, 1, 2, [2, 3, 4]),
+        (30, 4, 9, [9, 13, 17, 21, 25]),
+    ],
+)
+def test_chunk_starts(length, chunk, offset, expected):
+    starts = chunk_starts(length, chunk, offset)
+    assert starts.dtype == np.int32
+    assert starts.tolist() == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 10])
+@pytest.mark.parametrize("length", [10, 29, 30, 31, 100])
+def test_steps_hold_for_every_offset(length, chunk):
+    fewest = min(
+        len(chunk_starts(length, chunk, offset)) if length - offset >= chunk else 0
+        for offset in range(chunk)
+    )
+    for batch_size in range(1, fewest + 1):
+        assert steps_per_epoch(length, chunk, batch_size) == fewest // batch_size
+    with pytest.raises(ValueError, match=rf"{length} symbols is shorter than one batch"):
+        steps_per_epoch(length, chunk, fewest + 1)
+
+
+@pytest.mark.parametrize(("length", "chunk", "batch_size"), SHAPES)
+def test_plans_are_chunks_of_one_offset(length, chunk, batch_size):
+    plans = np.asarray(many_plans(0, 200, length, chunk, batch_size))
+    steps = steps_per_epoch(length, chunk, batch_size)
+    assert plans.shape == (200, steps, batch_size)
+    assert plans.dtype == np.int32
+    assert plans.min() >= 0
+    assert plans.max() <= length - chunk
+    for plan in plans.reshape(200, -1):
+        assert len(set(plan % chunk)) == 1
+        assert len(set(plan)) == len(plan)
+
+
+def test_plan_is_a_function_of_its_key():
+    plans = [np.asarray(epoch_plan(jax.random.key(seed), 1_000, 10, 8)) for seed in (0, 0, 1)]
+    jitted = jax.jit(epoch_plan, static_argnums=(1, 2, 3))(jax.random.key(0), 1_000, 10, 8)
+    np.testing.assert_array_equal(plans[0], plans[1])
+    np.testing.assert_array_equal(plans[0], jitted)
+    assert not np.array_equal(plans[0], plans[2])
+    assert not np.array_equal(plans[0].ravel(), np.sort(plans[0].ravel()))
+
+
+def test_offsets_are_uniform():
+    plans = np.asarray(many_plans(1, 4_000, 100, 10, 2))
+    counts = np.bincount(plans[:, 0, 0] % 10, minlength=10)
+    # Binomial(4000, 1/10): mean 400, standard deviation 19; five of them on either side.
+    assert np.all(np.abs(counts - 400) < 95)
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(45, 3), (49, 2), (40, 3)])
+def test_every_chunk_of_an_offset_has_the_same_chance(length, batch_size):
+    """Also the one that only some offsets have, and in every place of the epoch."""
+    chunk, plans = 10, 6_000
+    drawn = np.asarray(many_plans(2, plans, length, chunk, batch_size)).reshape(plans, -1)
+    for offset in range(chunk):
+        rows = drawn[drawn[:, 0] % chunk == offset]
+        starts = chunk_starts(length, chunk, offset)
+        share = 1 / len(starts)
+        bound = 5 * np.sqrt(len(rows) * share * (1 - share)) + 1
+        for place in range(drawn.shape[1]):
+            counts = [np.sum(rows[:, place] == start) for start in starts]
+            assert sum(counts) == len(rows)
+            assert np.all(np.abs(np.array(counts) - len(rows) * share) < bound)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
+def test_pad_rows(count):
+    indices = np.arange(10, 10 + count)
+    rows = pad_rows(indices, 4)
+    assert rows.dtype == np.int32
+    assert rows.shape == (-(-count // 4), 4)
+    assert rows.ravel()[:count].tolist() == indices.tolist()
+    assert np.all(rows.ravel()[count:] == -1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_gather_reads_slices(dtype):
+    text = np.random.default_rng(0).integers(0, 200, 500).astype(dtype)
+    starts = np.array([0, 17, 490, 3], np.int32)
+    tokens = jax.jit(gather, static_argnums=2)(jnp.asarray(text), starts, 10)
+    assert tokens.shape == (10, 4)
+    assert tokens.dtype == jnp.int32
+    for column, start in enumerate(starts):
+        np.testing.assert_array_equal(tokens[:, column], text[start : start + 10])
+
+
+def test_gather_accepts_padding():
+    text = np.arange(100, dtype=np.int32)
+    tokens = gather(text, pad_rows(np.array([40]), 2)[0], 3)
+    np.testing.assert_array_equal(tokens, [[40, 0], [41, 1], [42, 2]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: chunk_starts(9, 10), "9 symbols holds no chunk of 10 from offset 0"),
+        (lambda: chunk_starts(12, 10, 3), "12 symbols holds no chunk of 10 from offset 3"),
+        (lambda: chunk_starts(9, 0), "chunk must be at least 1, got 0"),
+        (lambda: chunk_starts(9, 3, -1), "offset must not be negative, got -1"),
+        (lambda: steps_per_epoch(100, 10, 0), "batch_size must be at least 1, got 0"),
+        (lambda: steps_per_epoch(28, 10, 2), "28 symbols is shorter than one batch.* take 29"),
+        (lambda: epoch_plan(jax.random.key(0), 28, 10, 2), "shorter than one batch"),
+        (lambda: pad_rows(np.zeros((2, 2)), 2), r"got shape \(2, 2\)"),
+        (lambda: pad_rows(np.zeros(0), 2), r"got shape \(0,\)"),
+        (lambda: pad_rows(np.zeros(3), 0), "batch_size must be at least 1"),
+        (lambda: gather(jnp.zeros((2, 2), int), jnp.zeros(1, int), 1), "one-dimensional"),
+        (lambda: gather(jnp.zeros(5, int), jnp.zeros((1, 1), int), 1), "one-dimensional"),
+        (lambda: gather(jnp.zeros(5, int), jnp.zeros(1, int), 6), "read 6 symbols from .* 5"),
+        (lambda: gather(jnp.zeros(5, int), jnp.zeros(1, int), 0), "read 0 symbols"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,14 @@
+"""Zoneout and other recurrent regularization in JAX: pure functions, on jax and numpy alone.
+
+`zoneout_jax.linen` has the Flax Linen modules; `zoneout_jax.data` and `zoneout_jax.training` serve
+the experiments.
+"""
+
+__version__ = "0.1.0"
+
+from zoneout_jax.cells import Cell as Cell
+from zoneout_jax.cells import lstm as lstm
+from zoneout_jax.initializers import block_orthogonal as block_orthogonal
+from zoneout_jax.unroll import unroll as unroll
+from zoneout_jax.zoneout import Masks as Masks
+from zoneout_jax.zoneout import Zoneout as Zoneout

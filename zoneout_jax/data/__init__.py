@@ -1,0 +1,13 @@
+"""Corpora as NumPy arrays and their batches; nothing here knows of models."""
+
+from zoneout_jax.data.batching import chunk_starts as chunk_starts
+from zoneout_jax.data.batching import epoch_plan as epoch_plan
+from zoneout_jax.data.batching import gather as gather
+from zoneout_jax.data.batching import pad_rows as pad_rows
+from zoneout_jax.data.batching import steps_per_epoch as steps_per_epoch
+from zoneout_jax.data.corpus import Corpus as Corpus
+from zoneout_jax.data.corpus import load_corpus as load_corpus
+from zoneout_jax.data.raw import DataError as DataError
+from zoneout_jax.data.raw import RawFile as RawFile
+from zoneout_jax.data.raw import default_data_dir as default_data_dir
+from zoneout_jax.data.raw import fetch as fetch

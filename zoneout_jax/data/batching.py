@@ -1,0 +1,145 @@
+"""Cutting a text held in memory into batches for a language model.
+
+Positions are planned on the host or once an epoch; `gather` then reads them inside the jitted step.
+For next-token prediction over chunks of T inputs, plan with the length of the text less one, so
+that every chunk has a last target, and gather T + 1 symbols: inputs are the first T, targets the
+last T.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def chunk_starts(length: int, chunk: int, offset: int = 0) -> np.ndarray:
+    """Starts of the non-overlapping chunks of a text, from `offset` on, in order.
+
+    Args:
+      length: symbols in the text.
+      chunk: symbols in a chunk; an incomplete last chunk is dropped.
+      offset: start of the first chunk.
+
+    Returns:
+      int32 array `[(length - offset) // chunk]`.
+
+    Raises:
+      ValueError: a chunk of no symbols, a negative offset, or a text without one whole chunk.
+    """
+    _check_positive(chunk=chunk)
+    if offset < 0:
+        raise ValueError(f"offset must not be negative, got {offset}")
+    if length - offset < chunk:
+        raise ValueError(
+            f"a text of {length} symbols holds no chunk of {chunk} from offset {offset} on"
+        )
+    return np.arange(offset, length - chunk + 1, chunk, dtype=np.int32)
+
+
+def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
+    """Batches in an epoch, the same whatever the epoch's offset:
+
+        ((length - (chunk - 1)) // chunk) // batch_size
+
+    Raises:
+      ValueError: an argument below one, or a text too short for one batch at every offset.
+    """
+    _check_positive(chunk=chunk, batch_size=batch_size)
+    steps = (length - (chunk - 1)) // chunk // batch_size
+    if steps < 1:
+        needed = (batch_size + 1) * chunk - 1
+        raise ValueError(
+            f"a text of {length} symbols is shorter than one batch: {batch_size} chunks of {chunk} "
+            f"at any offset take {needed}"
+        )
+    return steps
+
+
+def epoch_plan(key: jax.Array, length: int, chunk: int, batch_size: int) -> jax.Array:
+    """Start positions of the chunks of one epoch, shuffled.
+
+    An offset is drawn uniformly from [0, chunk), the text from there on is cut into chunks, the
+    chunks are shuffled, and those that do not fill a batch are dropped. All chunks at the drawn
+    offset have the same chance of being used and the same chance of every place.
+
+    Args:
+      key: a JAX random key.
+      length, chunk, batch_size: as in `steps_per_epoch`; static under `jit`.
+
+    Returns:
+      int32 array `[steps_per_epoch(length, chunk, batch_size), batch_size]`.
+
+    Raises:
+      ValueError: as `steps_per_epoch`.
+
+    Example:
+      >>> plan = epoch_plan(jax.random.key(0), length=1_000, chunk=10, batch_size=8)
+      >>> plan.shape
+      (12, 8)
+    """
+    steps = steps_per_epoch(length, chunk, batch_size)
+    offset_key, order_key = jax.random.split(key)
+    offset = jax.random.randint(offset_key, (), 0, chunk, dtype=jnp.int32)
+    # Offset 0 leaves the most chunks, another one at most one less. Shuffling the most and then
+    # moving the one past the end, if there is one, behind the others keeps their order uniform.
+    order = jax.random.permutation(order_key, jnp.arange(length // chunk, dtype=jnp.int32))
+    past_end = order >= (length - offset) // chunk
+    order = order[jnp.argsort(past_end, stable=True)]
+    return (offset + chunk * order[: steps * batch_size]).reshape(steps, batch_size)
+
+
+def pad_rows(indices: np.ndarray, batch_size: int) -> np.ndarray:
+    """Cuts a list of indices into rows of a batch each, the last one filled up with -1.
+
+    -1 means "counts for nothing": the caller weighs those places with zero.
+
+    Returns:
+      int32 array `[ceil(len(indices) / batch_size), batch_size]`.
+
+    Raises:
+      ValueError: `indices` is not one-dimensional or is empty, or a batch of no places.
+    """
+    indices = np.asarray(indices)
+    _check_positive(batch_size=batch_size)
+    if indices.ndim != 1 or not indices.size:
+        raise ValueError(f"indices must be a list of at least one, got shape {indices.shape}")
+    rows = -(-len(indices) // batch_size)
+    padded = np.full(rows * batch_size, -1, np.int32)
+    padded[: len(indices)] = indices
+    return padded.reshape(rows, batch_size)
+
+
+def gather(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
+    """Reads `length` symbols from each start, for use inside `jit`:
+
+        tokens[t, b] = corpus[starts[b] + t]
+
+    Positions inside the text are the caller's duty, as `jit` cannot raise; a start of -1, as made
+    by `pad_rows`, reads from 0.
+
+    Args:
+      corpus: integers `[N]`.
+      starts: integers `[B]`.
+      length: symbols to read; static under `jit`.
+
+    Returns:
+      int32 array `[length, B]`, time-major.
+
+    Raises:
+      ValueError: `corpus` or `starts` is not one-dimensional, or `length` is not in 1…N.
+    """
+    corpus, starts = jnp.asarray(corpus), jnp.asarray(starts, jnp.int32)
+    if corpus.ndim != 1 or starts.ndim != 1:
+        raise ValueError(
+            f"corpus and starts must be one-dimensional, got {corpus.shape} and {starts.shape}"
+        )
+    if not 1 <= length <= corpus.size:
+        raise ValueError(f"cannot read {length} symbols from a text of {corpus.size}")
+    positions = jnp.maximum(starts, 0)[None, :] + jnp.arange(length, dtype=jnp.int32)[:, None]
+    return corpus[positions].astype(jnp.int32)
+
+
+def _check_positive(**values: int) -> None:
+    """Raises ValueError naming the first value below one."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

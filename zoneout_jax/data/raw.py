@@ -1,0 +1,177 @@
+"""Raw data files, from a folder, a download cache or their public address; SHA-256 checked.
+
+The order of the search for a file such as `ptb/ptb.train.txt`:
+
+1. `raw_data_dir`, or `$ZONEOUT_RAW_DATA` when that is None: for machines without a network;
+2. the cache `<data_dir>/downloads/zoneout_jax/`;
+3. the file's public address, from which it is downloaded into that cache.
+
+Whichever of them has it, its SHA-256 must be the expected one.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import os
+import pathlib
+import shutil
+import urllib.request
+import uuid
+from collections.abc import Iterator
+
+RAW_DATA_VARIABLE = "ZONEOUT_RAW_DATA"
+TIMEOUT_SECONDS = 5.0
+
+PathLike = str | os.PathLike[str]
+
+
+class DataError(ValueError):
+    """A dataset cannot be had as asked for; the message is one line and names the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawFile:
+    """One file of a dataset, as published.
+
+    Attributes:
+      path: where it lies below a raw data folder, with `/`, such as `ptb/ptb.train.txt`.
+      url: its public address.
+      sha256: hexadecimal SHA-256 of its content.
+    """
+
+    path: str
+    url: str
+    sha256: str
+
+
+def default_data_dir() -> pathlib.Path:
+    """Where TFDS keeps prepared datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
+    return _local(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "$TFDS_DATA_DIR")
+
+
+def data_folder(data_dir: PathLike | None = None) -> pathlib.Path:
+    """`data_dir` as a local path; None means `default_data_dir()`."""
+    return default_data_dir() if data_dir is None else _local(data_dir, "--data_dir")
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(raw_file: RawFile, raw_data_dir: PathLike | None = None) -> pathlib.Path | None:
+    """Looks for a file in the raw data folder alone, and checks it.
+
+    Args:
+      raw_file: the file.
+      raw_data_dir: the folder; None means `$ZONEOUT_RAW_DATA`, which may be unset.
+
+    Returns:
+      The path of the file, or None if no folder is named or the folder does not hold the file.
+
+    Raises:
+      DataError: the named folder does not exist, or its copy of the file has a wrong checksum.
+    """
+    folder, named_by = _raw_folder(raw_data_dir)
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise DataError(f"the raw data folder {folder} does not exist; correct or unset {named_by}")
+    path = folder / raw_file.path
+    if not path.is_file():
+        return None
+    _check(path, raw_file, f"put the original file there, or unset {named_by} to download it")
+    return path
+
+
+def fetch(
+    raw_file: RawFile,
+    raw_data_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+) -> pathlib.Path:
+    """Returns the path of a checked copy of a raw file, downloading it if need be.
+
+    Args:
+      raw_file: the file.
+      raw_data_dir: folder that may hold it; None means `$ZONEOUT_RAW_DATA`.
+      data_dir: folder of the download cache; None means `default_data_dir()`.
+
+    Raises:
+      DataError: the raw data folder does not exist, a checksum is wrong, or the file is nowhere
+        and cannot be downloaded.
+    """
+    if (found := find(raw_file, raw_data_dir)) is not None:
+        return found
+    cached = data_folder(data_dir) / "downloads" / "zoneout_jax" / raw_file.path
+    if cached.is_file():
+        _check(cached, raw_file, "delete it, and it will be downloaded again")
+        return cached
+    try:
+        _download(raw_file, cached)
+    except (OSError, http.client.HTTPException) as error:
+        folder, named_by = _raw_folder(raw_data_dir)
+        looked_in = f"{folder} ({named_by})" if folder else f"${RAW_DATA_VARIABLE} (not set)"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{raw_file.path} is neither in {looked_in} nor at {cached}, and cannot be downloaded "
+            f"from {raw_file.url} ({reason}); set --raw_data_dir or ${RAW_DATA_VARIABLE} to a "
+            f"folder that holds {raw_file.path}"
+        ) from error
+    return cached
+
+
+def _raw_folder(raw_data_dir: PathLike | None) -> tuple[pathlib.Path | None, str]:
+    """The raw data folder, if one is named, and the name of what names it."""
+    if raw_data_dir is not None:
+        return _local(raw_data_dir, "--raw_data_dir"), "--raw_data_dir"
+    variable = f"${RAW_DATA_VARIABLE}"
+    value = os.environ.get(RAW_DATA_VARIABLE)
+    return _local(value, variable) if value else None, variable
+
+
+def _local(path: PathLike, named_by: str) -> pathlib.Path:
+    """A path with `~` expanded; DataError if it is an address, which pathlib would mangle."""
+    if "://" in os.fspath(path):
+        raise DataError(f"{named_by} must be a local folder, not {os.fspath(path)}")
+    return pathlib.Path(path).expanduser()
+
+
+def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
+    """Raises DataError, ending in `way_out`, unless the file at `path` has the right checksum."""
+    found = sha256_of(path)
+    if found != raw_file.sha256:
+        raise DataError(
+            f"{path} is not the expected {raw_file.path}: its SHA-256 is {found}, expected "
+            f"{raw_file.sha256}; {way_out}"
+        )
+
+
+def _download(raw_file: RawFile, target: pathlib.Path) -> None:
+    """Downloads a file to `target`, which appears only once it is whole and checked."""
+    with (
+        urllib.request.urlopen(raw_file.url, timeout=TIMEOUT_SECONDS) as response,
+        _temporary_beside(target) as partial,
+    ):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            shutil.copyfileobj(response, file)
+        _check(
+            partial,
+            raw_file,
+            f"{raw_file.url} was cut short or has changed: try again, or set --raw_data_dir or "
+            f"${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}",
+        )
+        os.replace(partial, target)
+
+
+@contextlib.contextmanager
+def _temporary_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A fresh path in the folder of `target`, removed on the way out if anything is still there."""
+    # Several hosts may share the folder, so that a process id would not do as a unique name.
+    path = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

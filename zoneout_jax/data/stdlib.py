@@ -1,0 +1,124 @@
+r"""A corpus that every Python brings along: the source files of its own standard library.
+
+For trying things out with no download. It is about twice the size of the Penn Treebank, and other
+Python versions have other files: figures measured on it compare runs under one Python version, and
+nothing that is published.
+
+Files: every `*.py` of the library except installed packages, tests, `idlelib`, `turtledemo` and
+`lib2to3` (which newer versions lack), and files that the building or the installing of Python
+writes. The SHA-256 of a file's relative path puts it into train (80 %), validation or test (10 %
+each) and gives its place there, so that neither depends on the disk, and any prefix of train is a
+mixed sample.
+
+Text: tabs become four blanks, characters other than printable ASCII and newline are dropped, and
+blanks at the ends of lines are stripped. Then, by unit:
+
+- `char`: the text, over a fixed alphabet of 96 symbols.
+- `word`: names and numbers whole (`[A-Za-z0-9_]+`), every other character but blanks by itself,
+  `<eos>` at the end of each line that is not blank; indentation is lost. The 10,000 most frequent
+  words of train are kept, alphabetically where frequencies are equal; others become `<unk>`.
+- `text8`: lower case, every run of characters other than a–z as one blank; 27 symbols. Unlike in
+  text8 proper, digits are not spelled out.
+"""
+
+import collections
+import hashlib
+import os
+import pathlib
+import platform
+import re
+import string
+import sysconfig
+
+from zoneout_jax.data import corpus, raw
+
+ALPHABETS = {
+    "char": ("\n", *map(chr, range(ord(" "), ord("~") + 1))),
+    "text8": (" ", *string.ascii_lowercase),
+}
+KEPT_WORDS = 10_000
+
+_EXCLUDED_FOLDERS = frozenset(
+    "__pycache__ dist-packages idlelib lib2to3 site-packages test tests turtledemo".split()
+)
+_EXCLUDED_FILES = re.compile(r"_sysconfigdata.*|sitecustomize\.py|usercustomize\.py")
+
+
+def load(unit: str = "char", library: raw.PathLike | None = None) -> corpus.Corpus:
+    """Makes the corpus.
+
+    Args:
+      unit: `char`, `word` or `text8`.
+      library: folder of the library; None means that of the running Python.
+
+    Raises:
+      DataError: the library is not there as source files in a folder.
+    """
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"] if library is None else library)
+    paths = split_files(root)
+    texts = {split: "".join(map(_clean, files)) for split, files in paths.items()}
+    name = f"stdlib {unit} (Python {platform.python_version()})"
+    if unit == "word":
+        return corpus.encode_words(_frequent_words(texts), name, marks=("<unk>", "<eos>"))
+    if unit == "text8":
+        texts = {split: re.sub("[^a-z]+", " ", text.lower()) for split, text in texts.items()}
+    return corpus.encode_characters(texts, ALPHABETS[unit], name)
+
+
+def split_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """The library's files in each split, in the order in which they are read.
+
+    Raises:
+      DataError: there are too few for three splits.
+    """
+    digests = {}
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = set(subfolders) - _EXCLUDED_FOLDERS
+        for name in names:
+            if name.endswith(".py") and not _EXCLUDED_FILES.fullmatch(name):
+                path = pathlib.Path(folder, name)
+                relative = path.relative_to(root).as_posix()
+                digests[path] = hashlib.sha256(relative.encode()).hexdigest()
+    splits: dict[str, list[pathlib.Path]] = {split: [] for split in corpus.SPLITS}
+    # The first digits of a digest choose the split, the others the place: the two are independent.
+    for path in sorted(digests, key=lambda path: digests[path][8:]):
+        tenth = int(digests[path][:8], 16) % 10
+        splits[{8: "validation", 9: "test"}.get(tenth, "train")].append(path)
+    if not all(splits.values()):
+        raise raw.DataError(
+            f"too few source files (*.py) of the Python standard library in {root}: this Python "
+            "may keep it in a zip file or compiled only; choose another dataset or Python"
+        )
+    return splits
+
+
+def _clean(path: pathlib.Path) -> str:
+    """The text of a file in the 96 symbols, ending with a newline unless empty."""
+    # Outside ASCII the encodings of the library use no byte below 128: bytes can be dropped singly.
+    text = path.read_bytes().decode("ascii", errors="ignore").replace("\t", "    ")
+    text = re.sub(r"[^\n -~]", "", text)
+    text = "\n".join(map(str.rstrip, text.split("\n")))
+    return text if text.endswith("\n") or not text else text + "\n"
+
+
+def _frequent_words(texts: dict[str, str]) -> dict[str, list[str]]:
+    """The words of each split, with those that are not frequent in train replaced."""
+    words = {split: _words(text) for split, text in texts.items()}
+    counts = collections.Counter(words["train"])
+    del counts["<eos>"]
+    by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
+    kept = {"<eos>", *by_frequency[:KEPT_WORDS]}
+    return {
+        split: [word if word in kept else "<unk>" for word in listed]
+        for split, listed in words.items()
+    }
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, with `<eos>` after each line that has any."""
+    words = []
+    for line in text.split("\n"):
+        if found := re.findall(r"\w+|[^\w ]", line, re.ASCII):
+            words += found
+            words.append("<eos>")
+    return words

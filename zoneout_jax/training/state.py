@@ -1,0 +1,44 @@
+"""What training carries from step to step, and the streams of randomness."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(NamedTuple):
+    """Everything that a training step changes.
+
+    Attributes:
+      step: steps done so far, an int32 scalar.
+      params: parameters of the model.
+      opt_state: state of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+    @classmethod
+    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step."""
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+class Streams(NamedTuple):
+    """Keys of the independent streams of randomness that a seed gives rise to.
+
+    No stream is ever advanced: what step (or epoch) t draws comes from `fold_in(stream, t)`, so a
+    run goes on from its seed and step alone.
+    """
+
+    init: jax.Array
+    data: jax.Array
+    noise: jax.Array
+
+    @classmethod
+    def from_seed(cls, seed: int) -> "Streams":
+        """The streams of a seed."""
+        root = jax.random.key(seed)
+        return cls(*(jax.random.fold_in(root, number) for number in range(3)))
