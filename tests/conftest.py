@@ -21,7 +21,7 @@ def x64() -> Iterator[None]:
     """64-bit types for the length of one test."""
     if hasattr(jax, "enable_x64"):
         context = jax.enable_x64(True)
-    else:  # JAX before 0.8
+    else:  # older JAX, as 0.7.0
         from jax.experimental import enable_x64
 
         context = enable_x64(True)

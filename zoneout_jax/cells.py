@@ -27,8 +27,12 @@ class Cell(NamedTuple):
         output `[B, H]`.
       project: `project(params, xs)`: the part of a step that does not depend on the carry, for
         inputs with any leading dimensions. It can be computed for a whole sequence at once.
-      recur: `recur(params, carry, projected, masks)`: the rest of a step;
-        `step(params, carry, x, masks) = recur(params, carry, project(params, x), masks)`.
+      kernels: `kernels(params)`: the recurrent kernels, a tuple of matrices `[H, ·]` that multiply
+        the hidden state.
+      activate: `activate(carry, projected, products, masks) -> (carry, output)`: the rest of a
+        step, which is elementwise; products are those of the hidden state and the kernels.
+      hidden: `hidden(carry)`: the hidden state `[B, H]`.
+      product: `product(x, kernel)`, the matrix product in the cell's types.
       in_features: F.
       hidden_features: H.
     """
@@ -37,7 +41,10 @@ class Cell(NamedTuple):
     initial_carry: Callable[[Params, int], Carry]
     step: Callable[..., tuple[Carry, jax.Array]]
     project: Callable[[Params, jax.Array], Any]
-    recur: Callable[..., tuple[Carry, jax.Array]]
+    kernels: Callable[[Params], tuple[jax.Array, ...]]
+    activate: Callable[..., tuple[Carry, jax.Array]]
+    hidden: Callable[[Carry], jax.Array]
+    product: Callable[[jax.Array, jax.Array], jax.Array]
     in_features: int
     hidden_features: int
 
@@ -129,10 +136,14 @@ def lstm(
         kernels, biases = jnp.split(params["input"], 4, -1), jnp.split(params["bias"], 4)
         return tuple(product(xs, k) + b for k, b in zip(kernels, biases, strict=True))
 
-    def recur(params: Params, carry: Carry, projected, masks: Masks) -> tuple[Carry, jax.Array]:
+    def kernels(params: Params) -> tuple[jax.Array, ...]:
+        return tuple(jnp.split(params["recurrent"], 4, -1))
+
+    def activate(
+        carry: Carry, projected: Any, products: Any, masks: Masks
+    ) -> tuple[Carry, jax.Array]:
         c, h = carry
-        kernels = jnp.split(params["recurrent"], 4, -1)
-        i, f, g, o = (x + product(h, k) for x, k in zip(projected, kernels, strict=True))
+        i, f, g, o = (x + y for x, y in zip(projected, products, strict=True))
         update = jax.nn.sigmoid(i) * jnp.tanh(g)
         if masks.update is not None:
             update = masks.update.astype(update.dtype) * update
@@ -141,9 +152,24 @@ def lstm(
         h = zoneout(h, candidate_h, masks.states)
         return (zoneout(c, candidate_c, masks.cells), h), h
 
+    def hidden(carry: Carry) -> jax.Array:
+        return carry[1]
+
     def step(
         params: Params, carry: Carry, x: jax.Array, masks: Masks | None = None
     ) -> tuple[Carry, jax.Array]:
-        return recur(params, carry, project(params, x), masks or Masks())
+        products = tuple(product(hidden(carry), kernel) for kernel in kernels(params))
+        return activate(carry, project(params, x), products, masks or Masks())
 
-    return Cell(init, initial_carry, step, project, recur, in_features, hidden_features)
+    return Cell(
+        init,
+        initial_carry,
+        step,
+        project,
+        kernels,
+        activate,
+        hidden,
+        product,
+        in_features,
+        hidden_features,
+    )

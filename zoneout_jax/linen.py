@@ -107,6 +107,7 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
+        """Number of axes of an input that are not batch axes: 1."""
         return 1
 
     @nn.compact
@@ -121,8 +122,11 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
             param_dtype=self.param_dtype,
             dtype=self.dtype,
         )
-        names = ("input", "recurrent", "bias")
-        return cell, {name: self.param(name, lambda key: cell.init(key)[name]) for name in names}
+
+        def initial(key: jax.Array, name: str) -> jax.Array:
+            return cell.init(key)[name]
+
+        return cell, {n: self.param(n, initial, n) for n in ("input", "recurrent", "bias")}
 
     def mask_key(self, deterministic: bool | None) -> jax.Array | None:
         """A new key for masks, or None where they are not sampled but expected."""
@@ -261,5 +265,6 @@ def _flatten_carry(carry: Carry, batch_dims: tuple[int, ...], features: int) -> 
     """The carry with a single batch dimension. Raises ValueError if its shapes do not fit."""
     wanted = (*batch_dims, features)
     if any(jnp.shape(leaf) != wanted for leaf in jax.tree.leaves(carry)):
-        raise ValueError(f"carry must be (c, h), each {wanted}, got {jax.tree.map(jnp.shape, carry)}")
+        shapes = jax.tree.map(jnp.shape, carry)
+        raise ValueError(f"carry must be (c, h), each {wanted}, got {shapes}")
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (math.prod(batch_dims), features)), carry)

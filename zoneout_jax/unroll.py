@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax.cells import Carry, Cell, Params
+from zoneout_jax.fused import scan_cell
 from zoneout_jax.zoneout import Masks, Zoneout
 
 
@@ -81,17 +82,13 @@ def unroll(
         else:
             constant[name] = mask[0] if mask.ndim else mask
 
-    def body(carry, inputs):
-        projected, varying, time = inputs
-        new, output = cell.recur(params, carry, projected, Masks(**constant, **varying))
-        if seq_lengths is not None:
-            valid = (time < seq_lengths)[:, None]
-            new = jax.tree.map(lambda n, c: jnp.where(valid, n, c), new, carry)
-            output = jnp.where(valid, output, jnp.zeros_like(output))
-        return new, output
-
-    inputs = (cell.project(params, xs), varying, jnp.arange(steps))
-    return jax.lax.scan(body, carry, inputs, reverse=reverse)
+    valid = None
+    if seq_lengths is not None:
+        valid = (jnp.arange(steps)[:, None] < seq_lengths)[..., None]
+    projected = cell.project(params, xs)
+    return scan_cell(
+        cell, reverse, cell.kernels(params), carry, projected, constant, varying, valid
+    )
 
 
 def _masks(zoneout, key, deterministic, steps, batch, features, axis_name) -> Masks:
