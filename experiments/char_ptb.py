@@ -144,6 +144,9 @@ ROWS = {
 }
 """Rows of the paper's table: flags and published figures."""
 
+FIGURES = ("validation_bpc", "validation_carried_bpc", "test_bpc")
+"""Figures to tabulate."""
+
 
 def build(config: Config) -> Task:
     """The experiment as a task for `zoneout_jax.training.fit`."""

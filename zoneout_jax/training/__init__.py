@@ -5,6 +5,7 @@ from zoneout_jax.training.cli import prepare as prepare
 from zoneout_jax.training.config import RunConfig as RunConfig
 from zoneout_jax.training.config import fail as fail
 from zoneout_jax.training.config import parse as parse
+from zoneout_jax.training.config import parse_preset as parse_preset
 from zoneout_jax.training.loop import Evaluation as Evaluation
 from zoneout_jax.training.loop import Task as Task
 from zoneout_jax.training.loop import fit as fit

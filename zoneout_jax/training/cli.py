@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zoneout_jax.training import parallel
-from zoneout_jax.training.config import RunConfig, fail, parse
+from zoneout_jax.training.config import RunConfig, fail, parse_preset
 from zoneout_jax.training.loop import Task, fit
 from zoneout_jax.training.metrics import RunDirectory
 
@@ -33,7 +33,7 @@ def launch(
       SystemExit: code 2 after one line for bad input, before anything is compiled or written; 130
         after a stop that the same command resumes.
     """
-    config = parse(presets, argv, f"python -m experiments.{experiment}", about)
+    config = parse_preset(presets, argv, f"python -m experiments.{experiment}", about)
     try:
         task, run = prepare(experiment, presets, build, config)
     except (ValueError, OSError) as error:

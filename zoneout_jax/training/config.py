@@ -7,7 +7,7 @@ import io
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import tyro
 
@@ -68,30 +68,59 @@ class RunConfig:
         return pathlib.Path("runs") / experiment / name
 
 
-ConfigType = TypeVar("ConfigType", bound=RunConfig)
-
-
 def fail(message: object) -> NoReturn:
     """Ends the program for bad input: one line on standard error, exit code 2."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)
 
 
-def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, prog: str, about: str) -> Any:
+def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
     """Makes a dataclass from flags.
 
     Args:
-      presets: settings to start from by the value of `--preset`; the first is the default.
+      start: a dataclass type, or an instance whose values are the defaults.
       argv: arguments; those of the program if None.
       prog: name of the program for its help.
       about: description for its help.
 
-    Returns:
-      A dataclass of the presets' type.
-
     Raises:
       SystemExit: code 2 after one line on standard error for flags that are not understood, 0
         after help.
+    """
+    is_type = isinstance(start, type)
+    defaults = {} if is_type else {"default": start}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                start if is_type else type(start),
+                args=sys.argv[1:] if argv is None else argv,
+                prog=prog,
+                description=about,
+                use_underscores=True,
+                **defaults,
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        # Of tyro's framed message only the sentence between the two rules is kept.
+        lines = [line.strip(" │|") for line in complaint.getvalue().splitlines()]
+        rules = [n for n, line in enumerate(lines) if line and not line.strip("-─╭╮╰╯├┤ ")]
+        message = " ".join(lines[rules[0] + 1 : rules[1]]) if len(rules) > 1 else " ".join(lines)
+        fail(f"{message} (--help lists the flags)")
+
+
+def parse_preset(
+    presets: Mapping[str, RunConfig], argv: Sequence[str] | None, prog: str, about: str
+) -> Any:
+    """Makes settings from flags, starting from those that `--preset` names.
+
+    Args:
+      presets: settings by name; the first is the default.
+      argv, prog, about: as in `parse`.
+
+    Raises:
+      SystemExit: as in `parse`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -102,23 +131,4 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, prog: str, abo
         fail(error)
     if preset not in presets:
         fail(f"unknown preset {preset!r}; choose one of {', '.join(presets)}")
-    start = presets[preset]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                type(start),
-                args=argv,
-                default=start,
-                prog=prog,
-                description=about,
-                use_underscores=True,
-            )
-    except SystemExit as end:
-        if end.code == 0:
-            raise
-        # Of tyro's framed message only the sentence between the two rules is kept.
-        lines = [line.strip(" │|") for line in complaint.getvalue().splitlines()]
-        rules = [n for n, line in enumerate(lines) if line and not line.strip("-─╭╮╰╯├┤ ")]
-        message = " ".join(lines[rules[0] + 1 : rules[1]]) if len(rules) > 1 else " ".join(lines)
-        fail(f"{message} (--help lists the flags)")
+    return parse(presets[preset], argv, prog, about)

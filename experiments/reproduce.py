@@ -1,0 +1,202 @@
+"""Reruns the rows of a table of the paper over several seeds.
+
+    python -m experiments.reproduce char_ptb --preset=laptop       # minutes on two cores, no download
+    python -m experiments.reproduce char_ptb --seeds 0 1 2         # the paper's own settings
+
+Runs that are done are skipped, runs that were cut off go on. The table (Markdown and JSON) and the
+figure of all learning curves are written anew after every run.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import tyro
+
+from zoneout_jax.training import (
+    RunDirectory,
+    draw_curves,
+    fail,
+    fit,
+    parse,
+    parse_preset,
+    prepare,
+    versions,
+    write_json,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to rerun."""
+
+    experiment: tyro.conf.Positional[Literal["char_ptb"]]
+    """Experiment."""
+    preset: Literal["paper", "laptop", "smoke"] = "paper"
+    """Settings: the paper's own, minutes on a laptop, or seconds."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds that every row is run with."""
+    rows: tuple[str, ...] = ()
+    """Rows by name; by default all of the paper, for laptop and smoke the first and last."""
+    epochs: int | None = None
+    """Epochs at most; by default the preset's."""
+    out: pathlib.Path | None = None
+    """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>."""
+    raw_data_dir: str | None = None
+    """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
+
+
+def reproduce(options: Options) -> dict[str, Any]:
+    """Runs every row with every seed.
+
+    Returns:
+      The content of `table.json`.
+
+    Raises:
+      ValueError: bad rows or seeds, or what the experiment itself refuses.
+    """
+    experiment = importlib.import_module(f"experiments.{options.experiment}")
+    names = options.rows or tuple(experiment.ROWS)
+    if not options.rows and options.preset != "paper":
+        names = (names[0], names[-1])
+    unknown = [name for name in names if name not in experiment.ROWS]
+    if unknown:
+        raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(experiment.ROWS)}")
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        raise ValueError(f"seeds must be given, each once, got {options.seeds}")
+    out = options.out or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give another --out")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    histories: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
+    # Seeds outside, rows inside: a table cut short compares the same seeds.
+    for seed in options.seeds:
+        for name in names:
+            flags = (f"--preset={options.preset}", f"--seed={seed}", *experiment.ROWS[name][0])
+            config = parse_preset(experiment.PRESETS, flags, options.experiment, "")
+            config = dataclasses.replace(
+                config,
+                epochs=options.epochs or config.epochs,
+                workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
+                raw_data_dir=options.raw_data_dir,
+            )
+            task, run = prepare(options.experiment, experiment.PRESETS, experiment.build, config)
+            label = f"{name}, seed {seed}"
+            task = dataclasses.replace(task, name=label)
+            results[name].append(fit(task, config, run) | {"seed": seed})
+            histories[name].append(RunDirectory(run.path, config.identity()).history())
+            table = write_table(out, options, experiment, results)
+            curves = {row: runs for row, runs in histories.items() if runs}
+            draw_curves(out / "curves.png", curves, task.metric)
+    print(markdown(table))
+    print(f"table: {out / 'table.md'} and {out / 'table.json'}; picture: {out / 'curves.png'}")
+    return table
+
+
+def write_table(
+    out: pathlib.Path, options: Options, experiment: Any, results: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """Writes `table.json` and `table.md` of the runs done so far, and returns the former."""
+    rows = []
+    for name, runs in results.items():
+        flags, published = experiment.ROWS[name]
+        if not runs:
+            continue
+        figures = {
+            figure: {
+                "mean": statistics.fmean(run[figure] for run in runs),
+                "sd": statistics.stdev(run[figure] for run in runs) if len(runs) > 1 else None,
+                "published": published.get(figure),
+                "runs": [run[figure] for run in runs],
+            }
+            for figure in experiment.FIGURES
+        }
+        rows.append(
+            {"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)}
+        )
+    table = {
+        "command": " ".join(["python -m experiments.reproduce", *_arguments(options)]),
+        "experiment": options.experiment,
+        "preset": options.preset,
+        "corpus": rows[0]["runs"][0]["corpus"],
+        "devices": rows[0]["runs"][0]["devices"],
+        "commit": _commit(),
+        "versions": versions(),
+        "rows": rows,
+    }
+    write_json(out / "table.json", table)
+    (out / "table.md").write_text(markdown(table))
+    return table
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """The table for people: mean ± sd over seeds, and the published number in brackets."""
+    figures = list(table["rows"][0]["figures"])
+    header = ["model", *(f.replace("_", " ") for f in figures), "seeds", "best epoch", "steps"]
+    header += ["minutes a run"]
+    lines = [header, ["---"] * len(header)]
+    for row in table["rows"]:
+        cells = [row["name"]]
+        for figure in row["figures"].values():
+            sd = "" if figure["sd"] is None else f" ± {figure['sd']:.3f}"
+            paper = "" if figure["published"] is None else f" ({figure['published']:.3f})"
+            cells.append(f"{figure['mean']:.3f}{sd}{paper}")
+        runs = row["runs"]
+        cells.append(" ".join(str(run["seed"]) for run in runs))
+        cells.append(" ".join(str(run["best_epoch"]) for run in runs))
+        cells.append(f"{statistics.fmean(run['steps'] for run in runs):,.0f}")
+        cells.append(f"{statistics.fmean(run['seconds'] for run in runs) / 60:.1f}")
+        lines.append(cells)
+    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    used = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
+    note = "In brackets: published, on the full Penn Treebank."
+    if table["preset"] != "paper":
+        note += f" Preset {table['preset']} is a smaller task; do not compare."
+    return (
+        f"{table['experiment']}, preset {table['preset']}, {table['corpus']}; mean ± sd over "
+        f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"
+        f"{table['devices']}; {used}; commit {table['commit']}\n"
+    )
+
+
+def _arguments(options: Options) -> list[str]:
+    """The options that differ from their defaults, as flags."""
+    arguments = [options.experiment]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name not in ("experiment", "out", "raw_data_dir") and value != field.default:
+            words = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+            arguments.append(f"--{field.name} " + " ".join(w.replace(" ", "\\ ") for w in words))
+    return arguments
+
+
+def _commit() -> str:
+    """Commit of the checkout that runs, marked if it has changes."""
+    here = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reruns rows from the command line."""
+    about = "Reruns the rows of a table of the paper."
+    options = parse(Options, argv, "python -m experiments.reproduce", about)
+    try:
+        reproduce(options)
+    except (ValueError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
