@@ -107,11 +107,14 @@ PRESETS = {
     "laptop": Config(
         preset="laptop",
         dataset="stdlib",
-        train_size=100_000,
-        eval_size=50_000,
+        train_size=40_000,
+        eval_size=20_000,
         hidden_features=256,
-        epochs=30,
-        patience=8,
+        seq_length=50,
+        batch_size=16,
+        learning_rate=4e-3,
+        epochs=40,
+        patience=6,
     ),
     "smoke": Config(
         preset="smoke",

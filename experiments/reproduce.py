@@ -1,7 +1,7 @@
 """Reruns the rows of a table of the paper over several seeds.
 
-    python -m experiments.reproduce char_ptb --preset=laptop       # minutes on two cores, no download
-    python -m experiments.reproduce char_ptb --seeds 0 1 2         # the paper's own settings
+    python -m experiments.reproduce char_ptb --preset=laptop  # minutes, no download
+    python -m experiments.reproduce char_ptb --seeds 0 1 2    # the paper's own settings
 
 Runs that are done are skipped, runs that were cut off go on. The table (Markdown and JSON) and the
 figure of all learning curves are written anew after every run.

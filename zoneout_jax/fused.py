@@ -126,7 +126,7 @@ def _scan_backward(cell, reverse, residuals, cotangents):
 
 
 def _transposed(cell, hidden, kernel, dz):
-    """dz Wᵀ, in the types of the cell's product."""
+    """Gradient dz Wᵀ, in the types of the cell's product."""
     return jax.vjp(lambda h: cell.product(h, kernel), hidden)[1](dz)[0]
 
 

@@ -1,0 +1,127 @@
+"""What the training loop costs: steps per second of `fit` against a bare jitted step in a loop.
+
+    python -m benchmarks.training_loop
+
+Both train the paper's character-level model (1000 units, batch 32, 99 predictions, zoneout 0.5 and
+0.05, float32) on the embedded corpus. Rounds alternate: a bare loop over a jitted step whose
+batches are gathered beforehand, then a run of the experiment with logs, progress and checkpoints,
+of which the epoch after the compiling one counts.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+import optax
+import tyro
+
+from experiments import char_ptb
+from experiments.language_model import cross_entropy_sum, readout_init
+from zoneout_jax import Zoneout, lstm, unroll
+from zoneout_jax.data import epoch_plan, gather, load_corpus
+from zoneout_jax.training import RunDirectory, fit, prepare, versions, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How long to measure."""
+
+    rounds: int = 7
+    """Rounds of both."""
+    steps: int = 10
+    """Steps in a round."""
+    out: pathlib.Path = pathlib.Path("benchmarks/results/training_loop.json")
+    """File of the result."""
+
+
+def bare_loop(config: char_ptb.Config, steps: int):
+    """A jitted training step and nothing else; returns a function that measures steps/s."""
+    corpus = load_corpus(config.dataset)
+    cell = lstm(corpus.vocab_size, config.hidden_features, learned_carry=True)
+    spec = Zoneout(cells=config.z_prob_cells, states=config.z_prob_states)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm), optax.adam(config.learning_rate)
+    )
+    key = jax.random.key(0)
+    params = {
+        "lstm": cell.init(key),
+        "readout": readout_init(key, config.hidden_features, corpus.vocab_size),
+    }
+    starts = epoch_plan(key, len(corpus.train), config.seq_length, config.batch_size)
+    batches = [gather(corpus.train, starts[step], config.seq_length) for step in range(steps)]
+
+    @jax.jit
+    def step(params, opt_state, tokens, key):
+        def loss(params):
+            xs = jax.nn.one_hot(tokens[:-1], corpus.vocab_size)
+            _, ys = unroll(cell, params["lstm"], xs, zoneout=spec, key=key)
+            total, _ = cross_entropy_sum(params["readout"], ys, tokens[1:], 1.0)
+            return total / tokens[1:].size
+
+        grads = jax.grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    state = [params, optimizer.init(params)]
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for number, tokens in enumerate(batches):
+            state[:] = step(*state, tokens, jax.random.fold_in(key, number))
+        jax.block_until_ready(state)
+        return steps / (time.perf_counter() - start)
+
+    measure()
+    return measure
+
+
+def whole_loop(config: char_ptb.Config) -> float:
+    """Steps per second of the second epoch of a run, as its own log has them."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = dataclasses.replace(config, workdir=directory)
+        task, run = prepare("char_ptb", char_ptb.PRESETS, char_ptb.build, config)
+        fit(dataclasses.replace(task, final={}), config, run)
+        return RunDirectory(run.path, config.identity()).history()[-1]["steps_per_second"]
+
+
+def main() -> None:
+    """Measures, prints and keeps the result."""
+    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    config = char_ptb.Config(
+        dataset="stdlib",
+        train_size=(options.steps * 32 + 1) * 100,
+        eval_size=6_400,
+        epochs=2,
+        z_prob_cells=0.5,
+        z_prob_states=0.05,
+    )
+    measure_bare = bare_loop(config, options.steps)
+    bare, whole = [], []
+    for number in range(options.rounds):
+        bare.append(measure_bare())
+        whole.append(whole_loop(config))
+        ratio = whole[-1] / bare[-1]
+        print(f"round {number + 1}: bare {bare[-1]:.3f}, fit {whole[-1]:.3f}, ratio {ratio:.3f}")
+    ratios = [w / b for w, b in zip(whole, bare, strict=True)]
+    result = {
+        "command": f"python -m benchmarks.training_loop --rounds {options.rounds} "
+        f"--steps {options.steps}",
+        "shapes": "H=1000, B=32, T=99, vocabulary 96, float32",
+        "bare_steps_per_second": bare,
+        "fit_steps_per_second": whole,
+        "median_ratio": statistics.median(ratios),
+        "range_of_ratios": [min(ratios), max(ratios)],
+        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+        "versions": versions(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.out, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
