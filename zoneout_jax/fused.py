@@ -41,10 +41,10 @@ def scan_cell(
     Returns:
       The last carry and the outputs `[T, B, H]`.
     """
-    carry, (outputs, _) = _forward(
-        cell, reverse, kernels, carry, projected, constant, varying, valid
+    last, (outputs, _) = _forward(
+        cell, reverse, kernels, carry, projected, constant, varying, valid, save=False
     )
-    return carry, outputs
+    return last, outputs
 
 
 def _advance(cell, carry, projected, products, constant, varying, valid):
@@ -56,21 +56,21 @@ def _advance(cell, carry, projected, products, constant, varying, valid):
     return new, output
 
 
-def _forward(cell, reverse, kernels, carry, projected, constant, varying, valid):
-    """The scan, with what the backward pass needs: each step's carry and products."""
+def _forward(cell, reverse, kernels, carry, projected, constant, varying, valid, save):
+    """The scan, and if `save` what the backward pass needs: each step's carry and products."""
 
     def body(carry, inputs):
         projected, varying, valid = inputs
         products = tuple(cell.product(cell.hidden(carry), kernel) for kernel in kernels)
         new, output = _advance(cell, carry, projected, products, constant, varying, valid)
-        return new, (output, (carry, products))
+        return new, (output, (carry, products) if save else None)
 
     return jax.lax.scan(body, carry, (projected, varying, valid), reverse=reverse)
 
 
 def _scan_forward(cell, reverse, kernels, carry, projected, constant, varying, valid):
     last, (outputs, saved) = _forward(
-        cell, reverse, kernels, carry, projected, constant, varying, valid
+        cell, reverse, kernels, carry, projected, constant, varying, valid, save=True
     )
     return (last, outputs), (kernels, projected, constant, varying, valid, saved)
 

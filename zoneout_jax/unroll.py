@@ -75,7 +75,8 @@ def unroll(
         if mask is None:
             continue
         mask = jnp.asarray(mask)
-        if mask.ndim not in (0, 3) or jnp.broadcast_shapes(mask.shape, shape) != shape:
+        fits = all(m in (1, n) for m, n in zip(mask.shape, shape, strict=False))
+        if mask.ndim not in (0, 3) or not fits:
             raise ValueError(f"mask of {name} must broadcast to {shape}, got {mask.shape}")
         if mask.ndim == 3 and mask.shape[0] == steps:
             varying[name] = mask

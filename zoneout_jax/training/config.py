@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
@@ -103,11 +105,23 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
     except SystemExit as end:
         if end.code == 0:
             raise
-        # Of tyro's framed message only the sentence between the two rules is kept.
-        lines = [line.strip(" │|") for line in complaint.getvalue().splitlines()]
-        rules = [n for n, line in enumerate(lines) if line and not line.strip("-─╭╮╰╯├┤ ")]
-        message = " ".join(lines[rules[0] + 1 : rules[1]]) if len(rules) > 1 else " ".join(lines)
-        fail(f"{message} (--help lists the flags)")
+        fail(_sentence(complaint.getvalue()))
+
+
+def _sentence(complaint: str) -> str:
+    """Of tyro's framed message the sentence after the title, and the flag that it suggests."""
+    complaint = re.sub(r"\x1b\[[0-9;]*m", "", complaint)  # colours of a terminal
+    lines = complaint.splitlines()
+    framed = any(line.startswith("╭") for line in lines)
+    words = [line.strip(" │") for line in lines if not line.startswith(("╭", "╰"))]
+    words = [line for line in words if line]
+    if not framed:
+        del words[:2]  # title and rule
+    message = itertools.takewhile(lambda line: line.strip("-─"), words)
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")
+    meant = re.search(r"Perhaps you meant:?\W*(--\w+)", complaint)
+    hint = f"did you mean {meant[1]}? " if meant else ""
+    return f"{message}; {hint}--help lists the flags"
 
 
 def parse_preset(

@@ -1,0 +1,234 @@
+"""The character-level experiment, its command line, and the runs that it makes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import char_ptb, reproduce
+from experiments.language_model import carried_evaluation, cross_entropy_sum, readout_init
+from zoneout_jax import lstm, unroll
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = ("--preset=smoke",)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def command(*flags, devices=1):
+    """A process that runs the experiment."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = [sys.executable, "-m", "experiments.char_ptb", *flags]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def metrics(workdir):
+    """Metrics and final figures without what depends on the clock."""
+    timed = {"seconds", "steps_per_second"}
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    history = [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    result = json.loads((workdir / "result.json").read_text())
+    return history, {k: v for k, v in result.items() if k.endswith("_bpc")}
+
+
+def raw_data():
+    """The folder of real data, or None."""
+    folder = pathlib.Path(os.environ.get("ZONEOUT_RAW_DATA", ROOT / "../shared/data"))
+    return folder if (folder / "ptb" / "ptb.train.txt").exists() else None
+
+
+def test_defaults_are_the_papers():
+    config = char_ptb.Config()
+    assert (config.hidden_features, config.seq_length, config.batch_size) == (1000, 100, 32)
+    assert (config.learning_rate, config.clip_norm, config.clip_by) == (2e-3, 1.0, "gradient")
+    assert (config.patience, config.dataset, config.char_convention) == (25, "ptb", "mikolov")
+    assert not config.zoneout().active
+
+
+@pytest.mark.skipif(raw_data() is None, reason="needs Penn Treebank in $ZONEOUT_RAW_DATA")
+@pytest.mark.parametrize(
+    ("convention", "sizes"),
+    [("mikolov", (5_017_482, 393_042, 442_423)), ("rbn", (5_059_550, 396_412, 446_184))],
+)
+def test_counts_of_the_real_corpus(convention, sizes, tmp_path):
+    config = char_ptb.Config(
+        char_convention=convention, raw_data_dir=str(raw_data()), data_dir=str(tmp_path)
+    )
+    facts = char_ptb.build(config).facts
+    assert tuple(facts["characters"].values()) == sizes
+    assert facts["vocabulary"] == 50
+
+
+@pytest.mark.parametrize("clip_by", ["gradient", "update"])
+def test_what_is_clipped(clip_by):
+    config = dataclasses.replace(
+        char_ptb.PRESETS["smoke"], clip_by=clip_by, clip_norm=0.5, learning_rate=0.1
+    )
+    optimizer = char_ptb.build(config).optimizer
+    grads = {"w": jnp.linspace(1.0, 100.0, 50)}
+    updates, state = optimizer.update(grads, optimizer.init(grads))
+    # Adam's first update is the learning rate in every weight.
+    raw = 0.1 * np.sqrt(50)
+    wanted = raw if clip_by == "gradient" else 0.5
+    np.testing.assert_allclose(optax.tree_utils.tree_norm(updates), wanted, rtol=1e-4)
+    seen = optax.tree_utils.tree_norm(optax.tree_utils.tree_get(state, "mu")) / 0.1
+    norm = 0.5 if clip_by == "gradient" else float(optax.tree_utils.tree_norm(grads))
+    np.testing.assert_allclose(seen, norm, rtol=1e-4)
+
+
+def test_cross_entropy_counts_weights():
+    rng = np.random.default_rng(0)
+    ys, weights = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.integers(0, 2, (4, 3))
+    targets = rng.integers(0, 7, (4, 3))
+    readout = readout_init(jax.random.key(0), 5, 7)
+    logits = ys @ np.asarray(readout["kernel"])
+    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    nats = np.log(np.exp(logits).sum(-1)) - chosen
+    total, count = cross_entropy_sum(readout, ys, targets, weights.astype(np.float32))
+    np.testing.assert_allclose(total, (nats * weights).sum(), rtol=1e-5)
+    assert count == weights.sum()
+
+
+@pytest.mark.parametrize("length", [90, 101, 102, 2501])
+@pytest.mark.parametrize("streams", [1, 3, 8])
+def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
+    text = np.random.default_rng(1).integers(0, 6, length).astype(np.uint8)
+    cell = lstm(6, 8, learned_carry=True)
+    key = jax.random.key(2)
+    params = {"lstm": cell.init(key), "readout": readout_init(key, 6 + 2, 6)}
+
+    def sums(params, inputs, targets, weights, carry=None):
+        carry, ys = unroll(cell, params["lstm"], jax.nn.one_hot(inputs, 6), carry)
+        return cross_entropy_sum(params["readout"], ys, targets, weights), carry
+
+    evaluation = carried_evaluation(
+        text, streams, sums, lambda params, batch: cell.initial_carry(params["lstm"], batch)
+    )
+    assert evaluation.rows.shape[0] == 1 and evaluation.rows.shape[1] <= streams
+    padded = np.append(evaluation.rows[0], -1)
+    total, count = jax.jit(evaluation.loss)(params, jnp.asarray(text), jnp.asarray(padded))
+    tokens = text[:, None].astype(np.int32)
+    (wanted, _), _ = sums(params, tokens[:-1], tokens[1:], jnp.ones((length - 1, 1)))
+    assert count == length - 1
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--z_prob_cells=1.5"], "z_prob_cells must be in [0, 1], got 1.5"),
+        (["--z_prob_states=nan"], "z_prob_states must be in [0, 1], got nan"),
+        (["--z_prob_cell=0.5"], "did you mean --z_prob_cells?"),
+        (["--no_such_flag=1"], "Unrecognized options: --no_such_flag=1"),
+        (["--dataset=nope"], "unknown dataset 'nope'; choose one of ptb, stdlib"),
+        (["--preset=nope"], "unknown preset 'nope'"),
+        (["--epochs=x"], "--epochs"),
+        (["--epochs=0"], "epochs must be at least 1"),
+        (["--batch_size=12"], "a batch of 12 does not divide by the 8 devices"),
+        (["--train_size=100"], "shorter than one batch"),
+        (["--dataset=ptb", "--raw_data_dir={tmp}/none"], "none"),
+        (["--dataset=ptb", "--raw_data_dir={tmp}/wrong"], "SHA-256"),
+    ],
+)
+def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ZONEOUT_RAW_DATA", raising=False)
+    (tmp_path / "wrong" / "ptb").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (tmp_path / "wrong" / "ptb" / f"ptb.{split}.txt").write_text(" something else \n")
+    workdir = tmp_path / "run"
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    where = [f"--workdir={workdir}", f"--data_dir={tmp_path / 'data'}"]
+    with pytest.raises(SystemExit) as end:
+        char_ptb.main([*SMOKE, *where, *flags])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+    assert not workdir.exists()
+
+
+def test_bad_workdirs(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    run = tmp_path / "run"
+    flags = [*SMOKE, "--epochs=1"]
+    char_ptb.main([*flags, f"--workdir={run}"])
+    capsys.readouterr()
+    for extra, words in (
+        ([f"--workdir={file}"], "is a file"),
+        ([f"--workdir={run}", "--seed=1"], "seed is 0 there, 1 here"),
+        ([f"--workdir={run}", "--no_resume"], "is not empty"),
+        ([f"--workdir={tmp_path}"], "no run's"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            char_ptb.main([*flags, *extra])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1 and words in error
+    assert file.read_text() == "mine"
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(run.glob("events.out.tfevents*"))
+    assert json.loads((run / "config.json").read_text())["settings"]["seed"] == 0
+
+
+@pytest.mark.slow
+def test_same_figures_on_any_number_of_devices(tmp_path):
+    flags = (*SMOKE, "--z_prob_cells=0.5", "--z_prob_states=0.3", "--drop_prob_igates=0.2")
+    found = []
+    for devices in (1, 2, 8):
+        workdir = tmp_path / str(devices)
+        process = command(*flags, f"--workdir={workdir}", devices=devices)
+        assert process.wait() == 0, process.stderr.read()
+        history, final = metrics(workdir)
+        found.append([*(v for entry in history for v in entry.values()), *final.values()])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_cut_off_goes_on_to_the_last_bit(number, tmp_path):
+    flags = (*SMOKE, "--z_prob_cells=0.5", "--epochs=8", "--checkpoint_seconds=0")
+    flags = (*flags, "--steps_per_call=1", "--train_size=6000")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert command(*flags, f"--workdir={whole}").wait() == 0
+    process = command(*flags, f"--workdir={cut}")
+    while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait() == (130 if number == signal.SIGTERM else -number)
+    assert not (cut / "result.json").exists()
+    assert command(*flags, f"--workdir={cut}").wait() == 0
+    assert json.loads((cut / "result.json").read_text())["resumed"] == 1
+    assert metrics(cut) == metrics(whole)
+
+
+def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, capsys):
+    options = reproduce.Options(
+        experiment="char_ptb", preset="smoke", seeds=(0, 1), epochs=1, out=tmp_path
+    )
+    table = reproduce.reproduce(options)
+    monkeypatch.setattr("zoneout_jax.training.loop._Fit", None)
+    assert reproduce.reproduce(options)["rows"] == table["rows"]
+    assert [row["name"] for row in table["rows"]] == ["LSTM", "zoneout"]
+    figure = table["rows"][0]["figures"]["test_bpc"]
+    assert figure["published"] == 1.356
+    np.testing.assert_allclose(figure["mean"], np.mean(figure["runs"]))
+    np.testing.assert_allclose(figure["sd"], np.std(figure["runs"], ddof=1))
+    cell = f"{figure['mean']:.3f} ± {figure['sd']:.3f} (1.356)"
+    assert cell in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "curves.png").exists()
+    for bad, words in (({"rows": ("GRU",)}, "unknown row"), ({"seeds": (0, 0)}, "each once")):
+        with pytest.raises(ValueError, match=words):
+            reproduce.reproduce(dataclasses.replace(options, **bad))

@@ -1,0 +1,23 @@
+"""What importing the library brings along."""
+
+import subprocess
+import sys
+
+HEAVY = (
+    "flax optax orbax tensorflow_datasets tensorflow tyro matplotlib rich tensorboardX torch chex"
+)
+
+
+def loaded(module, names):
+    """Which of `names` a fresh process has loaded after importing `module`."""
+    code = f"import sys, {module}; print(*(m for m in '{names}'.split() if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_import_loads_jax_and_numpy_only():
+    assert loaded("zoneout_jax", f"jax {HEAVY}") == ["jax"]
+
+
+def test_linen_brings_flax():
+    assert loaded("zoneout_jax.linen", "flax tensorflow_datasets tyro matplotlib") == ["flax"]

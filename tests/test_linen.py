@@ -1,0 +1,135 @@
+"""The Flax Linen modules."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import InvalidRngError
+
+from zoneout_jax import Zoneout, lstm, unroll
+from zoneout_jax.linen import ZoneoutLSTMCell, ZoneoutRNN
+
+B, T, F, H = 3, 6, 4, 5
+SPEC = Zoneout(cells=0.5, states=0.3)
+SPLIT = {"params": False, "zoneout": True}
+XS = jax.random.normal(jax.random.key(0), (B, T, F))
+LENGTHS = jnp.array([6, 2, 4])
+
+
+def flax_variables(variables):
+    """The parameters as those of Flax's OptimizedLSTMCell."""
+    p = variables["params"]["cell"]
+    split = {n: jnp.split(p[n], 4, -1) for n in ("input", "recurrent", "bias")}
+    gates = {f"i{g}": {"kernel": split["input"][n]} for n, g in enumerate("ifgo")}
+    for n, g in enumerate("ifgo"):
+        gates[f"h{g}"] = {"kernel": split["recurrent"][n], "bias": split["bias"][n]}
+    return {"params": {"cell": gates}}
+
+
+@pytest.mark.parametrize(
+    ("time_major", "return_carry", "reverse", "keep_order", "lengths"),
+    list(itertools.product([False, True], repeat=5)),
+)
+def test_takes_the_place_of_nn_rnn(time_major, return_carry, reverse, keep_order, lengths):
+    options = {
+        "time_major": time_major,
+        "return_carry": return_carry,
+        "reverse": reverse,
+        "keep_order": keep_order,
+    }
+    seq_lengths = LENGTHS if lengths else None
+    xs = jnp.swapaxes(XS, 0, 1) if time_major else XS
+    ours = ZoneoutRNN(ZoneoutLSTMCell(H), **options)
+    theirs = nn.RNN(nn.OptimizedLSTMCell(H), **options)
+    variables = ours.init(jax.random.key(1), xs)
+    got = ours.apply(variables, xs, seq_lengths=seq_lengths)
+    wanted = theirs.apply(flax_variables(variables), xs, seq_lengths=seq_lengths)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    if return_carry:
+        for one, other in zip(got[0], wanted[0], strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+        got, wanted = got[1], wanted[1]
+    if time_major:
+        got, wanted = jnp.swapaxes(got, 0, 1), jnp.swapaxes(wanted, 0, 1)
+    for b in range(B):
+        end = int(LENGTHS[b]) if lengths else T
+        np.testing.assert_allclose(got[b, :end], wanted[b, :end], rtol=0, atol=1e-6)
+        assert not np.any(got[b, end:])
+
+
+def test_equals_the_pure_functions():
+    rnn = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=SPEC))
+    variables = rnn.init(jax.random.key(1), XS, deterministic=True)
+    params = variables["params"]["cell"]
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == {"input": (F, 4 * H), "recurrent": (H, 4 * H), "bias": (4 * H,)}
+    _, wanted = unroll(
+        lstm(F, H), params, jnp.swapaxes(XS, 0, 1), zoneout=SPEC, deterministic=True
+    )
+    got = rnn.apply(variables, XS, deterministic=True)
+    np.testing.assert_allclose(got, jnp.swapaxes(wanted, 0, 1), rtol=0, atol=1e-6)
+    cell = ZoneoutLSTMCell(H, zoneout=SPEC, deterministic=True)
+    stepped = nn.RNN(cell, split_rngs=SPLIT).apply(variables, XS)
+    np.testing.assert_allclose(stepped, got, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["nn.RNN", "ZoneoutRNN", "nn.Bidirectional"])
+def test_masks_differ_over_time_and_by_key(layer):
+    # With a rate of 1/2 on states alone, what is kept shows in the outputs.
+    cell = ZoneoutLSTMCell(H, zoneout=Zoneout(states=0.5), deterministic=False)
+    rnn = {
+        "nn.RNN": lambda: nn.RNN(cell, split_rngs=SPLIT),
+        "ZoneoutRNN": lambda: ZoneoutRNN(cell),
+        "nn.Bidirectional": lambda: nn.Bidirectional(
+            nn.RNN(cell, split_rngs=SPLIT), nn.RNN(cell.clone(), split_rngs=SPLIT)
+        ),
+    }[layer]()
+    variables = rnn.init({"params": jax.random.key(1), "zoneout": jax.random.key(2)}, XS)
+    ys = [rnn.apply(variables, XS, rngs={"zoneout": jax.random.key(k)}) for k in (3, 3, 4)]
+    np.testing.assert_array_equal(ys[0], ys[1])
+    assert not np.array_equal(ys[0], ys[2])
+    kept = np.asarray(ys[0][:, 1:, :H] == ys[0][:, :-1, :H])
+    patterns = {kept[:, t].tobytes() for t in range(T - 1)}
+    assert len(patterns) == T - 1
+    assert 0.2 < kept.mean() < 0.8
+
+
+def test_errors_and_old_keys():
+    rnn = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=SPEC))
+    variables = rnn.init(jax.random.key(1), XS)
+    with pytest.raises(ValueError, match="deterministic must be given"):
+        rnn.apply(variables, XS)
+    with pytest.raises(InvalidRngError, match="zoneout"):
+        rnn.apply(variables, XS, deterministic=False)
+    ys = rnn.apply(variables, XS, deterministic=False, rngs={"zoneout": jax.random.PRNGKey(0)})
+    assert ys.shape == (B, T, H)
+    static = ZoneoutLSTMCell(H, zoneout=Zoneout(cells=0.5, static=True), deterministic=False)
+    with pytest.raises(ValueError, match="use ZoneoutRNN"):
+        nn.RNN(static, split_rngs=SPLIT).init(jax.random.key(1), XS)
+
+
+def test_rates_are_traced_and_gradients_are_finite():
+    traces = []
+
+    @jax.jit
+    def grads(variables, spec, key):
+        traces.append(spec)
+
+        def loss(variables):
+            rnn = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=spec))
+            return jnp.sum(rnn.apply(variables, XS, deterministic=False, rngs={"zoneout": key}))
+
+        return jax.grad(loss)(variables)
+
+    variables = ZoneoutRNN(ZoneoutLSTMCell(H)).init(jax.random.key(1), XS)
+    found = [
+        grads(variables, Zoneout(cells=rate, states=rate), jax.random.key(0))
+        for rate in (0.0, 0.5, 1.0)
+    ]
+    assert len(traces) == 1
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    assert np.any(found[0]["params"]["cell"]["recurrent"])
+    assert not np.any(found[2]["params"]["cell"]["recurrent"])

@@ -1,0 +1,113 @@
+"""The zoneout operator, its spec, and the distribution of the masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoneout_jax import Zoneout
+from zoneout_jax.zoneout import zoneout
+
+T, B, H = 50, 40, 60
+
+
+def within_four_sigma(values, mean, variance):
+    """Whether the average of independent values is what it should be."""
+    return abs(values.mean() - mean) <= 4 * np.sqrt(variance / values.size) + 2.0**-16
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.15, 0.5, 0.9, 1.0])
+def test_frequencies(rate):
+    spec = Zoneout(cells=rate, states=rate, update_drop=rate)
+    masks = spec.sample(jax.random.key(1), T, B, H)
+    for mask, mean in ((masks.cells, rate), (masks.states, rate), (masks.update, 1 - rate)):
+        assert mask.shape == (T, B, H) and mask.dtype == bool
+        mask = np.asarray(mask, np.float64)
+        if rate in (0.0, 1.0):
+            assert np.all(mask == mean)
+        assert within_four_sigma(mask, mean, rate * (1 - rate))
+        # Every unit, example and step has that frequency too: 150 averages, so 5 sigma.
+        for axes in ((0, 1), (0, 2), (1, 2)):
+            size = np.prod([mask.shape[axis] for axis in axes])
+            bound = 5 * np.sqrt(rate * (1 - rate) / size) + 2.0**-16
+            assert np.all(np.abs(mask.mean(axis=axes) - mean) <= bound)
+
+
+def correlation_in_sigmas(a, b):
+    """Correlation of two arrays of independent pairs, in standard deviations."""
+    return np.corrcoef(a.ravel(), b.ravel())[0, 1] * np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_independence(gaussian):
+    spec = Zoneout(cells=0.5, states=0.3, update_drop=0.4, gaussian=gaussian)
+    masks = [np.asarray(m, np.float64) for m in spec.sample(jax.random.key(2), T, B, H)]
+    cells, states, update = masks
+    for one, other in ((cells, states), (cells, update), (states, update)):
+        assert abs(correlation_in_sigmas(one, other)) < 4
+    for mask in masks:
+        for axis in range(3):
+            left = np.take(mask, range(mask.shape[axis] - 1), axis)
+            right = np.take(mask, range(1, mask.shape[axis]), axis)
+            assert abs(correlation_in_sigmas(left, right)) < 4
+    other = Zoneout(cells=0.5).sample(jax.random.key(3), T, B, H).cells
+    assert abs(correlation_in_sigmas(cells, np.asarray(other, np.float64))) < 4
+
+
+def test_gaussian_moments():
+    masks = Zoneout(cells=0.5, states=0.05, gaussian=True).sample(jax.random.key(4), T, B, H)
+    for mask, rate in ((masks.cells, 0.5), (masks.states, 0.05)):
+        mask, variance = np.asarray(mask, np.float64), rate * (1 - rate)
+        assert within_four_sigma(mask, rate, variance)
+        assert abs(mask.var() / variance - 1) <= 4 * np.sqrt(2 / mask.size)
+
+
+def test_variants_share_what_they_should():
+    key = jax.random.key(5)
+    shared = Zoneout(cells=0.5, states=0.5, shared=True).sample(key, T, B, H)
+    np.testing.assert_array_equal(shared.cells, shared.states)
+    static = Zoneout(cells=0.5, states=0.5, static=True).sample(key, T, B, H)
+    assert static.cells.shape == (1, B, H)
+    layer = Zoneout(cells=0.5, states=0.5, per_layer=True).sample(key, T, B, H)
+    assert layer.cells.shape == (T, B, 1)
+    for masks in (static, layer):
+        assert not np.array_equal(masks.cells, masks.states)
+        assert 0.4 < masks.cells.mean() < 0.6
+
+
+def test_masks_belong_to_examples():
+    spec = Zoneout(cells=0.5, states=0.5, update_drop=0.5)
+    whole = spec.sample(jax.random.key(6), T, 8, H)
+    for part, masks in (
+        (slice(0, 3), spec.sample(jax.random.key(6), T, 3, H)),
+        (slice(4, 8), spec.sample(jax.random.key(6), T, 4, H, offset=4)),
+    ):
+        for of_whole, of_part in zip(whole, masks, strict=True):
+            np.testing.assert_array_equal(of_whole[:, part], of_part)
+
+
+def test_expectation_is_the_mean_of_samples():
+    previous, candidate = jnp.full((1, 1), -1.0), jnp.full((1, 1), 2.0)
+    spec = Zoneout(cells=0.3)
+    sampled = zoneout(previous, candidate, spec.sample(jax.random.key(7), T, B, H).cells)
+    expected = zoneout(previous, candidate, spec.expected().cells)
+    np.testing.assert_allclose(expected, 0.3 * -1 + 0.7 * 2, rtol=1e-6)
+    assert within_four_sigma(np.asarray(sampled), float(expected[0, 0]), 9 * 0.21)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"cells": 1.5}, ValueError, "cells must be in .0, 1., got 1.5"),
+        ({"states": -0.1}, ValueError, "states must be in"),
+        ({"update_drop": float("nan")}, ValueError, "update_drop must be in .0, 1., got nan"),
+        ({"cells": np.array([0.5, 2.0])}, ValueError, "cells must be in"),
+        ({"cells": "0.5"}, TypeError, "must be a number"),
+        ({"cells": True}, TypeError, "must be a number"),
+        ({"cells": 0.5, "shared": True}, ValueError, "both cells and states"),
+        ({"cells": 0.5, "states": 0.1, "shared": True}, ValueError, "one rate"),
+    ],
+)
+def test_bad_rates(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Zoneout(**arguments)
