@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
+from jax import test_util
 
 from zoneout_jax import Masks, Zoneout, lstm, unroll
 
 T, B, F, H = 7, 3, 4, 5
+BY_DIFFERENCES = {"order": 1, "modes": ["rev"], "atol": 1e-6, "rtol": 1e-6, "eps": 1e-5}
 
 
 def sigmoid(x):
@@ -126,7 +127,7 @@ def test_gradients_by_finite_differences(name, lengths, reverse):
             cell, params, xs, carry, masks=masks, seq_lengths=lengths, reverse=reverse
         )
 
-    check_grads(run, (params, xs, carry), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
+    test_util.check_grads(run, (params, xs, carry), **BY_DIFFERENCES)
 
 
 @pytest.mark.usefixtures("x64")
@@ -139,7 +140,7 @@ def test_gradients_through_masks_by_finite_differences(shape):
     def run(masks):
         return unroll(cell, params, xs, masks=masks)[1]
 
-    check_grads(run, (masks,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
+    test_util.check_grads(run, (masks,), **BY_DIFFERENCES)
 
 
 def test_torch_with_copied_weights():
