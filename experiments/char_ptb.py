@@ -79,6 +79,10 @@ class Config(RunConfig):
         for name in ("hidden_features", "eval_batch_size", "eval_streams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("train_size", "eval_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
         if self.seq_length < 2:
             raise ValueError(f"seq_length must be at least 2, got {self.seq_length}")
         for name in ("learning_rate", "clip_norm"):

@@ -9,6 +9,7 @@ figure of all learning curves are written anew after every run.
 
 import dataclasses
 import importlib
+import itertools
 import pathlib
 import statistics
 import subprocess
@@ -72,27 +73,28 @@ def reproduce(options: Options) -> dict[str, Any]:
     out = options.out or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give another --out")
+    # Seeds outside, rows inside: a table cut short compares the same seeds.
+    configs = {}
+    for seed, name in itertools.product(options.seeds, names):
+        flags = (f"--preset={options.preset}", f"--seed={seed}", *experiment.ROWS[name][0])
+        config = parse_preset(experiment.PRESETS, flags, options.experiment, "")
+        configs[seed, name] = dataclasses.replace(
+            config,
+            epochs=config.epochs if options.epochs is None else options.epochs,
+            workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
+            raw_data_dir=options.raw_data_dir,
+        )
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     histories: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
-    # Seeds outside, rows inside: a table cut short compares the same seeds.
-    for seed in options.seeds:
-        for name in names:
-            flags = (f"--preset={options.preset}", f"--seed={seed}", *experiment.ROWS[name][0])
-            config = parse_preset(experiment.PRESETS, flags, options.experiment, "")
-            config = dataclasses.replace(
-                config,
-                epochs=options.epochs or config.epochs,
-                workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
-                raw_data_dir=options.raw_data_dir,
-            )
-            task, run = prepare(options.experiment, experiment.PRESETS, experiment.build, config)
-            label = f"{name}, seed {seed}"
-            task = dataclasses.replace(task, name=label)
-            results[name].append(fit(task, config, run) | {"seed": seed})
-            histories[name].append(RunDirectory(run.path, config.identity()).history())
-            table = write_table(out, options, experiment, results)
-            curves = {row: runs for row, runs in histories.items() if runs}
-            draw_curves(out / "curves.png", curves, task.metric)
+    for (seed, name), config in configs.items():
+        task, run = prepare(options.experiment, experiment.PRESETS, experiment.build, config)
+        label = f"{name}, seed {seed}"
+        task = dataclasses.replace(task, name=label)
+        results[name].append(fit(task, config, run) | {"seed": seed})
+        histories[name].append(RunDirectory(run.path, config.identity()).history())
+        table = write_table(out, options, experiment, results)
+        curves = {row: runs for row, runs in histories.items() if runs}
+        draw_curves(out / "curves.png", curves, task.metric)
     print(markdown(table))
     print(f"table: {out / 'table.md'} and {out / 'table.json'}; picture: {out / 'curves.png'}")
     return table

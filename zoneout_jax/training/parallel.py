@@ -28,7 +28,8 @@ def check_divides(batch_size: int) -> None:
 
 def replicate(tree: Any) -> Any:
     """Copies every array to all devices, under a new first axis."""
-    copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None))
+    # Named as in `train_steps`, which would else be compiled again for its own output.
+    copy = jax.pmap(lambda _, tree: tree, axis_name=AXIS, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), tree)
 
 

@@ -1,0 +1,176 @@
+"""What a user meets who gets a command wrong: one line, exit code 2, nothing written."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from experiments import char_ptb, reproduce
+from zoneout_jax.data import ptb
+from zoneout_jax.training import parse_preset
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A machine without network and without folders named in the environment."""
+
+    def unreachable(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.delenv("ZONEOUT_RAW_DATA", raising=False)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+
+def complaint(main, flags, capsys):
+    """The one line that a command ends with."""
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.out == ""
+    assert output.err.startswith("error: ") and output.err.endswith("\n")
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def files(folder):
+    return sorted(folder.rglob("*"))
+
+
+def test_raw_file_that_is_nowhere(tmp_path, capsys, no_network):
+    (tmp_path / "raw").mkdir()
+    flags = [f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
+    flags += [f"--raw_data_dir={tmp_path / 'raw'}"]
+    error = complaint(char_ptb.main, flags, capsys)
+    assert "ptb/ptb.train.txt" in error and "no network" in error and "--raw_data_dir" in error
+    assert files(tmp_path) == [tmp_path / "raw"]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_raw_file_with_another_content(split, tmp_path, capsys, no_network, monkeypatch):
+    raw = tmp_path / "raw" / "ptb"
+    raw.mkdir(parents=True)
+    # The other files are right as far as the experiment can tell.
+    for name, raw_file in ptb.RAW_FILES.items():
+        if not raw_file.path.endswith(f"ptb.{split}.txt"):
+            (tmp_path / "raw" / raw_file.path).write_bytes(b"")
+            empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+            known = type(raw_file)(raw_file.path, raw_file.url, empty)
+            monkeypatch.setitem(ptb.RAW_FILES, name, known)
+    (raw / f"ptb.{split}.txt").write_text(" another text \n")
+    before = files(tmp_path)
+    flags = [f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
+    flags += [f"--raw_data_dir={tmp_path / 'raw'}"]
+    error = complaint(char_ptb.main, flags, capsys)
+    assert f"ptb.{split}.txt" in error and "SHA-256" in error
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--z_prob_cells=nan",
+        "--z_prob_states=-0.1",
+        "--drop_prob_igates=inf",
+        "--learning_rate=0",
+        "--learning_rate=nan",
+        "--clip_norm=-1",
+        "--hidden_features=0",
+        "--seq_length=1",
+        "--eval_streams=0",
+        "--eval_batch_size=0",
+        "--clip_by=nothing",
+        "--char_convention=other",
+        "--seed=-1",
+    ],
+)
+def test_values_out_of_range(flag, tmp_path, capsys):
+    flags = ["--preset=smoke", f"--workdir={tmp_path / 'run'}", flag]
+    error = complaint(char_ptb.main, flags, capsys)
+    assert flag.strip("-").split("=")[0] in error
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("flag", ["--train_size", "--eval_size"])
+@pytest.mark.parametrize("size", [-5, 0, 1, 19])
+def test_texts_that_are_too_short(flag, size, tmp_path, capsys):
+    flags = ["--preset=smoke", f"--workdir={tmp_path / 'run'}", f"{flag}={size}"]
+    complaint(char_ptb.main, flags, capsys)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["char_ptb", "--rows", "GRU"], "unknown row 'GRU'; choose of LSTM, stochastic depth"),
+        (["char_ptb", "--seeds", "1", "1"], "each once"),
+        (["char_ptb", "--seeds", "x"], "--seeds"),
+        (["char_ptb", "--epochs=-1"], "epochs must be at least 1"),
+        (["char_ptb", "--epochs=0"], "epochs must be at least 1"),
+        (["char_ptb", "--preset=nope"], "nope"),
+        (["nope"], "nope"),
+        ([], "EXPERIMENT"),
+    ],
+)
+def test_reproduce(flags, words, tmp_path, capsys):
+    preset = [] if "--preset=nope" in flags else ["--preset=smoke"]
+    error = complaint(reproduce.main, [*flags, *preset, f"--out={tmp_path / 'out'}"], capsys)
+    assert words.lower() in error.lower()
+    assert files(tmp_path) == []
+
+
+def test_reproduce_where_a_file_lies(tmp_path, capsys):
+    file = tmp_path / "out"
+    file.write_text("mine")
+    error = complaint(reproduce.main, ["char_ptb", "--preset=smoke", f"--out={file}"], capsys)
+    assert f"{file} is a file" in error and file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_reproduce_checks_every_seed_before_it_trains(seed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "fit", None)
+    flags = ["char_ptb", "--preset=smoke", "--epochs=1", "--seeds", "0", str(seed)]
+    error = complaint(reproduce.main, [*flags, f"--out={tmp_path / 'out'}"], capsys)
+    assert "seed must be in [0, 2^32)" in error
+    assert files(tmp_path) == []
+
+
+def test_a_real_process_says_no_more_than_the_line(tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "experiments.char_ptb", "--preset=smoke", "--batch_size=12"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "error: a batch of 12 does not divide by the 8 devices; choose a multiple of 8\n"
+    )
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("preset", list(char_ptb.PRESETS))
+def test_presets_are_what_they_are_called(preset):
+    config = parse_preset(char_ptb.PRESETS, [f"--preset={preset}"], "prog", "")
+    assert config == char_ptb.PRESETS[preset] and config.preset == preset
+    assert json.loads(json.dumps(config.identity())) == config.identity()
+    changed = parse_preset(
+        char_ptb.PRESETS, ["--hidden_features=24", f"--preset={preset}"], "prog", ""
+    )
+    assert changed.hidden_features == 24 and changed.seq_length == config.seq_length
+
+
+def test_rows_of_the_table_are_flags_that_are_understood():
+    for flags, published in char_ptb.ROWS.values():
+        parse_preset(char_ptb.PRESETS, flags, "prog", "")
+        assert set(published) <= set(char_ptb.FIGURES)

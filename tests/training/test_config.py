@@ -1,0 +1,95 @@
+"""Settings and how they become flags."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from zoneout_jax.training import RunConfig, parse_preset
+
+PRESETS = {"paper": RunConfig(), "smoke": RunConfig(preset="smoke", epochs=2, batch_size=8)}
+
+
+def parsed(*flags):
+    return parse_preset(PRESETS, flags, "prog", "about")
+
+
+def test_flags_beat_the_preset_wherever_they_stand():
+    assert parsed() == PRESETS["paper"]
+    assert parsed("--preset=smoke") == parsed("--preset", "smoke") == PRESETS["smoke"]
+    wanted = dataclasses.replace(PRESETS["smoke"], epochs=7)
+    assert parsed("--epochs=7", "--preset=smoke") == wanted
+    assert parsed("--preset=smoke", "--epochs", "7") == wanted
+    assert parsed("--no_resume") == parsed("--no-resume")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"patience": 0}, "patience"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"steps_per_call": 0}, "steps_per_call"),
+        ({"seed": -1}, "seed must be in"),
+        ({"seed": 2**32}, "seed must be in"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds"),
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epochs=x"], "--epochs"),
+        (["--epochs=0"], "epochs must be at least 1, got 0"),
+        (["--precision=float8"], "float8"),
+        (["--epoch=3"], "did you mean --epochs?"),
+        (["--preset=nope"], "unknown preset 'nope'; choose one of paper, smoke"),
+        (["--preset"], "--preset"),
+        (["stray"], "stray"),
+        (["--seed"], "--seed"),
+    ],
+)
+def test_bad_flags_are_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed(*flags)
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.out == ""
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert words in output.err
+
+
+def test_help_is_no_failure(capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed("--help")
+    assert end.value.code == 0
+    assert "--batch_size" in capsys.readouterr().out
+
+
+def test_where_a_run_is_kept_does_not_change_what_it_is():
+    config = PRESETS["smoke"]
+    elsewhere = dataclasses.replace(
+        config,
+        workdir="w",
+        resume=False,
+        raw_data_dir="r",
+        data_dir="d",
+        checkpoint_seconds=1.0,
+    )
+    assert elsewhere.identity() == config.identity()
+    for changes in ({"seed": 1}, {"epochs": 3}, {"steps_per_call": 5}, {"patience": 1}):
+        assert dataclasses.replace(config, **changes).identity() != config.identity()
+
+
+def test_run_directory_is_named_after_what_was_changed():
+    smoke = PRESETS["smoke"]
+    changed = dataclasses.replace(smoke, seed=3, epochs=9, checkpoint_seconds=1.0)
+    runs = pathlib.Path("runs")
+    assert smoke.run_directory("x", smoke) == runs / "x" / "smoke"
+    assert changed.run_directory("x", smoke) == runs / "x" / "smoke-seed=3-epochs=9"
+    named = dataclasses.replace(changed, workdir="a/b")
+    assert named.run_directory("x", smoke) == pathlib.Path("a/b")
