@@ -146,7 +146,7 @@ def lstm(
         i, f, g, o = (x + y for x, y in zip(projected, products, strict=True))
         update = jax.nn.sigmoid(i) * jnp.tanh(g)
         if masks.update is not None:
-            update = masks.update.astype(update.dtype) * update
+            update = jnp.asarray(masks.update).astype(update.dtype) * update
         candidate_c = jax.nn.sigmoid(f) * c + update
         candidate_h = jax.nn.sigmoid(o) * jnp.tanh(candidate_c)
         h = zoneout(h, candidate_h, masks.states)

@@ -25,19 +25,17 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
     The carry is Flax's, (c, h), and parameters are those of the pure cell: `input` [F, 4H],
     `recurrent` [H, 4H] and `bias` [4H], gates in the order i, f, g, o.
 
-    In training the masks come from the random stream "zoneout". Each example has its own: the
-    masks of an example do not depend on the batch around it. In evaluation, and while parameters
-    are initialized, the masks are their expectations and no stream is needed.
-
-    `nn.RNN` has to split the stream, or every step would draw the same masks:
+    In training the masks come from the random stream "zoneout"; those of an example do not depend
+    on the batch around it. In evaluation, and while parameters are initialized, the masks are
+    their expectations and no stream is needed. `nn.RNN` must split the stream, or every step would
+    draw the same masks; `ZoneoutRNN` needs no such care, and is faster:
 
         nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
 
-    `ZoneoutRNN` needs no such care, and is faster.
-
     Attributes:
       features: H, number of units.
-      zoneout: rates and kinds of the masks. Rates may be traced values.
+      zoneout: rates and kinds of the masks. Rates may be traced values (but not under `nn.jit`,
+        which hashes attributes).
       deterministic: False in training, True in evaluation. Not needed if no rate is given.
       forget_bias: initial value of the forget gate's bias.
       kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)` with 4
@@ -74,15 +72,7 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
     axis_name: str | None = None
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-        """Runs one step.
-
-        Args:
-          carry: (c, h), each `[*batch, H]`.
-          inputs: `[*batch, F]`.
-
-        Returns:
-          The new carry, and the output `[*batch, H]`.
-        """
+        """The carry (c, h) after inputs `[*batch, F]`, and the output; each `[*batch, H]`."""
         if self.zoneout.static:
             raise ValueError("a single step cannot have static masks; use ZoneoutRNN")
         batch_dims = inputs.shape[:-1]
@@ -96,7 +86,7 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
             sampled = self.zoneout.sample(key, 1, batch, self.features, offset)
             masks = jax.tree.map(lambda mask: mask[0], sampled)
         carry = _flatten_carry(carry, batch_dims, self.features)
-        step = cell.step(params, carry, inputs.reshape(batch, -1), masks)
+        step = cell.step(params, carry, inputs.reshape(batch, inputs.shape[-1]), masks)
         return jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, self.features), step)
 
     @nn.nowrap
@@ -153,12 +143,10 @@ class ZoneoutRNN(nn.Module):
     """Runs a `ZoneoutLSTMCell` over sequences, with the arguments of `nn.RNN`.
 
     Parameters are those of `nn.RNN` around the same cell, so variables of one serve the other.
-    The whole sequence goes through `zoneout_jax.unroll`: a single product for all inputs, and a
-    fresh mask at each step from one key of the random stream "zoneout" (or one mask for the
-    sequence, if static). It can be used in `nn.Bidirectional`.
-
-    It differs from `nn.RNN` in two points, both on padding: outputs past the end of a sequence
-    are zero, and the carry of a sequence of length zero is its initial carry.
+    The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
+    the random stream "zoneout" for all masks. It fits in `nn.Bidirectional`. Two things differ
+    from `nn.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence
+    of length zero is its initial carry.
 
     Attributes:
       cell: the cell.
@@ -172,8 +160,7 @@ class ZoneoutRNN(nn.Module):
 
     Raises:
       TypeError: another kind of cell.
-      ValueError: `deterministic` not given though there are rates; carry or lengths that do not
-        fit the inputs.
+      ValueError: `deterministic` not given though there are rates; misfit carry or lengths.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
 
     Example:
@@ -205,18 +192,14 @@ class ZoneoutRNN(nn.Module):
         keep_order: bool | None = None,
         deterministic: bool | None = None,
     ) -> jax.Array | tuple[Carry, jax.Array]:
-        """Runs the cell.
+        """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
           inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
           initial_carry: (c, h), each `[*batch, H]`; the cell's initial carry if None.
-          init_key: key for `initialize_carry` of the cell, which makes no use of it.
+          init_key: key for the cell's `initialize_carry`, which makes no use of it.
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
-
-        Returns:
-          Outputs `[*batch, T, H]` (`[T, *batch, H]` if `time_major`), or the pair of final carry
-          and outputs if `return_carry`.
         """
         if not isinstance(self.cell, ZoneoutLSTMCell):
             raise TypeError(f"cell must be a ZoneoutLSTMCell, got {type(self.cell).__name__}")
@@ -233,11 +216,10 @@ class ZoneoutRNN(nn.Module):
             key = jax.random.key(0) if init_key is None else init_key
             initial_carry = self.cell.initialize_carry(key, xs.shape[1:])
         if seq_lengths is not None:
-            if jnp.shape(seq_lengths) != batch_dims:
-                raise ValueError(
-                    f"seq_lengths must have shape {batch_dims}, got {jnp.shape(seq_lengths)}"
-                )
-            seq_lengths = jnp.ravel(seq_lengths)
+            seq_lengths = jnp.asarray(seq_lengths)
+            if seq_lengths.shape != batch_dims:
+                raise ValueError(f"seq_lengths must be {batch_dims}, got {seq_lengths.shape}")
+            seq_lengths = seq_lengths.ravel()
 
         cell, params = self.cell.bind_weights(xs.shape[-1])
         key = self.cell.mask_key(deterministic)

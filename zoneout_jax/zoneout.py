@@ -103,8 +103,8 @@ class Zoneout:
         if self.shared:
             if self.cells is None or self.states is None:
                 raise ValueError("shared masks need a rate for both cells and states")
-            concrete = [rates[k] for k in ("cells", "states") if isinstance(rates[k], float)]
-            if len(concrete) == 2 and concrete[0] != concrete[1]:
+            known = all(isinstance(rates[k], numbers.Real) for k in ("cells", "states"))
+            if known and self.cells != self.states:
                 raise ValueError(
                     f"a shared mask has one rate, got cells={self.cells} and states={self.states}"
                 )
