@@ -6,13 +6,14 @@ Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activa
 
 import dataclasses
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Rate = float | jax.Array | None
+Rate = float | jax.Array | None | Callable[[Any], Any]
 
 
 def zoneout(previous: jax.Array, candidate: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -66,7 +67,8 @@ class Zoneout:
     A rate is the probability of keeping the previous value. In training d ~ Bernoulli(rate), in
     evaluation d = rate, the expectation. The rates are leaves of the pytree, so a jitted function
     that takes the spec as an argument serves all rates, and rates can be scheduled, vmapped or
-    swept without compiling again. A rate of None is structural: no mask is drawn at all.
+    swept without compiling again. A rate of None is structural: no mask is drawn at all. A rate may
+    also be a schedule, a function of the training step as in optax, to be evaluated by `at`.
 
     Attributes:
       cells: rate of the memory cells (z_c of the paper).
@@ -81,7 +83,7 @@ class Zoneout:
 
     Raises:
       ValueError: a rate outside [0, 1], or `shared` with different rates or a missing one.
-      TypeError: a rate that is neither a real number nor an array.
+      TypeError: a rate that is neither a real number nor an array nor a schedule.
 
     Example:
       >>> Zoneout(cells=0.5, states=0.05)  # the paper's character-level language model
@@ -108,6 +110,18 @@ class Zoneout:
                 raise ValueError(
                     f"a shared mask has one rate, got cells={self.cells} and states={self.states}"
                 )
+
+    def at(self, step: jax.Array | int) -> "Zoneout":
+        """The spec with its schedules evaluated at a step of the training.
+
+        Example:
+          >>> Zoneout(states=lambda step: 0.1 * step).at(3).states
+          0.30000000000000004
+        """
+        rates = {name: getattr(self, name) for name in ("cells", "states", "update_drop")}
+        return dataclasses.replace(
+            self, **{name: rate(step) for name, rate in rates.items() if callable(rate)}
+        )
 
     @property
     def active(self) -> bool:
@@ -183,7 +197,7 @@ def _threshold(rate: Rate) -> jax.Array:
 
 def _check_rate(name: str, rate: Rate) -> None:
     """Raises unless a rate that is known already is a probability. Traced ones pass."""
-    if isinstance(rate, bool | str):
+    if isinstance(rate, bool | str | list | tuple):
         raise TypeError(f"rate of {name} must be a number in [0, 1], got {rate!r}")
     if isinstance(rate, numbers.Real | np.ndarray):
         if not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):

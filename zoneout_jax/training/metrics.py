@@ -35,12 +35,12 @@ def versions() -> dict[str, str]:
 class RunDirectory:
     """A directory that holds one run.
 
-        config.json     the settings that decide its numbers, and the versions it began with
-        metrics.jsonl   one JSON object an epoch
-        checkpoints/    what it takes to go on
-        events.out.*    the same metrics for TensorBoard
-        curves.png      learning curves
-        result.json     final figures, when the run is done
+    config.json     the settings that decide its numbers, and the versions it began with
+    metrics.jsonl   one JSON object an epoch
+    checkpoints/    what it takes to go on
+    events.out.*    the same metrics for TensorBoard
+    curves.png      learning curves
+    result.json     final figures, when the run is done
     """
 
     def __init__(self, path: pathlib.Path, settings: Mapping[str, Any], resume: bool = True):

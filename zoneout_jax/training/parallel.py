@@ -93,9 +93,7 @@ def train_steps(loss: Loss, optimizer: optax.GradientTransformation) -> Callable
         zero = jnp.zeros((), jnp.float32)
         return jax.lax.fori_loop(first, stop, body, (state, zero, zero))
 
-    return jax.pmap(
-        run, axis_name=AXIS, in_axes=(0, 0, 0, None, None, None), donate_argnums=(0,)
-    )
+    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, 0, None, None, None), donate_argnums=(0,))
 
 
 def evaluation_sums(loss: Loss) -> Callable:
