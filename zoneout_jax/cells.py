@@ -4,6 +4,7 @@ A cell is a `Cell` of functions over a plain dict of parameters; it holds no arr
 `unroll` runs it over time. The LSTM is in `zoneout_jax.lstm_cell`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -89,6 +90,8 @@ class Cell(NamedTuple):
         return self.advance(self.gains(params), carry, projected, masks, multiply, normalize)
 
 
+# The same arguments give the same cell, which compiled functions are then found by.
+@functools.cache
 def gru(
     in_features: int,
     hidden_features: int,
@@ -182,6 +185,8 @@ def gru(
     )
 
 
+# The same arguments give the same cell, which compiled functions are then found by.
+@functools.cache
 def rnn(
     in_features: int,
     hidden_features: int,

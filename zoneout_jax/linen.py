@@ -1,29 +1,30 @@
 """Flax Linen modules for zoneout.
 
-`ZoneoutRNN(ZoneoutLSTMCell(256))` takes the place of `nn.RNN(nn.OptimizedLSTMCell(256))`. Both
-modules only hold parameters and random streams; the equations are those of `zoneout_jax.lstm`.
+`ZoneoutRNN(ZoneoutLSTMCell(256))` takes the place of `nn.RNN(nn.OptimizedLSTMCell(256))`. The
+modules only hold parameters, statistics and random streams; the equations are those of
+`zoneout_jax.lstm`, `zoneout_jax.gru` and `zoneout_jax.rnn`.
 """
 
-import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.errors import InvalidRngError
-from flax.linen.recurrent import flip_sequences
 
-from zoneout_jax.cells import Carry, Cell, Params, lstm
+from zoneout_jax import cells
+from zoneout_jax._flax import check_deterministic, check_step, needs_key, run_cell, run_layers
+from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.initializers import Initializer
-from zoneout_jax.unroll import unroll
+from zoneout_jax.lstm_cell import lstm
 from zoneout_jax.zoneout import Zoneout
 
 
-class ZoneoutLSTMCell(nn.RNNCellBase):
-    """One step of an LSTM with zoneout; `zoneout_jax.lstm` has the equations.
+class ZoneoutCell(nn.RNNCellBase):
+    """What all cells have in common; use one of its subclasses.
 
-    The carry is Flax's, (c, h), and parameters are those of the pure cell: `input` [F, 4H],
-    `recurrent` [H, 4H] and `bias` [4H], gates in the order i, f, g, o.
+    Carry and parameters are those of the pure cell.
 
     In training the masks come from the random stream "zoneout"; those of an example do not depend
     on the batch around it. In evaluation, and while parameters are initialized, the masks are
@@ -36,20 +37,144 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
       features: H, number of units.
       zoneout: rates and kinds of the masks. Rates may be traced values (but not under `nn.jit`,
         which hashes attributes).
-      deterministic: False in training, True in evaluation. Not needed if no rate is given.
-      forget_bias: initial value of the forget gate's bias.
-      kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)` with 4
-        blocks, one for each gate; block orthogonal if None.
+      deterministic: False in training, True in evaluation. Not needed if nothing depends on it.
+      activation: "tanh" or "relu".
+      output: "state" gives the zoned-out state, "candidate" the one before zoneout.
+      kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)`, with a block
+        for each gate; block orthogonal if None.
       recurrent_init: initializer of the recurrent weights, likewise.
+      learned_carry: the initial carry is made of parameters; needs `ZoneoutRNN`.
+      carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
       param_dtype: type of parameters, carry and output.
       dtype: type of the operands of matrix products; `param_dtype` if None.
       axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
         it is: the masks are then those of the whole batch on a single device.
 
     Raises:
-      ValueError: `deterministic` not given though there are rates; static masks, which a single
-        step cannot have; a carry that does not fit the inputs.
+      ValueError: `deterministic` not given though something depends on it; static masks, which a
+        single step cannot have; a carry that does not fit the inputs; options as in the pure cell.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
+    """
+
+    features: int
+    zoneout: Zoneout = Zoneout()
+    deterministic: bool | None = None
+    activation: str = "tanh"
+    output: Literal["state", "candidate"] = "state"
+    kernel_init: Initializer | None = None
+    recurrent_init: Initializer | None = None
+    learned_carry: bool = False
+    carry_noise: float = 0.0
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+    axis_name: str | None = None
+
+    momentum = 0.99  # only batch-normalized cells have a field of it
+
+    def pure(self, in_features: int) -> Cell:
+        """The pure cell for inputs of F features."""
+        raise NotImplementedError("use a subclass, such as ZoneoutLSTMCell")
+
+    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
+        """The carry after inputs `[*batch, F]`, and the output `[*batch, H]`."""
+        check_step(self.zoneout)
+        carry, ys = self.run(inputs[None], carry)
+        return carry, ys[0]
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
+        """The carry of zeros for inputs `[*batch, F]`."""
+        if self.learned_carry:
+            raise ValueError("the initial carry is learned: leave initial_carry to ZoneoutRNN")
+        *batch_dims, in_features = input_shape
+        return jax.tree.map(
+            lambda leaf: jnp.zeros((*batch_dims, *leaf.shape[1:]), leaf.dtype),
+            self.pure(in_features).initial_carry({}, 1),
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Number of axes of an input that are not batch axes: 1."""
+        return 1
+
+    @nn.compact
+    def run(
+        self,
+        xs: jax.Array,
+        carry: Carry | None,
+        *,
+        deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
+        **options: Any,
+    ) -> tuple[Carry, jax.Array]:
+        """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
+        cell = self.pure(xs.shape[-1])
+        shapes = jax.eval_shape(cell.init, jax.random.key(0))
+        params = {
+            name: self.param(name, lambda key, name: cell.init(key)[name], name) for name in shapes
+        }
+        stats = None
+        if cell.init_stats:
+            variables = {
+                name: self.variable("batch_stats", name, lambda value: value, value)
+                for name, value in cell.init_stats().items()
+            }
+            stats = {name: variable.value for name, variable in variables.items()}
+
+        zoneout = self.zoneout if zoneout is None else zoneout
+        deterministic = self.deterministic if deterministic is None else deterministic
+        draws = needs_key(zoneout, self.carry_noise)
+        if self.is_initializing() or not (draws or stats):
+            deterministic = True
+        deterministic = check_deterministic(deterministic)
+        carry, ys, moved = run_cell(
+            cell,
+            params,
+            stats,
+            xs,
+            carry,
+            momentum=self.momentum,
+            zoneout=zoneout,
+            key=self._key() if draws and not deterministic else None,
+            deterministic=deterministic,
+            carry_noise=self.carry_noise,
+            axis_name=self.axis_name,
+            **options,
+        )
+        if stats and not deterministic:
+            for name, variable in variables.items():
+                variable.value = moved[name]
+        return carry, ys
+
+    def _key(self) -> jax.Array:
+        # Where a stream is missing, Flax would quietly take "params" if that one is there.
+        if not self.has_rng("zoneout"):
+            raise InvalidRngError(
+                'zoneout in training needs the random stream "zoneout": pass'
+                ' rngs={"zoneout": key} to apply; under nn.RNN also'
+                ' split_rngs={"params": False, "zoneout": True}'
+            )
+        return self.make_rng("zoneout")
+
+    def _common(self) -> dict[str, Any]:
+        names = "activation output kernel_init recurrent_init learned_carry param_dtype dtype"
+        return {name: getattr(self, name) for name in names.split()}
+
+
+class ZoneoutLSTMCell(ZoneoutCell):
+    """One step of an LSTM with zoneout; `zoneout_jax.lstm` has the equations.
+
+    The carry is Flax's, (c, h). With `normalization="batch"` the population statistics are `mean`
+    and `var` of the collection "batch_stats", which training must make mutable (and which `nn.RNN`
+    must carry: `variable_carry="batch_stats"`).
+
+    Attributes besides those of `ZoneoutCell`:
+      forget_bias: initial value of the forget gate's bias.
+      normalization: "layer", "batch" or None.
+      initial_gamma: initial gain of the normalization; None means 1 for layers, 0.1 for batches.
+      max_steps: steps with population statistics of their own, for "batch".
+      momentum: of the moving averages of the population statistics.
+      ogates_zoneout: "paper", "repository" or None.
 
     Example:
       >>> cell = ZoneoutLSTMCell(4, zoneout=Zoneout(cells=0.5, states=0.05), deterministic=False)
@@ -61,86 +186,52 @@ class ZoneoutLSTMCell(nn.RNNCellBase):
       (2, 4)
     """
 
-    features: int
-    zoneout: Zoneout = Zoneout()
-    deterministic: bool | None = None
     forget_bias: float = 1.0
-    kernel_init: Initializer | None = None
-    recurrent_init: Initializer | None = None
-    param_dtype: Any = jnp.float32
-    dtype: Any = None
-    axis_name: str | None = None
+    normalization: Literal["layer", "batch"] | None = None
+    initial_gamma: float | None = None
+    max_steps: int | None = None
+    momentum: float = 0.99
+    ogates_zoneout: Literal["paper", "repository"] | None = None
 
-    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-        """The carry (c, h) after inputs `[*batch, F]`, and the output; each `[*batch, H]`."""
-        if self.zoneout.static:
-            raise ValueError("a single step cannot have static masks; use ZoneoutRNN")
-        batch_dims = inputs.shape[:-1]
-        batch = math.prod(batch_dims)
-        cell, params = self.bind_weights(inputs.shape[-1])
-        key = self.mask_key(self.deterministic)
-        if key is None:
-            masks = self.zoneout.expected()
-        else:
-            offset = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * batch
-            sampled = self.zoneout.sample(key, 1, batch, self.features, offset)
-            masks = jax.tree.map(lambda mask: mask[0], sampled)
-        carry = _flatten_carry(carry, batch_dims, self.features)
-        step = cell.step(params, carry, inputs.reshape(batch, inputs.shape[-1]), masks)
-        return jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, self.features), step)
-
-    @nn.nowrap
-    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
-        """The carry (c, h) of zeros, each `[*batch, H]`, for inputs `[*batch, F]`."""
-        zeros = jnp.zeros((*input_shape[:-1], self.features), self.param_dtype)
-        return zeros, zeros
-
-    @property
-    def num_feature_axes(self) -> int:
-        """Number of axes of an input that are not batch axes: 1."""
-        return 1
-
-    @nn.compact
-    def bind_weights(self, in_features: int) -> tuple[Cell, Params]:
-        """The pure cell for inputs of F features, and its parameters."""
-        cell = lstm(
+    def pure(self, in_features: int) -> Cell:
+        """The pure cell for inputs of F features."""
+        return lstm(
             in_features,
             self.features,
             forget_bias=self.forget_bias,
-            kernel_init=self.kernel_init,
-            recurrent_init=self.recurrent_init,
-            param_dtype=self.param_dtype,
-            dtype=self.dtype,
+            normalization=self.normalization,
+            initial_gamma=self.initial_gamma,
+            max_steps=self.max_steps,
+            ogates_zoneout=self.ogates_zoneout,
+            **self._common(),
         )
 
-        def initial(key: jax.Array, name: str) -> jax.Array:
-            return cell.init(key)[name]
 
-        return cell, {n: self.param(n, initial, n) for n in ("input", "recurrent", "bias")}
+class ZoneoutGRUCell(ZoneoutCell):
+    """One step of a GRU with zoneout; `zoneout_jax.gru` has the equations.
 
-    def mask_key(self, deterministic: bool | None) -> jax.Array | None:
-        """A new key for masks, or None where they are not sampled but expected."""
-        if not self.zoneout.active or self.is_initializing():
-            return None
-        if deterministic is None:
-            raise ValueError(
-                "zoneout has rates, so deterministic must be given: False samples masks"
-                " (training), True takes their expectation (evaluation)"
-            )
-        if deterministic:
-            return None
-        # Where a stream is missing, Flax would quietly take "params" if that one is there.
-        if not self.has_rng("zoneout"):
-            raise InvalidRngError(
-                'zoneout in training needs the random stream "zoneout": pass'
-                ' rngs={"zoneout": key} to apply; under nn.RNN also'
-                ' split_rngs={"params": False, "zoneout": True}'
-            )
-        return self.make_rng("zoneout")
+    Attributes besides those of `ZoneoutCell`:
+      reset_after: the reset gate multiplies the recurrent product (as in Flax and torch), not the
+        state before it (as in the paper).
+    """
+
+    reset_after: bool = True
+
+    def pure(self, in_features: int) -> Cell:
+        """The pure cell for inputs of F features."""
+        return cells.gru(in_features, self.features, reset_after=self.reset_after, **self._common())
+
+
+class ZoneoutSimpleCell(ZoneoutCell):
+    """One step of a plain RNN with zoneout; `zoneout_jax.rnn` has the equations."""
+
+    def pure(self, in_features: int) -> Cell:
+        """The pure cell for inputs of F features."""
+        return cells.rnn(in_features, self.features, **self._common())
 
 
 class ZoneoutRNN(nn.Module):
-    """Runs a `ZoneoutLSTMCell` over sequences, with the arguments of `nn.RNN`.
+    """Runs cells over sequences, with the arguments of `nn.RNN`; several cells are stacked.
 
     Parameters are those of `nn.RNN` around the same cell, so variables of one serve the other.
     The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
@@ -149,18 +240,22 @@ class ZoneoutRNN(nn.Module):
     of length zero is its initial carry.
 
     Attributes:
-      cell: the cell.
+      cell: a cell; or several, the outputs of each being the inputs of the next. Each has rates of
+        its own. Carries then are tuples, with one carry for each cell.
       time_major: inputs and outputs are `[T, *batch, features]` instead of
         `[*batch, T, features]`.
       return_carry: return the pair (final carry, outputs) instead of the outputs.
       reverse: run from the end of each sequence to its beginning. Outputs come in the order of
         the computation, with padding at the end all the same.
       keep_order: with `reverse`, outputs come in the order of the inputs.
+      unroll: steps in one iteration of the compiled loop.
+      chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
+        before them; None keeps everything.
       deterministic: False in training, True in evaluation; the cell's own if None.
 
     Raises:
       TypeError: another kind of cell.
-      ValueError: `deterministic` not given though there are rates; misfit carry or lengths.
+      ValueError: `deterministic` not given though something depends on it; misfit carry or lengths.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
 
     Example:
@@ -172,11 +267,13 @@ class ZoneoutRNN(nn.Module):
       (2, 7, 4)
     """
 
-    cell: ZoneoutLSTMCell
+    cell: ZoneoutCell | Sequence[ZoneoutCell]
     time_major: bool = False
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
+    unroll: int = 1
+    chunk: int | None = None
     deterministic: bool | None = None
 
     def __call__(
@@ -191,62 +288,47 @@ class ZoneoutRNN(nn.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
     ) -> jax.Array | tuple[Carry, jax.Array]:
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
           inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
-          initial_carry: (c, h), each `[*batch, H]`; the cell's initial carry if None.
-          init_key: key for the cell's `initialize_carry`, which makes no use of it.
+          initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
+          init_key: not used; `nn.Bidirectional` passes it.
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
+          zoneout: overrides the spec of every cell, for rates that change during training.
         """
-        if not isinstance(self.cell, ZoneoutLSTMCell):
-            raise TypeError(f"cell must be a ZoneoutLSTMCell, got {type(self.cell).__name__}")
-        return_carry = self.return_carry if return_carry is None else return_carry
-        time_major = self.time_major if time_major is None else time_major
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
+        del init_key
+        stack = self.cell if isinstance(self.cell, Sequence) else (self.cell,)
+        for cell in stack:
+            if not isinstance(cell, ZoneoutCell):
+                raise TypeError(f"cell must be a ZoneoutCell, got {type(cell).__name__}")
         deterministic = self.deterministic if deterministic is None else deterministic
-        deterministic = self.cell.deterministic if deterministic is None else deterministic
 
-        xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
-        steps, batch_dims, features = xs.shape[0], xs.shape[1:-1], self.cell.features
-        if initial_carry is None:
-            key = jax.random.key(0) if init_key is None else init_key
-            initial_carry = self.cell.initialize_carry(key, xs.shape[1:])
-        if seq_lengths is not None:
-            seq_lengths = jnp.asarray(seq_lengths)
-            if seq_lengths.shape != batch_dims:
-                raise ValueError(f"seq_lengths must be {batch_dims}, got {seq_lengths.shape}")
-            seq_lengths = seq_lengths.ravel()
+        def layer(cell):
+            def run(xs, carry, seq_lengths, reverse):
+                return cell.run(
+                    xs,
+                    carry,
+                    deterministic=deterministic,
+                    zoneout=zoneout,
+                    seq_lengths=seq_lengths,
+                    reverse=reverse,
+                    unroll=self.unroll,
+                    chunk=self.chunk,
+                )
 
-        cell, params = self.cell.bind_weights(xs.shape[-1])
-        key = self.cell.mask_key(deterministic)
-        carry, ys = unroll(
-            cell,
-            params,
-            xs.reshape(steps, math.prod(batch_dims), xs.shape[-1]),
-            _flatten_carry(initial_carry, batch_dims, features),
-            zoneout=self.cell.zoneout,
-            key=key,
-            deterministic=key is None,
+            return run
+
+        return run_layers(
+            [layer(cell) for cell in stack],
+            inputs,
+            initial_carry,
             seq_lengths=seq_lengths,
-            reverse=reverse,
-            axis_name=self.cell.axis_name,
+            return_carry=self.return_carry if return_carry is None else return_carry,
+            time_major=self.time_major if time_major is None else time_major,
+            reverse=self.reverse if reverse is None else reverse,
+            keep_order=self.keep_order if keep_order is None else keep_order,
         )
-        if reverse and not keep_order:
-            ys = flip_sequences(ys, seq_lengths, num_batch_dims=1, time_major=True)
-        ys = ys.reshape(steps, *batch_dims, features)
-        ys = ys if time_major else jnp.moveaxis(ys, 0, -2)
-        carry = jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, features), carry)
-        return (carry, ys) if return_carry else ys
-
-
-def _flatten_carry(carry: Carry, batch_dims: tuple[int, ...], features: int) -> Carry:
-    """The carry with a single batch dimension. Raises ValueError if its shapes do not fit."""
-    wanted = (*batch_dims, features)
-    if any(jnp.shape(leaf) != wanted for leaf in jax.tree.leaves(carry)):
-        shapes = jax.tree.map(jnp.shape, carry)
-        raise ValueError(f"carry must be (c, h), each {wanted}, got {shapes}")
-    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (math.prod(batch_dims), features)), carry)

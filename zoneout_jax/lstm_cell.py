@@ -1,5 +1,6 @@
 """The LSTM as pure functions, with its normalizations and output gates."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -21,6 +22,8 @@ from zoneout_jax.normalization import init_stats, layer_norm
 from zoneout_jax.zoneout import Masks, zoneout
 
 
+# The same arguments give the same cell, which compiled functions are then found by.
+@functools.cache
 def lstm(
     in_features: int,
     hidden_features: int,
