@@ -1,0 +1,311 @@
+"""Flax NNX modules for zoneout.
+
+`ZoneoutRNN(ZoneoutLSTMCell(32, 256, rngs=rngs))` takes the place of
+`nnx.RNN(nnx.OptimizedLSTMCell(32, 256, rngs=rngs))`. The modules only hold parameters, statistics
+and random streams; the equations are those of `zoneout_jax.lstm`, `zoneout_jax.gru` and
+`zoneout_jax.rnn`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zoneout_jax import cells
+from zoneout_jax._flax import check_deterministic, check_step, needs_key, run_cell, run_layers
+from zoneout_jax.cells import Carry, Cell
+from zoneout_jax.lstm_cell import lstm
+from zoneout_jax.zoneout import Zoneout
+
+
+class ZoneoutCell(nnx.RNNCellBase):
+    """What all cells have in common; use one of its subclasses.
+
+    Parameters (`nnx.Param`) have the names and shapes of the pure cell's, population statistics are
+    `nnx.BatchStat`. `model.train()` and `model.eval()` set `deterministic`.
+
+    In training the masks come from the stream "zoneout" of `rngs` (or its default stream), of which
+    the cell keeps a fork, as `nnx.Dropout` does; those of an example do not depend on the batch
+    around it.
+
+    Args:
+      in_features: F, size of the input.
+      hidden_features: H, number of units.
+      zoneout: rates and kinds of the masks. Rates that change during training are given to the call
+        of `ZoneoutRNN` instead, where they may be traced.
+      deterministic: False in training, True in evaluation.
+      carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
+      axis_name: name of the mapped axis over which the batch is spread, if it is: the masks are
+        then those of the whole batch on a single device.
+      rngs: random streams: "params", and "zoneout" for the masks.
+      options: options of the pure cell: `activation`, `output`, `kernel_init`, `recurrent_init`,
+        `learned_carry`, `param_dtype`, `dtype`, and those of the subclass.
+
+    Raises:
+      ValueError: static masks, which a single step cannot have; a carry that does not fit the
+        inputs; options as in the pure cell.
+    """
+
+    momentum = 0.99  # only batch-normalized cells have one of their own
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        carry_noise: float = 0.0,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.zoneout = zoneout
+        self.deterministic = deterministic
+        self.carry_noise = carry_noise
+        self.axis_name = axis_name
+        self.options = tuple(sorted(options.items()))
+        cell = self.pure()
+        params = cell.init(rngs.params())
+        self.param_names = tuple(params)
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(value))
+        if cell.init_stats:
+            stats = cell.init_stats()
+            self.mean, self.var = nnx.BatchStat(stats["mean"]), nnx.BatchStat(stats["var"])
+        self.rngs = rngs.zoneout.fork()
+
+    def pure(self) -> Cell:
+        """The pure cell."""
+        raise NotImplementedError("use a subclass, such as ZoneoutLSTMCell")
+
+    def pure_params(self) -> dict[str, jax.Array]:
+        """The parameters as those of the pure cell."""
+        return {name: getattr(self, name)[...] for name in self.param_names}
+
+    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
+        """The carry after inputs `[*batch, F]`, and the output `[*batch, H]`."""
+        check_step(self.zoneout)
+        carry, ys = self.run(inputs[None], carry)
+        return carry, ys[0]
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
+        """The initial carry, learned or zeros, for inputs `[*batch, F]`; `rngs` are not used."""
+        del rngs
+        batch_dims = input_shape[:-1]
+        return jax.tree.map(
+            lambda leaf: (
+                jnp.broadcast_to(leaf[0], (*batch_dims, self.hidden_features))
+                if leaf.ndim
+                else leaf
+            ),
+            self.pure().initial_carry(self.pure_params(), 1),
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Number of axes of an input that are not batch axes: 1."""
+        return 1
+
+    def run(
+        self,
+        xs: jax.Array,
+        carry: Carry | None,
+        *,
+        deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
+        **options: Any,
+    ) -> tuple[Carry, jax.Array]:
+        """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
+        cell = self.pure()
+        stats = None
+        if cell.init_stats:
+            stats = {"mean": self.mean[...], "var": self.var[...]}
+        zoneout = self.zoneout if zoneout is None else zoneout
+        deterministic = self.deterministic if deterministic is None else deterministic
+        draws = needs_key(zoneout, self.carry_noise)
+        deterministic = check_deterministic(deterministic) if draws or stats else True
+        carry, ys, moved = run_cell(
+            cell,
+            self.pure_params(),
+            stats,
+            xs,
+            carry,
+            momentum=self.momentum,
+            zoneout=zoneout,
+            key=self.rngs() if draws and not deterministic else None,
+            deterministic=deterministic,
+            carry_noise=self.carry_noise,
+            axis_name=self.axis_name,
+            **options,
+        )
+        if stats and not deterministic:
+            self.mean[...], self.var[...] = moved["mean"], moved["var"]
+        return carry, ys
+
+
+class ZoneoutLSTMCell(ZoneoutCell):
+    """One step of an LSTM with zoneout; `zoneout_jax.lstm` has the equations.
+
+    The carry is Flax's, (c, h). With `normalization="batch"` the population statistics are the
+    `nnx.BatchStat`s `mean` and `var`.
+
+    Args:
+      in_features, hidden_features, **common: as for `ZoneoutCell`.
+      momentum: of the moving averages of the population statistics.
+      options: of `ZoneoutCell`, and `forget_bias`, `normalization`, `initial_gamma`, `max_steps`,
+        `ogates_zoneout` of the pure cell.
+
+    Example:
+      >>> spec = Zoneout(cells=0.5, states=0.05)
+      >>> cell = ZoneoutLSTMCell(3, 4, zoneout=spec, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((2, 3))
+      >>> carry, y = cell(cell.initialize_carry(x.shape), x)
+      >>> y.shape
+      (2, 4)
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, *, momentum=0.99, **common: Any):
+        self.momentum = momentum
+        super().__init__(in_features, hidden_features, **common)
+
+    def pure(self) -> Cell:
+        """The pure cell."""
+        return lstm(self.in_features, self.hidden_features, **dict(self.options))
+
+
+class ZoneoutGRUCell(ZoneoutCell):
+    """One step of a GRU with zoneout; `zoneout_jax.gru` has the equations.
+
+    Options besides those of `ZoneoutCell`: `reset_after`, True by default as in Flax and torch.
+    """
+
+    def pure(self) -> Cell:
+        """The pure cell."""
+        return cells.gru(self.in_features, self.hidden_features, **dict(self.options))
+
+
+class ZoneoutSimpleCell(ZoneoutCell):
+    """One step of a plain RNN with zoneout; `zoneout_jax.rnn` has the equations."""
+
+    def pure(self) -> Cell:
+        """The pure cell."""
+        return cells.rnn(self.in_features, self.hidden_features, **dict(self.options))
+
+
+class ZoneoutRNN(nnx.Module):
+    """Runs cells over sequences, with the arguments of `nnx.RNN`; several cells are stacked.
+
+    The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
+    each cell's stream for all its masks. It fits in `nnx.Bidirectional`. Two things differ from
+    `nnx.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence of
+    length zero is its initial carry.
+
+    Args:
+      cell: a cell; or several, the outputs of each being the inputs of the next. Each has rates of
+        its own. Carries then are tuples, with one carry for each cell. A single one becomes the
+        attribute `cell`, several become `cell_0`, `cell_1` and so on.
+      time_major: inputs and outputs are `[T, *batch, features]` instead of
+        `[*batch, T, features]`.
+      return_carry: return the pair (final carry, outputs) instead of the outputs.
+      reverse: run from the end of each sequence to its beginning. Outputs come in the order of
+        the computation, with padding at the end all the same.
+      keep_order: with `reverse`, outputs come in the order of the inputs.
+      unroll: steps in one iteration of the compiled loop.
+      chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
+        before them; None keeps everything.
+
+    Raises:
+      TypeError: another kind of cell.
+      ValueError: misfit carry or lengths.
+
+    Example:
+      >>> spec = Zoneout(cells=0.5, states=0.05)
+      >>> rnn = ZoneoutRNN(ZoneoutLSTMCell(3, 4, zoneout=spec, rngs=nnx.Rngs(0)))
+      >>> rnn(jnp.ones((2, 7, 3)), deterministic=True).shape
+      (2, 7, 4)
+    """
+
+    def __init__(
+        self,
+        cell: ZoneoutCell | Sequence[ZoneoutCell],
+        *,
+        time_major: bool = False,
+        return_carry: bool = False,
+        reverse: bool = False,
+        keep_order: bool = False,
+        unroll: int = 1,
+        chunk: int | None = None,
+    ):
+        stack = cell if isinstance(cell, Sequence) else (cell,)
+        for one in stack:
+            if not isinstance(one, ZoneoutCell):
+                raise TypeError(f"cell must be a ZoneoutCell, got {type(one).__name__}")
+        self.cell_names = (
+            tuple(f"cell_{n}" for n in range(len(stack))) if cell is stack else ("cell",)
+        )
+        for name, one in zip(self.cell_names, stack, strict=True):
+            setattr(self, name, one)
+        self.time_major = time_major
+        self.return_carry = return_carry
+        self.reverse = reverse
+        self.keep_order = keep_order
+        self.unroll = unroll
+        self.chunk = chunk
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
+        rngs: Any = None,
+    ) -> jax.Array | tuple[Carry, jax.Array]:
+        """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
+
+        Args:
+          inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
+          initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
+          seq_lengths: integers `[*batch]`; what lies beyond them is padding.
+          return_carry, time_major, reverse, keep_order: override the attributes.
+          deterministic: overrides that of every cell.
+          zoneout: overrides the spec of every cell, for rates that change during training.
+          rngs: not used; `nnx.Bidirectional` passes it. Each cell has its own stream.
+        """
+        del rngs
+
+        def layer(cell):
+            def run(xs, carry, seq_lengths, reverse):
+                return cell.run(
+                    xs,
+                    carry,
+                    deterministic=deterministic,
+                    zoneout=zoneout,
+                    seq_lengths=seq_lengths,
+                    reverse=reverse,
+                    unroll=self.unroll,
+                    chunk=self.chunk,
+                )
+
+            return run
+
+        return run_layers(
+            [layer(getattr(self, name)) for name in self.cell_names],
+            inputs,
+            initial_carry,
+            seq_lengths=seq_lengths,
+            return_carry=self.return_carry if return_carry is None else return_carry,
+            time_major=self.time_major if time_major is None else time_major,
+            reverse=self.reverse if reverse is None else reverse,
+            keep_order=self.keep_order if keep_order is None else keep_order,
+        )
