@@ -66,9 +66,7 @@ def test_equals_the_pure_functions():
     params = variables["params"]["cell"]
     shapes = jax.tree.map(jnp.shape, params)
     assert shapes == {"input": (F, 4 * H), "recurrent": (H, 4 * H), "bias": (4 * H,)}
-    _, wanted = unroll(
-        lstm(F, H), params, jnp.swapaxes(XS, 0, 1), zoneout=SPEC, deterministic=True
-    )
+    _, wanted = unroll(lstm(F, H), params, jnp.swapaxes(XS, 0, 1), zoneout=SPEC, deterministic=True)
     got = rnn.apply(variables, XS, deterministic=True)
     np.testing.assert_allclose(got, jnp.swapaxes(wanted, 0, 1), rtol=0, atol=1e-6)
     cell = ZoneoutLSTMCell(H, zoneout=SPEC, deterministic=True)

@@ -123,9 +123,7 @@ def test_gradients_by_finite_differences(name, lengths, reverse):
     lengths = None if lengths is None else jnp.array(lengths)
 
     def run(params, xs, carry):
-        return unroll(
-            cell, params, xs, carry, masks=masks, seq_lengths=lengths, reverse=reverse
-        )
+        return unroll(cell, params, xs, carry, masks=masks, seq_lengths=lengths, reverse=reverse)
 
     test_util.check_grads(run, (params, xs, carry), **BY_DIFFERENCES)
 
