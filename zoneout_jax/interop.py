@@ -41,7 +41,7 @@ def from_flax(params: Mapping[str, Any]) -> Arrays:
             frozenset(side + gate for side in "ih" for gate in gates or ("",)): gates
             for gates in GATES.values()
         }
-        if set(layers) not in kinds:
+        if frozenset(layers) not in kinds:
             raise ValueError(f"not the parameters of a Flax LSTM, GRU or SimpleCell: {[*params]}")
         gates = kinds[frozenset(layers)] or ("",)
         count, kernels, biases = len(gates), {}, {}
