@@ -158,6 +158,7 @@ def _masks(cell, zoneout, key, deterministic, steps, batch, offset) -> Masks:
         return Masks()
     if any(callable(rate) for rate in (zoneout.cells, zoneout.states, zoneout.update_drop)):
         raise TypeError("a rate is a schedule of the step; pass zoneout=spec.at(step)")
+    zoneout = zoneout.without_zeros()
     if deterministic:
         return zoneout.expected()
     key = _required(key, "zoneout")

@@ -126,7 +126,18 @@ class Zoneout:
     @property
     def active(self) -> bool:
         """Whether any mask is drawn."""
-        return any(rate is not None for rate in (self.cells, self.states, self.update_drop))
+        return any(not _is_off(rate) for rate in (self.cells, self.states, self.update_drop))
+
+    def without_zeros(self) -> "Zoneout":
+        """The spec with rates that are the number 0 turned off, for exactly the plain cell.
+
+        A mask that never keeps anything changes no value, but the compiler may order the sums
+        around it in another way. A traced rate can not be seen to be 0.
+        """
+        rates = {name: getattr(self, name) for name in ("cells", "states", "update_drop")}
+        rates = {name: None if _is_off(rate) else rate for name, rate in rates.items()}
+        shared = self.shared and rates["cells"] is not None
+        return dataclasses.replace(self, **rates, shared=shared)
 
     def expected(self) -> Masks:
         """The masks of evaluation: their expectations, scalars for every step."""
@@ -188,6 +199,10 @@ class Zoneout:
         update = self.expected().update
         states = None if self.shared else normal(2, self.states)
         return Masks(normal(0, self.cells), states, normal(1, update))
+
+
+def _is_off(rate: Rate) -> bool:
+    return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 
 def _threshold(rate: Rate) -> jax.Array:

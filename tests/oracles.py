@@ -1,0 +1,106 @@
+"""The equations of all cells in NumPy, float64, written from the papers, one step at a time."""
+
+import numpy as np
+
+EPSILON = 1e-5
+
+
+def sigmoid(x):
+    """Logistic function."""
+    return 1 / (1 + np.exp(-x))
+
+
+SQUASH = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+
+
+def over_features(x):
+    """Layer normalization."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
+
+
+def over_batch(x, valid):
+    """Batch normalization by the examples that count."""
+    rows = x[valid]
+    if not len(rows):
+        return np.zeros_like(x)
+    return (x - rows.mean(0)) / np.sqrt(rows.var(0) + EPSILON)
+
+
+def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
+    """One step; `o` holds the options, the carry is (c, h, o')."""
+    c, h, old_gate = carry
+    squash = SQUASH[o.get("activation", "tanh")]
+    from_x, from_h = x @ p["input"], h @ p["recurrent"]
+    if o.get("normalization") == "layer":
+        from_x = over_features(from_x) * p["input_gamma"]
+        from_h = over_features(from_h) * p["recurrent_gamma"]
+    if o.get("normalization") == "batch":
+        from_x = over_batch(from_x, valid) * p["input_gamma"]
+        from_h = over_batch(from_h, valid) * p["recurrent_gamma"]
+    i, f, g, gate = np.split(from_x + from_h + p["bias"], 4, -1)
+    i, f, gate = sigmoid(i), sigmoid(f), sigmoid(gate)
+    new_c = f * c + u * i * squash(g)
+    cell = new_c
+    if "normalization" in o:
+        layer = o["normalization"] == "layer"
+        cell = over_features(cell) if layer else over_batch(cell, valid)
+        cell = cell * p["cell_gamma"] + p["cell_beta"]
+    if o.get("ogates_zoneout") == "paper":
+        gate = u * gate + (1 - u) * old_gate
+    new_h = gate * squash(cell)
+    if o.get("ogates_zoneout") == "repository":
+        new_h = u * new_h + (1 - u) * f * h
+    kept = d_h * h + (1 - d_h) * new_h
+    y = new_h if o.get("output") == "candidate" else kept
+    return (d_c * c + (1 - d_c) * new_c, kept, gate), y
+
+
+def gru_step(p, o, carry, x, d_c, d_h, u, valid):
+    """One step; the carry is (h,)."""
+    (h,) = carry
+    size = h.shape[-1]
+    squash = SQUASH[o.get("activation", "tanh")]
+    w_r, w_z, w_n = np.split(p["recurrent"], 3, -1)
+    x_r, x_z, x_n = np.split(x @ p["input"] + p["bias"], 3, -1)
+    r, z = sigmoid(x_r + h @ w_r), sigmoid(x_z + h @ w_z)
+    after = o.get("reset_after", True)
+    n = squash(x_n + (r * (h @ w_n + p["recurrent_bias"]) if after else (r * h) @ w_n))
+    assert n.shape[-1] == size
+    new_h = z * h + (1 - z) * u * n
+    kept = d_h * h + (1 - d_h) * new_h
+    return (kept,), new_h if o.get("output") == "candidate" else kept
+
+
+def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
+    """One step; the carry is (h,)."""
+    (h,) = carry
+    new_h = SQUASH[o.get("activation", "tanh")](x @ p["input"] + h @ p["recurrent"] + p["bias"])
+    kept = d_h * h + (1 - d_h) * new_h
+    return (kept,), new_h if o.get("output") == "candidate" else kept
+
+
+STEPS = {"lstm": (lstm_step, 3), "gru": (gru_step, 1), "rnn": (rnn_step, 1)}
+
+
+def run(kind, options, params, xs, masks, lengths=None, reverse=False):
+    """Runs a cell over `xs` [T, B, F] from a carry of zeros; returns (arrays of the carry, ys)."""
+    step, size = STEPS[kind]
+    p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    steps, batch = xs.shape[:2]
+    hidden = p["recurrent"].shape[0]
+    shape = (steps, batch, hidden)
+
+    def full(mask, default):
+        return np.broadcast_to(default if mask is None else mask, shape).astype(np.float64)
+
+    d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0), full(masks.update, 1.0)
+    carry = (np.zeros((batch, hidden)),) * size
+    ys = np.zeros(shape)
+    for t in range(steps)[::-1] if reverse else range(steps):
+        valid = np.ones(batch, bool) if lengths is None else t < np.asarray(lengths)
+        new, y = step(p, options, carry, xs[t], d_c[t], d_h[t], u[t], valid)
+        column = valid[:, None]
+        carry = tuple(np.where(column, n, c) for n, c in zip(new, carry, strict=True))
+        ys[t] = np.where(column, y, 0)
+    return carry, ys

@@ -1,0 +1,188 @@
+"""Recurrent batch normalization: statistics of each step, of the population, of many devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoneout_jax import Zoneout, linen, lstm, unroll, update_stats
+from zoneout_jax import nnx as faces
+from zoneout_jax.normalization import init_stats
+
+T, B, F, H = 6, 8, 3, 5
+CELL = lstm(F, H, normalization="batch", max_steps=T)
+PARAMS = CELL.init(jax.random.key(0))
+XS = jax.random.normal(jax.random.key(1), (T, B, F))
+
+
+def population(stats, batches=1, xs=XS):
+    for number in range(batches):
+        found = unroll(CELL, PARAMS, xs)[2]
+        stats = update_stats(stats, found, rate=1 / (number + 1))
+    return stats
+
+
+def test_initial_gain_is_a_tenth_and_there_is_one_bias():
+    assert np.all(PARAMS["input_gamma"] == np.float32(0.1))
+    assert np.all(PARAMS["recurrent_gamma"] == np.float32(0.1))
+    assert np.all(PARAMS["cell_gamma"] == np.float32(0.1))
+    assert not np.any(PARAMS["cell_beta"])
+    assert {name for name in PARAMS if "beta" in name or "bias" in name} == {"bias", "cell_beta"}
+
+
+def test_statistics_are_those_of_each_step():
+    found = unroll(CELL, PARAMS, XS)[2]
+    assert found["mean"].shape == found["var"].shape == (T, 9, H)
+    np.testing.assert_array_equal(found["step"], np.arange(T))
+    np.testing.assert_array_equal(found["count"], np.full(T, B))
+    projected = np.asarray(XS, np.float64) @ np.asarray(PARAMS["input"], np.float64)
+    gates = projected.reshape(T, B, 4, H)
+    np.testing.assert_allclose(found["mean"][:, :4], gates.mean(1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["var"][:, :4], gates.var(1), rtol=0, atol=1e-5)
+    assert np.ptp(found["mean"][:, 8], axis=0).min() > 0  # cells differ from step to step
+
+
+def test_population_of_one_batch_gives_that_batchs_outputs():
+    # With a single batch as the population, evaluation repeats training.
+    carry, ys, _ = unroll(CELL, PARAMS, XS)
+    stats = population(CELL.init_stats())
+    again = unroll(CELL, PARAMS, XS, deterministic=True, stats=stats)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), again, (carry, ys)
+    )
+
+
+def test_moving_average_converges_to_the_batch():
+    stats, found = CELL.init_stats(), unroll(CELL, PARAMS, XS)[2]
+    distance = [np.abs(stats["mean"] - found["mean"]).max()]
+    for _ in range(500):
+        stats = update_stats(stats, found, rate=0.01)
+    distance.append(np.abs(stats["mean"] - found["mean"]).max())
+    assert distance[1] < 1.01 * 0.99**500 * distance[0] + 1e-5
+    np.testing.assert_allclose(stats["var"], found["var"], rtol=0, atol=1.01 * 0.99**500 * 2)
+
+
+def test_average_over_batches():
+    found = [unroll(CELL, PARAMS, n * XS)[2] for n in (1.0, 2.0, 3.0)]
+    stats = CELL.init_stats()
+    for number, one in enumerate(found):
+        stats = update_stats(stats, one, rate=1 / (number + 1))
+    for name in ("mean", "var"):
+        wanted = np.mean([one[name] for one in found], axis=0)
+        np.testing.assert_allclose(stats[name], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_does_not_depend_on_the_batch():
+    stats = population(CELL.init_stats())
+    whole = unroll(CELL, PARAMS, XS, deterministic=True, stats=stats)[1]
+    for b in range(B):
+        alone = unroll(CELL, PARAMS, XS[:, b : b + 1], deterministic=True, stats=stats)[1]
+        np.testing.assert_allclose(alone[:, 0], whole[:, b], rtol=0, atol=1e-6)
+
+
+def test_last_step_serves_longer_sequences():
+    stats = population(CELL.init_stats())
+    longer = jnp.concatenate([XS, XS])
+    cut = {name: jnp.concatenate([s, jnp.repeat(s[-1:], T, 0)]) for name, s in stats.items()}
+    wide = lstm(F, H, normalization="batch", max_steps=2 * T)
+    got = unroll(CELL, PARAMS, longer, deterministic=True, stats=stats)[1]
+    wanted = unroll(wide, PARAMS, longer, deterministic=True, stats=cut)[1]
+    np.testing.assert_array_equal(got, wanted)
+    # Training on longer sequences leaves the population as long as it is.
+    moved = update_stats(stats, unroll(CELL, PARAMS, longer)[2], rate=1.0)
+    np.testing.assert_allclose(moved["mean"], stats["mean"], rtol=0, atol=1e-5)
+
+
+def test_padding_counts_for_nothing():
+    lengths = jnp.array([6, 6, 4, 4, 2, 2, 2, 0])
+    noise = jnp.where(jnp.arange(T)[:, None, None] < lengths[:, None], XS, 100 * jnp.ones_like(XS))
+    found = [unroll(CELL, PARAMS, xs, seq_lengths=lengths) for xs in (XS, noise)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    np.testing.assert_array_equal(found[0][2]["count"], [7, 7, 4, 4, 2, 2])
+    # Steps that no example has do not move the population.
+    short = unroll(CELL, PARAMS, XS, seq_lengths=jnp.full(B, 2))[2]
+    stats = update_stats(CELL.init_stats(), short, rate=0.5)
+    np.testing.assert_array_equal(stats["var"][2:], 1)
+    assert not np.any(stats["mean"][2:])
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices_give_the_statistics_of_the_whole_batch(devices):
+    spec, key = Zoneout(cells=0.5, states=0.2), jax.random.key(3)
+
+    def loss(params, xs, axis_name=None):
+        _, ys, found = unroll(CELL, params, xs, zoneout=spec, key=key, axis_name=axis_name)
+        return jnp.sum(jnp.square(ys)), found
+
+    def on_device(xs):
+        gradient, found = jax.grad(loss, has_aux=True)(PARAMS, xs, "data")
+        return jax.lax.psum(gradient, "data"), found
+
+    wanted = jax.grad(loss, has_aux=True)(PARAMS, XS)
+    got = jax.pmap(on_device, axis_name="data")(jnp.stack(jnp.split(XS, devices, axis=1)))
+    for device in range(devices):
+        one = jax.tree.map(lambda a, d=device: a[d], got)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), one, wanted)
+
+
+@pytest.mark.parametrize("carry_noise", [0.0, 0.1])
+def test_constant_input_gives_numbers(carry_noise):
+    xs = jnp.zeros((T, B, F))
+
+    def loss(params):
+        ys = unroll(CELL, params, xs, carry_noise=carry_noise, key=jax.random.key(0))[1]
+        return jnp.sum(ys), ys
+
+    gradient, ys = jax.grad(loss, has_aux=True)(PARAMS)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, ys)))
+    # Without noise all examples are the same.
+    assert np.any(np.ptp(ys, axis=1) > 1e-3) == (carry_noise > 0)
+
+
+def test_noise_of_the_carry():
+    cell = lstm(1, 4000)
+    params = {
+        "input": jnp.zeros((1, 16000)),
+        "recurrent": jnp.zeros((4000, 16000)),
+        # Gates that keep everything: the carry of the last step is the noise itself.
+        "bias": jnp.repeat(jnp.array([-100.0, 100.0, 0.0, -100.0]), 4000),
+    }
+    xs, key = jnp.zeros((1, 4, 1)), jax.random.key(0)
+    (c, _), _ = unroll(cell, params, xs, carry_noise=0.1, key=key)
+    count = c.size
+    assert abs(c.mean()) < 4 * 0.1 / np.sqrt(count)
+    assert abs(c.std() / 0.1 - 1) < 4 / np.sqrt(2 * count)
+    assert abs(np.corrcoef(c)[0, 1]) < 4 / np.sqrt(c.shape[1])
+    half, _ = unroll(cell, params, xs[:, :2], carry_noise=0.1, key=key)
+    np.testing.assert_array_equal(half[0], c[:2])
+    quiet, _ = unroll(cell, params, xs, carry_noise=0.1, deterministic=True)
+    assert not np.any(quiet[0])
+
+
+def test_faces_keep_population_statistics():
+    options = {"normalization": "batch", "max_steps": T, "momentum": 0.5}
+    xs = jnp.swapaxes(XS, 0, 1)
+    in_nnx = faces.ZoneoutRNN(faces.ZoneoutLSTMCell(F, H, rngs=nnx.Rngs(0), **options))
+    params = in_nnx.cell.pure_params()
+    wanted = update_stats(init_stats(T, 9, H), unroll(CELL, params, XS)[2], rate=0.5)
+    layer = linen.ZoneoutRNN(linen.ZoneoutLSTMCell(H, **options))
+    variables = layer.init(jax.random.key(0), xs)
+    np.testing.assert_array_equal(variables["batch_stats"]["cell"]["var"], 1)
+    variables = {"params": {"cell": params}, "batch_stats": variables["batch_stats"]}
+    _, moved = layer.apply(variables, xs, deterministic=False, mutable=["batch_stats"])
+    in_nnx(xs)
+    for got in (
+        moved["batch_stats"]["cell"],
+        {"mean": in_nnx.cell.mean[...], "var": in_nnx.cell.var[...]},
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), dict(got), wanted
+        )
+    in_nnx.eval()
+    by_nnx = in_nnx(xs)
+    np.testing.assert_array_equal(in_nnx.cell.mean[...], moved["batch_stats"]["cell"]["mean"])
+    by_linen = layer.apply({"params": {"cell": params}, **moved}, xs, deterministic=True)
+    np.testing.assert_allclose(by_nnx, by_linen, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="deterministic must be given"):
+        layer.apply(variables, xs)

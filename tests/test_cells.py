@@ -1,0 +1,366 @@
+"""Every cell with every kind of mask against NumPy, finite differences, and its other faces."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import test_util
+
+from tests import oracles
+from zoneout_jax import Zoneout, gru, linen, lstm, rnn, unroll
+from zoneout_jax import nnx as faces
+
+T, B, F, H = 7, 4, 3, 5
+LENGTHS = (7, 2, 4, 0)
+BATCH = {"normalization": "batch", "max_steps": T}
+
+CELLS = {
+    "lstm": ("lstm", {}),
+    "lstm relu": ("lstm", {"activation": "relu"}),
+    "lstm candidate": ("lstm", {"output": "candidate"}),
+    "lstm output gate": ("lstm", {"ogates_zoneout": "paper"}),
+    "lstm output gate repository": ("lstm", {"ogates_zoneout": "repository"}),
+    "lstm layer norm": ("lstm", {"normalization": "layer"}),
+    "lstm batch norm": ("lstm", BATCH),
+    "lstm batch norm output gate": ("lstm", BATCH | {"ogates_zoneout": "paper"}),
+    "gru": ("gru", {}),
+    "gru reset before": ("gru", {"reset_after": False}),
+    "gru candidate": ("gru", {"output": "candidate"}),
+    "rnn": ("rnn", {}),
+    "rnn relu": ("rnn", {"activation": "relu"}),
+    "rnn candidate": ("rnn", {"output": "candidate"}),
+}
+MASKS = {
+    "plain": {},
+    "separate": {"cells": 0.5, "states": 0.3},
+    "update": {"update_drop": 0.4},
+    "all": {"cells": 0.5, "states": 0.3, "update_drop": 0.4},
+    "shared": {"cells": 0.4, "states": 0.4, "shared": True},
+    "static": {"cells": 0.5, "states": 0.3, "static": True},
+    "stochastic depth": {"cells": 0.5, "states": 0.3, "per_layer": True},
+    "gaussian": {"cells": 0.5, "states": 0.3, "update_drop": 0.4, "gaussian": True},
+}
+FACTORIES = {"lstm": lstm, "gru": gru, "rnn": rnn}
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def build(name, dtype):
+    """A cell, parameters away from their special initial values, and inputs."""
+    kind, options = CELLS[name]
+    cell = FACTORIES[kind](F, H, param_dtype=dtype, **options)
+    keys = iter(jax.random.split(jax.random.key(0), 12))
+    params = jax.tree.map(
+        lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype), cell.init(next(keys))
+    )
+    return cell, params, jax.random.normal(next(keys), (T, B, F), dtype)
+
+
+def spec_for(cell, name):
+    """The masks of a variant that the cell understands, or None."""
+    rates = {n: rate for n, rate in MASKS[name].items() if n in cell.masks}
+    kinds = {n: kind for n, kind in MASKS[name].items() if isinstance(kind, bool)}
+    if "shared" in kinds and "cells" not in cell.masks or name != "plain" and not rates:
+        return None
+    return Zoneout(**rates, **kinds)
+
+
+def run_steps(cell, params, xs, masks, lengths, reverse):
+    """A Python loop over `cell.step`, without padding."""
+    assert lengths is None
+    step = jax.jit(cell.step)
+    carry, ys = cell.initial_carry(params, B), [None] * T
+    for t in range(T)[::-1] if reverse else range(T):
+        at = jax.tree.map(lambda m, t=t: m[t if m.shape[0] > 1 else 0], masks)
+        carry, ys[t] = step(params, carry, xs[t], at)
+    return carry, jnp.stack(ys)
+
+
+def run_unroll(cell, params, xs, masks, lengths, reverse, **options):
+    options |= {"seq_lengths": None if lengths is None else jnp.array(lengths), "reverse": reverse}
+    run = jax.jit(lambda params, xs, masks: unroll(cell, params, xs, masks=masks, **options)[:2])
+    return run(params, xs, masks)
+
+
+RUNNERS = {
+    "fused": run_unroll,
+    "scan": functools.partial(run_unroll, implementation="scan"),
+    "chunks": functools.partial(run_unroll, chunk=3, unroll=2),
+    "loop": run_steps,
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("masks", "runner"),
+    [(masks, "fused") for masks in MASKS] + [("all", runner) for runner in [*RUNNERS][1:]],
+)
+@pytest.mark.parametrize("name", CELLS)
+def test_forward_equals_numpy(name, masks, runner):
+    cell, params, xs = build(name, jnp.float64)
+    spec = spec_for(cell, masks)
+    if spec is None:
+        pytest.skip("the cell has none of these masks")
+    sampled = spec.sample(KEY, T, B, H)
+    for lengths in (None, LENGTHS) if runner != "loop" else (None,):
+        for reverse in (False, True) if masks == "all" else (lengths is not None,):
+            carry, ys = RUNNERS[runner](cell, params, xs, sampled, lengths, reverse)
+            kind, options = CELLS[name]
+            wanted_carry, wanted = oracles.run(
+                kind, options, params, np.asarray(xs), sampled, lengths, reverse
+            )
+            np.testing.assert_allclose(ys, wanted, rtol=0, atol=1e-10)
+            # Our carry may also have the number of the step, and the oracle's always has o'.
+            arrays = [leaf for leaf in jax.tree.leaves(carry) if leaf.ndim]
+            for one, other in zip(arrays, wanted_carry, strict=False):
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("masks", "lengths"), [("plain", None), ("all", LENGTHS), ("gaussian", None)]
+)
+@pytest.mark.parametrize("name", [name for name in CELLS if "relu" not in name])
+def test_gradients_by_finite_differences(name, masks, lengths):
+    # relu has no derivative at zero; the same code runs with tanh.
+    cell, params, xs = build(name, jnp.float64)
+    sampled = spec_for(cell, masks).sample(KEY, T, B, H) if masks != "plain" else None
+    lengths = None if lengths is None else jnp.array(lengths)
+    # A number of its own weighs every output, so that errors cannot cancel.
+    weights = jax.random.normal(jax.random.key(3), (T, B, H), jnp.float64)
+
+    def loss(params, xs, **options):
+        ys = unroll(cell, params, xs, masks=sampled, seq_lengths=lengths, **options)[1]
+        return jnp.sum(weights * ys)
+
+    test_util.check_grads(jax.jit(loss), (params, xs), 1, ["rev"], 1e-6, 1e-6, 1e-5)
+    fused = jax.jit(jax.grad(loss, (0, 1)))(params, xs)
+    for options in ({"implementation": "scan"}, {"chunk": 2}):
+        other = jax.jit(jax.grad(functools.partial(loss, **options), (0, 1)))(params, xs)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), fused, other
+        )
+
+
+SHAPES = {
+    "lstm": {"input": (F, 4 * H), "recurrent": (H, 4 * H), "bias": (4 * H,)},
+    "gru": {
+        "input": (F, 3 * H),
+        "recurrent": (H, 3 * H),
+        "bias": (3 * H,),
+        "recurrent_bias": (H,),
+    },
+    "gru reset before": {"input": (F, 3 * H), "recurrent": (H, 3 * H), "bias": (3 * H,)},
+    "rnn": {"input": (F, H), "recurrent": (H, H), "bias": (H,)},
+    "lstm batch norm": {
+        "input": (F, 4 * H),
+        "recurrent": (H, 4 * H),
+        "bias": (4 * H,),
+        "input_gamma": (4 * H,),
+        "recurrent_gamma": (4 * H,),
+        "cell_gamma": (H,),
+        "cell_beta": (H,),
+    },
+}
+
+
+def make_faces(name, spec, **options):
+    """Linen and NNX cells of a kind."""
+    kind, own = CELLS[name]
+    stem = {"lstm": "ZoneoutLSTMCell", "gru": "ZoneoutGRUCell", "rnn": "ZoneoutSimpleCell"}[kind]
+    in_linen = getattr(linen, stem)(H, zoneout=spec, **own, **options)
+    in_nnx = getattr(faces, stem)(F, H, zoneout=spec, rngs=nnx.Rngs(0), **own, **options)
+    return in_linen, in_nnx
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameter_shapes(name):
+    in_linen, in_nnx = make_faces(name, Zoneout())
+    params = in_nnx.pure().init(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == SHAPES[name]
+    assert jax.tree.map(jnp.shape, in_nnx.pure_params()) == SHAPES[name]
+    variables = linen.ZoneoutRNN(in_linen).init(jax.random.key(0), jnp.ones((B, T, F)))
+    assert jax.tree.map(jnp.shape, variables["params"]["cell"]) == SHAPES[name]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("masks", ["all", "static"])
+@pytest.mark.parametrize("name", CELLS)
+def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch):
+    cell, params, xs = build(name, jnp.float32)
+    spec = spec_for(cell, masks)
+    in_linen, in_nnx = make_faces(name, spec)
+    for parameter, value in params.items():
+        setattr(in_nnx, parameter, nnx.Param(value))
+    key = nnx.clone(in_nnx.rngs)()
+    monkeypatch.setattr(linen.ZoneoutCell, "_key", lambda self: key)
+    stats = cell.init_stats() if cell.init_stats else None
+    options = {"deterministic": deterministic}
+
+    def pure(params, xs, stats):
+        return unroll(cell, params, xs, zoneout=spec, key=key, stats=stats, **options)[:2]
+
+    def by_linen(params, xs, stats):
+        variables = {"params": {"cell": params}}
+        variables |= {"batch_stats": {"cell": stats}} if stats else {}
+        layer = linen.ZoneoutRNN(in_linen, time_major=True, return_carry=True)
+        return layer.apply(variables, xs, mutable=["batch_stats"], **options)[0]
+
+    layer = faces.ZoneoutRNN(in_nnx, time_major=True, return_carry=True)
+
+    wanted = jax.jit(pure)(params, xs, stats)
+    got = jax.jit(by_linen)(params, xs, stats)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    got = nnx.jit(lambda layer, xs: layer(xs, **options))(layer, xs)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru reset before", "rnn", "lstm layer norm"])
+def test_stacked_layers(name):
+    # Two layers in one ZoneoutRNN are two ZoneoutRNNs, in both faces.
+    first, second = (make_faces(name, Zoneout(states=0.3)) for _ in range(2))
+    xs = jax.random.normal(jax.random.key(1), (B, T, F))
+    stack = linen.ZoneoutRNN((first[0], second[0]), deterministic=True, return_carry=True)
+    variables = stack.init(jax.random.key(2), xs)
+    carries, ys = stack.apply(variables, xs)
+    assert len(carries) == 2
+    middle = linen.ZoneoutRNN(first[0], deterministic=True).apply(
+        {"params": {"cell": variables["params"]["cell_0"]}}, xs
+    )
+    wanted = linen.ZoneoutRNN(second[0], deterministic=True).apply(
+        {"params": {"cell": variables["params"]["cell_1"]}}, middle
+    )
+    np.testing.assert_allclose(ys, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_streaming_equals_the_whole(name):
+    cell, params, xs = build(name, jnp.float32)
+    spec = spec_for(cell, "all")
+    stats = None
+    if cell.init_stats:
+        keys = jax.random.split(jax.random.key(5))
+        stats = cell.init_stats()
+        stats = {
+            "mean": jax.random.normal(keys[0], stats["mean"].shape),
+            "var": jax.random.uniform(keys[1], stats["var"].shape) + 0.5,
+        }
+    whole_carry, whole = unroll(cell, params, xs, zoneout=spec, deterministic=True, stats=stats)
+    step = jax.jit(
+        lambda x, carry: unroll(
+            cell, params, x, carry, zoneout=spec, deterministic=True, stats=stats
+        )
+    )
+    carry, ys = cell.initial_carry(params, B), []
+    for t in range(T):
+        carry, y = step(xs[t : t + 1], carry)
+        ys.append(y[0])
+    np.testing.assert_allclose(jnp.stack(ys), whole, rtol=0, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), carry, whole_carry
+    )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_rates_zero_and_one(name):
+    cell, params, xs = build(name, jnp.float32)
+    rates = {"cells": 0.0, "states": 0.0, "update_drop": 0.0}
+
+    def run(params, spec):
+        return unroll(cell, params, xs, zoneout=spec, key=KEY)[:2]
+
+    plain = run(params, None)
+    zero = run(params, Zoneout(**{n: 0.0 for n in rates if n in cell.masks}))
+    jax.tree.map(np.testing.assert_array_equal, zero, plain)
+    # Of a traced rate the compiler does not know that it is 0: rounding may differ.
+    traced = jax.jit(run)(params, Zoneout(**{n: 0.0 for n in rates if n in cell.masks}))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), traced, plain)
+    ones = Zoneout(**{n: 1.0 for n in ("cells", "states") if n in cell.masks})
+    carry, ys = run(params, ones)
+    start = cell.initial_carry(params, B)
+    for now, before in list(zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True))[:2]:
+        np.testing.assert_array_equal(now, before)
+    if CELLS[name][1].get("output") != "candidate":
+        assert not np.any(ys)
+    for spec in (Zoneout(), ones):
+        grads = jax.grad(lambda p, spec=spec: jnp.sum(run(p, spec)[1]))(params)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_bfloat16_products_keep_a_float32_state(name):
+    kind, options = CELLS[name]
+    _, params, xs = build(name, jnp.float32)
+    exact, rough = (FACTORIES[kind](F, H, dtype=d, **options) for d in (None, jnp.bfloat16))
+    (carry, ys), (_, wanted) = (unroll(c, params, xs)[:2] for c in (rough, exact))
+    assert {leaf.dtype for leaf in jax.tree.leaves((carry, ys))} == {jnp.dtype("float32")}
+    # Operands carry 8 bits: errors of 2⁻⁸ in each product, over 7 steps; none at all would mean
+    # that the option was not used.
+    error = np.abs(ys - wanted).max()
+    scale = 1 if CELLS[name][1].get("activation") != "relu" else float(np.abs(wanted).max())
+    assert 0 < error < 0.1 * scale
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru reset before", "lstm batch norm"])
+def test_transformations(name):
+    cell, params, xs = build(name, jnp.float32)
+    spec = spec_for(cell, "all")
+
+    def run(params, key):
+        return unroll(cell, params, xs, zoneout=spec, key=key)[1]
+
+    keys = jax.random.split(KEY, 3)
+    samples = jax.vmap(run, (None, 0))(params, keys)  # Monte-Carlo evaluation
+    for one, key in zip(samples, keys, strict=True):
+        np.testing.assert_allclose(one, run(params, key), rtol=0, atol=1e-5)
+    assert np.all(samples.std(0).max((0, 2)) > 0)
+    stacked = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    both = jax.vmap(run, (0, None))(stacked, KEY)
+    np.testing.assert_allclose(both[0], run(params, KEY), rtol=0, atol=1e-5)
+
+    def loss(params):
+        return jnp.sum(jnp.square(run(params, KEY)))
+
+    plain, again = jax.grad(loss)(params), jax.grad(jax.checkpoint(loss))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), plain, again)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: rnn(F, H, activation="sine"), ValueError, "activation must be one of 'tanh'"),
+        (lambda: lstm(F, H, normalization="group"), ValueError, "normalization must be one of"),
+        (lambda: lstm(F, H, normalization="batch"), ValueError, "needs max_steps"),
+        (lambda: lstm(F, H, max_steps=3), ValueError, "max_steps is for"),
+        (lambda: lstm(F, H, output="gate"), ValueError, "output must be one of"),
+        (lambda: gru(0, H), ValueError, "in_features must be at least 1, got 0"),
+        (lambda: call(rnn, zoneout=Zoneout(cells=0.5), key=KEY), ValueError, "no cells to mask"),
+        (lambda: call(gru, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
+        (lambda: call(gru, seq_lengths=np.array([-1, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
+        (lambda: call(gru, chunk=0), ValueError, "chunk must be at least 1"),
+        (lambda: call(gru, implementation="fast"), ValueError, "one of fused, scan"),
+        (lambda: call(gru, carry_noise=0.1), ValueError, "noise in training needs a random key"),
+        (lambda: call(gru, stats={}), ValueError, "batch-normalized cells only"),
+        (
+            lambda: call(functools.partial(lstm, **BATCH), deterministic=True),
+            ValueError,
+            "needs its population stats",
+        ),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=lambda step: 0.1), key=KEY),
+            TypeError,
+            r"spec.at\(step\)",
+        ),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def call(factory, **options):
+    cell = factory(F, H)
+    return unroll(cell, cell.init(jax.random.key(0)), jnp.ones((T, B, F)), **options)
