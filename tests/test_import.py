@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = (
     "flax optax orbax tensorflow_datasets tensorflow tyro matplotlib rich tensorboardX torch chex"
 )
@@ -19,5 +21,6 @@ def test_import_loads_jax_and_numpy_only():
     assert loaded("zoneout_jax", f"jax {HEAVY}") == ["jax"]
 
 
-def test_linen_brings_flax():
-    assert loaded("zoneout_jax.linen", "flax tensorflow_datasets tyro matplotlib") == ["flax"]
+@pytest.mark.parametrize("face", ["linen", "nnx"])
+def test_faces_bring_flax(face):
+    assert loaded(f"zoneout_jax.{face}", "flax tensorflow_datasets tyro matplotlib") == ["flax"]

@@ -20,6 +20,7 @@ def within_four_sigma(values, mean, variance):
 def test_frequencies(rate):
     spec = Zoneout(cells=rate, states=rate, update_drop=rate)
     masks = spec.sample(jax.random.key(1), T, B, H)
+    assert spec.active == (rate > 0)
     for mask, mean in ((masks.cells, rate), (masks.states, rate), (masks.update, 1 - rate)):
         assert mask.shape == (T, B, H) and mask.dtype == bool
         mask = np.asarray(mask, np.float64)
@@ -62,17 +63,67 @@ def test_gaussian_moments():
         assert abs(mask.var() / variance - 1) <= 4 * np.sqrt(2 / mask.size)
 
 
-def test_variants_share_what_they_should():
-    key = jax.random.key(5)
-    shared = Zoneout(cells=0.5, states=0.5, shared=True).sample(key, T, B, H)
-    np.testing.assert_array_equal(shared.cells, shared.states)
-    static = Zoneout(cells=0.5, states=0.5, static=True).sample(key, T, B, H)
-    assert static.cells.shape == (1, B, H)
-    layer = Zoneout(cells=0.5, states=0.5, per_layer=True).sample(key, T, B, H)
-    assert layer.cells.shape == (T, B, 1)
-    for masks in (static, layer):
-        assert not np.array_equal(masks.cells, masks.states)
-        assert 0.4 < masks.cells.mean() < 0.6
+VARIANTS = {
+    "bernoulli": {},
+    "shared": {"shared": True},
+    "static": {"static": True},
+    "stochastic depth": {"per_layer": True},
+    "static stochastic depth": {"static": True, "per_layer": True},
+    "gaussian": {"gaussian": True},
+    "gaussian static": {"gaussian": True, "static": True},
+    "gaussian stochastic depth, shared": {"gaussian": True, "per_layer": True, "shared": True},
+}
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name, rate):
+    """Mean, variance, and independence along every axis along which masks are not shared."""
+    kinds = VARIANTS[name]
+    shape = (1 if "static" in kinds else T, 400, 1 if "per_layer" in kinds else H)
+    spec = Zoneout(cells=rate, states=rate, update_drop=rate, **kinds)
+    masks = spec.sample(jax.random.key(5), T, 400, H)
+    drawn = {"cells": (masks.cells, rate), "update": (masks.update, 1 - rate)}
+    if "shared" in kinds:
+        assert masks.states is masks.cells
+    else:
+        drawn["states"] = masks.states, rate
+    variance = rate * (1 - rate)
+    arrays = []
+    for mask, mean in drawn.values():
+        assert mask.shape == shape
+        assert mask.dtype == (jnp.float32 if "gaussian" in kinds else bool)
+        mask = np.asarray(mask, np.float64)
+        arrays.append(mask)
+        assert within_four_sigma(mask, mean, variance)
+        # Variance of the variance: that of (x − mean)², from the fourth moment.
+        fourth = 3 * variance**2
+        if "gaussian" not in kinds:
+            fourth = variance * (1 - 3 * variance)
+        spread = np.sqrt((fourth - variance**2) / mask.size)
+        assert abs(np.mean((mask - mean) ** 2) - variance) <= 4 * spread + 2.0**-15
+        for axis in range(3):
+            if mask.shape[axis] > 1:
+                left = np.take(mask, range(mask.shape[axis] - 1), axis)
+                right = np.take(mask, range(1, mask.shape[axis]), axis)
+                assert abs(correlation_in_sigmas(left, right)) < 4
+    for one in range(len(arrays)):
+        for other in range(one):
+            assert abs(correlation_in_sigmas(arrays[one], arrays[other])) < 4
+
+
+def test_schedules():
+    spec = Zoneout(cells=lambda step: 0.1 * step, states=0.05)
+
+    @jax.jit
+    def frequency(step):
+        masks = spec.at(step).sample(jax.random.key(0), T, B, H)
+        return masks.cells.mean(), masks.states.mean()
+
+    for step in (0, 3, 10):
+        cells, states = frequency(step)
+        assert abs(cells - 0.1 * step) <= 4 * np.sqrt(0.25 / (T * B * H)) * (step % 10 > 0) + 1e-4
+        assert abs(states - 0.05) < 4 * np.sqrt(0.05 / (T * B * H))
 
 
 def test_masks_belong_to_examples():

@@ -1,0 +1,167 @@
+"""The Flax NNX modules."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoneout_jax import Zoneout, interop, linen
+from zoneout_jax.nnx import ZoneoutGRUCell, ZoneoutLSTMCell, ZoneoutRNN, ZoneoutSimpleCell
+
+B, T, F, H = 3, 6, 4, 5
+SPEC = Zoneout(cells=0.5, states=0.3)
+XS = jax.random.normal(jax.random.key(0), (B, T, F))
+LENGTHS = jnp.array([6, 2, 4])
+
+
+def layer(spec=SPEC, seed=0, **options):
+    return ZoneoutRNN(ZoneoutLSTMCell(F, H, zoneout=spec, rngs=nnx.Rngs(seed)), **options)
+
+
+@pytest.mark.parametrize(
+    ("time_major", "return_carry", "reverse", "keep_order", "lengths"),
+    list(itertools.product([False, True], repeat=5)),
+)
+def test_takes_the_place_of_nnx_rnn(time_major, return_carry, reverse, keep_order, lengths):
+    options = {
+        "time_major": time_major,
+        "return_carry": return_carry,
+        "reverse": reverse,
+        "keep_order": keep_order,
+    }
+    seq_lengths = LENGTHS if lengths else None
+    xs = jnp.swapaxes(XS, 0, 1) if time_major else XS
+    ours = layer(Zoneout(), **options)
+    theirs = nnx.RNN(nnx.OptimizedLSTMCell(F, H, rngs=nnx.Rngs(1)), **options)
+    nnx.update(theirs.cell, interop.to_nnx(ours.cell.pure_params()))
+    got, wanted = (rnn(xs, seq_lengths=seq_lengths) for rnn in (ours, theirs))
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    if return_carry:
+        for one, other in zip(got[0], wanted[0], strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+        got, wanted = got[1], wanted[1]
+    if time_major:
+        got, wanted = jnp.swapaxes(got, 0, 1), jnp.swapaxes(wanted, 0, 1)
+    for b in range(B):
+        end = int(LENGTHS[b]) if lengths else T
+        np.testing.assert_allclose(got[b, :end], wanted[b, :end], rtol=0, atol=1e-6)
+        assert not np.any(got[b, end:])
+
+
+@pytest.mark.parametrize("kind", ["nnx.RNN", "ZoneoutRNN", "nnx.Bidirectional", "nnx.scan"])
+def test_masks_differ_over_time_and_by_call(kind):
+    # With a rate of 1/2 on states alone, what is kept shows in the outputs.
+    spec = Zoneout(states=0.5)
+    cells = [ZoneoutLSTMCell(F, H, zoneout=spec, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+
+    def scanned(xs):
+        @nnx.scan(in_axes=(nnx.StateAxes({...: nnx.Carry}), nnx.Carry, 1), out_axes=(nnx.Carry, 1))
+        def step(cell, carry, x):
+            return cell(carry, x)
+
+        return step(cells[0], cells[0].initialize_carry((B, F)), xs)[1]
+
+    run = {
+        "nnx.RNN": lambda: nnx.RNN(cells[0]),
+        "ZoneoutRNN": lambda: ZoneoutRNN(cells[0]),
+        "nnx.Bidirectional": lambda: nnx.Bidirectional(*[ZoneoutRNN(cell) for cell in cells]),
+        "nnx.scan": lambda: scanned,
+    }[kind]()
+    ys = [run(XS) for _ in range(2)]
+    assert not np.array_equal(*ys)
+    kept = np.asarray(ys[0][:, 1:, :H] == ys[0][:, :-1, :H])
+    assert len({kept[:, t].tobytes() for t in range(T - 1)}) == T - 1
+    assert 0.2 < kept.mean() < 0.8
+
+
+def test_train_and_eval():
+    rnn = layer()
+    noisy = rnn(XS)
+    rnn.eval()
+    expected = rnn(XS)
+    np.testing.assert_array_equal(expected, rnn(XS))
+    np.testing.assert_allclose(nnx.RNN(rnn.cell)(XS), expected, rtol=0, atol=1e-6)
+    rnn.train()
+    assert not np.array_equal(noisy, rnn(XS))
+    np.testing.assert_array_equal(rnn(XS, deterministic=True), expected)
+    # The same seed gives the same run.
+    np.testing.assert_array_equal(noisy, layer()(XS))
+
+
+def test_rates_at_the_call_are_traced():
+    rnn, traces = layer(), []
+
+    @nnx.jit
+    def run(rnn, spec):
+        traces.append(spec)
+        return rnn(XS, zoneout=spec, deterministic=True)
+
+    outs = [run(rnn, Zoneout(cells=rate)) for rate in (0.0, 0.5)]
+    assert len(traces) == 1 and np.abs(outs[0] - outs[1]).max() > 1e-3
+
+
+def test_learned_carry_is_trained():
+    cell = ZoneoutGRUCell(F, H, learned_carry=True, rngs=nnx.Rngs(0))
+    cell.initial_h = nnx.Param(jnp.arange(5.0))
+    np.testing.assert_array_equal(cell.initialize_carry((B, F))[1], jnp.arange(5.0))
+    rnn = ZoneoutRNN(cell)
+    np.testing.assert_allclose(nnx.RNN(cell)(XS), rnn(XS), rtol=0, atol=1e-6)
+    gradient = nnx.grad(lambda rnn: jnp.sum(rnn(XS)))(rnn)
+    assert np.all(gradient["cell"]["initial_h"][...] != 0)
+
+
+@pytest.mark.parametrize("face", ["linen", "nnx"])
+def test_layers_have_masks_of_their_own(face, monkeypatch):
+    drawn, sample = [], Zoneout.sample
+
+    def record(self, *arguments, **options):
+        drawn.append(sample(self, *arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(Zoneout, "sample", record)
+    xs = jnp.ones((40, 20, 30))
+    specs = [Zoneout(states=0.5), Zoneout(states=0.5), Zoneout(states=0.1)]
+    if face == "nnx":
+        rngs = nnx.Rngs(0)
+        ZoneoutRNN([ZoneoutSimpleCell(30, 30, zoneout=s, rngs=rngs) for s in specs])(xs)
+    else:
+        rnn = linen.ZoneoutRNN([linen.ZoneoutSimpleCell(30, zoneout=s) for s in specs])
+        variables = rnn.init(jax.random.key(0), xs, deterministic=True)
+        rnn.apply(variables, xs, deterministic=False, rngs={"zoneout": jax.random.key(1)})
+    one, two, rare = (np.asarray(masks.states, np.float64).ravel() for masks in drawn)
+    assert abs(np.corrcoef(one, two)[0, 1]) < 4 / np.sqrt(one.size)
+    assert abs(np.corrcoef(one, rare)[0, 1]) < 4 / np.sqrt(one.size)
+    assert abs(rare.mean() - 0.1) < 4 * np.sqrt(0.09 / rare.size) + 2.0**-16
+
+
+def test_any_batch_dimensions():
+    rnn = layer(return_carry=True)
+    xs = jax.random.normal(jax.random.key(1), (2, 3, T, F))
+    carry, ys = rnn(xs, deterministic=True, seq_lengths=jnp.full((2, 3), 4))
+    assert carry[0].shape == (2, 3, H) and ys.shape == (2, 3, T, H)
+    wanted = rnn(xs[1], deterministic=True, seq_lengths=jnp.full(3, 4))[1]
+    np.testing.assert_allclose(ys[1], wanted, rtol=0, atol=1e-6)
+    assert rnn(XS[0], deterministic=True)[1].shape == (T, H)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ZoneoutRNN(nnx.GRUCell(F, H, rngs=nnx.Rngs(0))), TypeError, "got GRUCell"),
+        (lambda: layer()(XS, initial_carry=(XS, XS)), ValueError, "arrays of a carry must be"),
+        (lambda: layer()(XS, seq_lengths=jnp.ones(2, int)), ValueError, "seq_lengths must be"),
+        (lambda: layer()(XS, seq_lengths=np.full(3, 9)), ValueError, r"in \[0, 6\]"),
+        (lambda: layer()(XS[0, 0]), ValueError, "inputs must be"),
+        (
+            lambda: nnx.RNN(layer(Zoneout(cells=0.5, static=True)).cell)(XS),
+            ValueError,
+            "use ZoneoutRNN",
+        ),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
