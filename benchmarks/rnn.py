@@ -1,0 +1,220 @@
+"""Recurrent layers side by side: zoneout here, Flax without zoneout, torch, the bound.
+
+    python -m benchmarks.rnn                        # all shapes; about half an hour on two cores
+    python -m benchmarks.rnn --shapes char-PTB --rounds 7
+    python -m benchmarks.rnn --quick                # checks that it runs; its times mean nothing
+
+All peers run in turn, round after round, in one run on one machine, so that whatever else happens
+there happens to all. Ours draws its masks inside the timed call; Flax's cells and `nn.LSTM` have no
+zoneout. A ratio is the median over rounds of ratios within a round. "Forward" computes the outputs,
+in training; "forward + backward" the gradients of half the sum of their squares.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.jax_peers import Peer, Shape, make_peers
+from zoneout_jax.training import fail, parse, versions, write_json
+
+SHAPES = {
+    "char-PTB": Shape(32, 100, 50, 1000),
+    "text8": Shape(128, 180, 27, 2000),
+    "permuted MNIST": Shape(100, 784, 1, 100),
+    "word-PTB 256": Shape(20, 35, 256, 256, input_gradient=True),
+    "word-PTB 650": Shape(20, 35, 650, 650, input_gradient=True),
+    "seq2seq": Shape(32, 13, 12, 128),
+}
+QUICK = {"quick": Shape(2, 3, 4, 8, input_gradient=True)}
+PASSES = ("forward", "backward")
+GOALS = (
+    ("zoneout", "Flax Linen OptimizedLSTMCell"),
+    ("zoneout, bfloat16 products", "Flax Linen OptimizedLSTMCell"),
+    ("zoneout", "torch loop with zoneout"),
+    ("zoneout", "matrix products alone"),
+    ("zoneout", "zoneout off"),
+)
+"""Ratios to report."""
+SAMPLE_SECONDS = 0.2
+"""A sample of a fast peer is so many calls that it lasts about so long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure, and for how long."""
+
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    """Shapes by name."""
+    rounds: int = 9
+    """Rounds of all peers."""
+    text8_rounds: int = 3
+    """Rounds at the shape of text8, a call of which takes many seconds."""
+    quick: bool = False
+    """A tiny shape, two rounds."""
+    out: pathlib.Path = pathlib.Path("benchmarks/results/rnn")
+    """Result files, without .json and .md."""
+
+    def __post_init__(self):
+        for name in self.shapes:
+            if name not in SHAPES:
+                raise ValueError(f"shapes must be of {', '.join(SHAPES)}; got {name!r}")
+        for name in ("rounds", "text8_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Compiled:
+    """A pass of a JAX peer, compiled for a shape."""
+
+    def __init__(self, peer: Peer, of: str, shape: Shape):
+        xs = jax.random.normal(
+            jax.random.key(1), (shape.steps, shape.batch, shape.inputs), jnp.float32
+        )
+        self._arguments = (peer.params, xs, jax.random.key(2))
+        start = time.perf_counter()
+        self._run = jax.jit(getattr(peer, of)).lower(*self._arguments).compile()
+        self.facts = {
+            "compile_seconds": time.perf_counter() - start,
+            "temporary_bytes": self._run.memory_analysis().temp_size_in_bytes,
+        }
+
+    def __call__(self, calls: int) -> float:
+        """Seconds of so many calls."""
+        start = time.perf_counter()
+        for _ in range(calls):
+            jax.block_until_ready(self._run(*self._arguments))
+        return time.perf_counter() - start
+
+
+class Torch:
+    """The process that runs torch's peers, with as many threads as there are cores."""
+
+    def __init__(self):
+        command = [sys.executable, "-m", "benchmarks.torch_peers", str(os.cpu_count())]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **order) -> dict:
+        """The process's answer."""
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def seconds(self, peer: str, of: str, calls: int) -> float:
+        """Seconds of so many calls of a pass of a peer."""
+        return self.ask(peer=peer, calls=calls, **{"pass": of})["seconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def torch_process() -> Iterator[Torch | None]:
+    """Torch's process, or None where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        yield None
+        return
+    with contextlib.closing(Torch()) as torch:
+        yield torch
+
+
+def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
+    """Seconds of a call of each pass of each peer in each round, and what the compiler says."""
+    result = {}
+    for of in PASSES:
+        compiled = {name: Compiled(peer, of, shape) for name, peer in make_peers(shape).items()}
+        facts = {name: run.facts for name, run in compiled.items()}
+        runs = dict(compiled)
+        if torch is not None:
+            for name in torch.ask(shape=list(shape))["peers"]:
+                runs[name] = functools.partial(torch.seconds, name, of)
+        calls = {}
+        for name, run in runs.items():
+            run(1)
+            calls[name] = max(1, round(SAMPLE_SECONDS / run(1)))
+        seconds = {name: [] for name in runs}
+        for number in range(rounds):
+            names = list(runs)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                seconds[name].append(runs[name](calls[name]) / calls[name])
+        result[of] = {name: {"seconds": seconds[name]} | facts.get(name, {}) for name in runs}
+    return result
+
+
+def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | None:
+    """The median of the ratios within each round, or that of a single number."""
+    if other not in peers:
+        return None
+    one, two = (peers[name].get(key) for name in (ours, other))
+    if isinstance(one, list):
+        return statistics.median(a / b for a, b in zip(one, two, strict=True))
+    return one / two
+
+
+def table(results: dict) -> str:
+    """Markdown tables: ratios by shape, and medians of each peer."""
+    lines = ["| forward + backward | " + " | ".join(results) + " |", "| --- " * (len(results) + 1)]
+    lines[-1] += "|"
+    memory = ("zoneout", "Flax Linen OptimizedLSTMCell", "temporary_bytes")
+    for ours, other, *key in (*GOALS, memory):
+        found = [ratio(result["backward"], ours, other, *key) for result in results.values()]
+        cells = ["–" if value is None else f"{value:.2f}" for value in found]
+        what = "memory of " if key else ""
+        lines.append(f"| {what}{ours} / {other} | " + " | ".join(cells) + " |")
+    for of, title in (("backward", "forward + backward"), ("forward", "forward")):
+        lines += ["", f"| {title}, ms | " + " | ".join(results) + " |"]
+        lines.append("| --- " * (len(results) + 1) + "|")
+        for name in next(iter(results.values()))[of]:
+            medians = [statistics.median(r[of][name]["seconds"]) for r in results.values()]
+            lines.append(f"| {name} | " + " | ".join(f"{1000 * m:.3g}" for m in medians) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints and keeps the result."""
+    try:
+        options = parse(Options, argv, "python -m benchmarks.rnn", "Recurrent layers side by side.")
+    except ValueError as error:
+        fail(error)
+    shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes}
+    results, torch_version = {}, "not installed"
+    with torch_process() as torch:
+        for name, shape in shapes.items():
+            rounds = options.text8_rounds if name == "text8" else options.rounds
+            print(f"{name}: (B, T, F, H) = {shape[:4]}", file=sys.stderr)
+            results[name] = measure(shape, 2 if options.quick else rounds, torch)
+        if torch is not None:
+            torch_version = torch.ask(shape=[1, 1, 1, 1, False])["version"]
+    command = ["python", "-m", "benchmarks.rnn", *(sys.argv[1:] if argv is None else argv)]
+    content = {
+        "command": " ".join(command),
+        "shapes": {name: shape._asdict() for name, shape in shapes.items()},
+        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "versions": versions() | {"torch": torch_version},
+        "results": results,
+    }
+    text = table(results)
+    print(text)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.out.with_suffix(".json"), content)
+    options.out.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
