@@ -18,46 +18,55 @@ from zoneout_jax.zoneout import Masks, zoneout
 Params = dict[str, Any]
 Carry = Any
 
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
 class Cell(NamedTuple):
     """A recurrent cell.
 
-    A step multiplies kernels with operands and does the rest elementwise. `advance` is handed the
-    function that multiplies, so that the runner decides how products are made, kept and
-    differentiated.
+    A step multiplies kernels with operands, squashes the results and does the rest elementwise.
+    `advance` is handed the functions that multiply and squash, so that the runner decides how
+    products are made, what is kept of a step, and how it is differentiated.
 
     Attributes:
       init: `init(key) -> params`, a dict of arrays.
       initial_carry: `initial_carry(params, batch) -> carry` before the first step.
-      project: `project(params, xs)`: the part of a step that does not depend on the carry, for
-        inputs with any leading dimensions. It can be computed for a whole sequence at once.
-      kernels: `kernels(params)`: the recurrent kernels `[H, H]`, a tuple of groups; those of one
-        group multiply the same operand, those of the first the hidden state.
+      project: `project(params, xs)`: the part of a step that does not depend on the carry,
+        `[…, kH]` for inputs `[…, F]` and k gates; it can be computed for a whole sequence at once.
+      kernels: `kernels(params)`: the recurrent kernels `[H, ·]`; the first multiplies the hidden
+        state.
       gains: `gains(params)`: the other parameters that a step needs; vectors.
-      advance: `advance(gains, carry, projected, masks, multiply, normalize) -> (carry, output)`:
-        the rest of a step. `multiply(operand, group)` is the tuple of products of a group,
-        `normalize(row, x)` batch normalization.
+      advance: `advance(gains, carry, projected, masks, multiply, activate, normalize) -> (carry,
+        output)`: the rest of a step. `projected` is a tuple of gates. `multiply(operand, n)` is the
+        tuple of products with kernel n, `activate(names, values)` applies functions of
+        `ACTIVATIONS`, `normalize(row, values)` is batch normalization.
       hidden: `hidden(carry)`: the hidden state `[B, H]`.
       product: `product(x, kernel)`, the matrix product in the cell's types.
+      operand_dtype: the type that it converts its operands to.
       masks: names of the masks that the cell understands.
       in_features: F.
       hidden_features: H.
+      gates: k.
+      additive: number of leading gates for which `projected` is only ever added to the product of
+        the first kernel; `multiply` returns their sums. If any, all of a step is elementwise but
+        for its products. If all, `project` is xs `params["input"]` + `params["bias"]`.
       init_stats: `init_stats()`, initial population statistics, if the cell is batch-normalized.
     """
 
     init: Callable[[jax.Array], Params]
     initial_carry: Callable[[Params, int], Carry]
-    project: Callable[[Params, jax.Array], Any]
-    kernels: Callable[[Params], tuple[tuple[jax.Array, ...], ...]]
+    project: Callable[[Params, jax.Array], jax.Array]
+    kernels: Callable[[Params], tuple[jax.Array, ...]]
     gains: Callable[[Params], Params]
     advance: Callable[..., tuple[Carry, jax.Array]]
     hidden: Callable[[Carry], jax.Array]
     product: Callable[[jax.Array, jax.Array], jax.Array]
+    operand_dtype: Any
     masks: tuple[str, ...]
     in_features: int
     hidden_features: int
+    gates: int
+    additive: int
     init_stats: Callable[[], Stats] | None = None
 
     def step(
@@ -81,13 +90,33 @@ class Cell(NamedTuple):
           The new carry and the output `[B, H]`.
         """
         kernels = self.kernels(params)
+        projected = tuple(jnp.split(self.project(params, x), self.gates, -1))
 
-        def multiply(operand, group):
-            return tuple(self.product(operand, kernel) for kernel in kernels[group])
+        def multiply(operand, number):
+            parts = split_gates(self.product(operand, kernels[number]), self.hidden_features)
+            return add_projected(parts, projected[: self.additive]) if number == 0 else parts
 
         normalize = BatchNormalizer(carry[2], stats) if self.init_stats else None
-        projected, masks = self.project(params, x), masks or Masks()
-        return self.advance(self.gains(params), carry, projected, masks, multiply, normalize)
+        masks = masks or Masks()
+        return self.advance(
+            self.gains(params), carry, projected, masks, multiply, activate, normalize
+        )
+
+
+def activate(names: tuple[str, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Applies to each value the function of its name."""
+    return tuple(ACTIVATIONS[name](value) for name, value in zip(names, values, strict=True))
+
+
+def split_gates(wide: jax.Array, features: int, axis: int = -1) -> tuple[jax.Array, ...]:
+    """Cuts an array of kH features into the k gates."""
+    return tuple(jnp.split(wide, wide.shape[axis] // features, axis))
+
+
+def add_projected(parts: tuple, projected: tuple) -> tuple[jax.Array, ...]:
+    """Adds what comes of the inputs to the leading products."""
+    sums = tuple(part + x for part, x in zip(parts, projected, strict=False))
+    return sums + parts[len(sums) :]
 
 
 # The same arguments give the same cell, which compiled functions are then found by.
@@ -135,7 +164,7 @@ def gru(
     """
     check_sizes(in_features=in_features, hidden_features=hidden_features)
     check_choice("output", output, ("state", "candidate"))
-    squash = get_activation(activation)
+    check_choice("activation", activation, ("tanh", "relu"))
     product = matrix_product(param_dtype, dtype)
     zeros = (("initial_h",) if learned_carry else ()) + (("recurrent_bias",) if reset_after else ())
 
@@ -146,42 +175,48 @@ def gru(
         params["bias"] = jnp.zeros(3 * hidden_features, param_dtype)
         return params | {name: jnp.zeros(hidden_features, param_dtype) for name in zeros}
 
-    def project(params: Params, xs: jax.Array) -> tuple[jax.Array, ...]:
-        kernels, biases = jnp.split(params["input"], 3, -1), jnp.split(params["bias"], 3)
-        return tuple(product(xs, k) + b for k, b in zip(kernels, biases, strict=True))
-
-    def kernels(params: Params) -> tuple[tuple[jax.Array, ...], ...]:
-        r, z, n = jnp.split(params["recurrent"], 3, -1)
-        return ((r, z, n),) if reset_after else ((r, z), (n,))
+    def kernels(params: Params) -> tuple[jax.Array, ...]:
+        recurrent = params["recurrent"]
+        if reset_after:
+            return (recurrent,)
+        return recurrent[:, : 2 * hidden_features], recurrent[:, 2 * hidden_features :]
 
     def advance(
-        gains: Params, h: Carry, projected: Any, masks: Masks, multiply: Any, normalize: Any
+        gains: Params,
+        h: Carry,
+        projected: Any,
+        masks: Masks,
+        multiply: Any,
+        activate: Any,
+        normalize: Any,
     ) -> tuple[Carry, jax.Array]:
         del normalize
-        products = multiply(h, 0)
-        r = jax.nn.sigmoid(projected[0] + products[0])
-        z = jax.nn.sigmoid(projected[1] + products[1])
+        r, z, *recurrent = multiply(h, 0)
+        r, z = activate(("sigmoid", "sigmoid"), (r, z))
         if reset_after:
-            recurrent = r * (products[2] + gains["recurrent_bias"])
+            recurrent = r * (recurrent[0] + gains["recurrent_bias"])
         else:
             (recurrent,) = multiply(r * h, 1)
-        u = None if masks.update is None else jnp.asarray(masks.update).astype(h.dtype)
-        candidate = z * h + scaled(u, (1 - z) * squash(projected[2] + recurrent))
+        (n,) = activate((activation,), (projected[2] + recurrent,))
+        candidate = z * h + scaled(masks.update, (1 - z) * n)
         new = zoneout(h, candidate, masks.states)
         return new, new if output == "state" else candidate
 
     return Cell(
         init=init,
         initial_carry=_initial_hidden(hidden_features, learned_carry, param_dtype),
-        project=project,
+        project=lambda params, xs: product(xs, params["input"]) + params["bias"],
         kernels=kernels,
         gains=lambda params: {n: params[n] for n in ("recurrent_bias",) if reset_after},
         advance=advance,
         hidden=lambda carry: carry,
         product=product,
+        operand_dtype=dtype or param_dtype,
         masks=("states", "update"),
         in_features=in_features,
         hidden_features=hidden_features,
+        gates=3,
+        additive=2,
     )
 
 
@@ -223,7 +258,7 @@ def rnn(
     """
     check_sizes(in_features=in_features, hidden_features=hidden_features)
     check_choice("output", output, ("state", "candidate"))
-    squash = get_activation(activation)
+    check_choice("activation", activation, ("tanh", "relu"))
     product = matrix_product(param_dtype, dtype)
 
     def init(key: jax.Array) -> Params:
@@ -234,10 +269,16 @@ def rnn(
         return params | {name: jnp.zeros(hidden_features, param_dtype) for name in zeros}
 
     def advance(
-        gains: Params, h: Carry, projected: Any, masks: Masks, multiply: Any, normalize: Any
+        gains: Params,
+        h: Carry,
+        projected: Any,
+        masks: Masks,
+        multiply: Any,
+        activate: Any,
+        normalize: Any,
     ) -> tuple[Carry, jax.Array]:
-        del gains, normalize
-        candidate = squash(projected + multiply(h, 0)[0])
+        del gains, projected, normalize
+        (candidate,) = activate((activation,), multiply(h, 0))
         new = zoneout(h, candidate, masks.states)
         return new, new if output == "state" else candidate
 
@@ -245,20 +286,23 @@ def rnn(
         init=init,
         initial_carry=_initial_hidden(hidden_features, learned_carry, param_dtype),
         project=lambda params, xs: product(xs, params["input"]) + params["bias"],
-        kernels=lambda params: ((params["recurrent"],),),
+        kernels=lambda params: (params["recurrent"],),
         gains=lambda params: {},
         advance=advance,
         hidden=lambda carry: carry,
         product=product,
+        operand_dtype=dtype or param_dtype,
         masks=("states",),
         in_features=in_features,
         hidden_features=hidden_features,
+        gates=1,
+        additive=1,
     )
 
 
 def scaled(mask: jax.Array | None, x: jax.Array) -> jax.Array:
-    """The product with a mask; without one, `x`."""
-    return x if mask is None else mask * x
+    """The product with a mask of booleans or numbers; without one, `x`."""
+    return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
 
 
 def init_kernels(key, in_features, hidden_features, blocks, kernel_init, recurrent_init, dtype):
@@ -293,12 +337,6 @@ def matrix_product(param_dtype: Any, dtype: Any) -> Callable[[jax.Array, jax.Arr
         )
 
     return product
-
-
-def get_activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function of a name; raises ValueError for an unknown one."""
-    check_choice("activation", name, tuple(ACTIVATIONS))
-    return ACTIVATIONS[name]
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -1,8 +1,10 @@
-"""Cells over time with a backward pass that makes each weight gradient in one product.
+"""Cells over time, with a backward pass of our own.
 
-The derivative of `lax.scan` adds a [H, H] product to every weight gradient at every step. Here the
-backward scan only passes on the gradients of the products, dz_t, and the weight gradient is one
-product over time and batch: dW = Σ_t a_tᵀ dz_t, with a_t the operand (h_{t−1}, for most kernels).
+The derivative of `lax.scan` adds a product as large as a kernel to every weight gradient at every
+step, and keeps whatever its rules ask for. Here the backward scan only passes on the gradients of
+the products, dz_t, from the activated gates and carries that the forward scan kept; the gradient of
+a kernel then is one product over time and batch, dW = Σ_t a_tᵀ dz_t, with a_t the operand (h_{t−1}
+for most kernels).
 """
 
 import functools
@@ -12,9 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoneout_jax.cells import Carry, Cell, Params
+from zoneout_jax.cells import Carry, Cell, Params, activate, add_projected, split_gates
 from zoneout_jax.normalization import BatchNormalizer, Stats
 from zoneout_jax.zoneout import Masks
+
+SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+    "relu": lambda y: (y > 0).astype(y.dtype),
+}
+"""Derivatives of the activations, as functions of their values."""
 
 
 class How(NamedTuple):
@@ -26,6 +35,9 @@ class How(NamedTuple):
       unroll: steps in one iteration of the loop.
       emit: `emit(carry, output)`: what to keep of each step.
       axis_name: mapped axis over which the batch is spread, for batch statistics.
+      transposed: arrays of a step are `[features, B]`, not `[B, features]`.
+      barriers: whether gates are to be computed once and stored, rather than anew wherever they are
+        read, as the compiler for CPUs would have it.
     """
 
     cell: Cell
@@ -33,25 +45,77 @@ class How(NamedTuple):
     unroll: int
     emit: Callable[[Carry, jax.Array], Any]
     axis_name: str | None
+    transposed: bool = False
+    barriers: bool = False
+
+    @property
+    def axis(self) -> int:
+        """The axis of features in the arrays of a step."""
+        return 0 if self.transposed else -1
+
+    def product(self, operand: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The product of an operand with an oriented kernel."""
+        product = self.cell.product
+        return product(kernel, operand) if self.transposed else product(operand, kernel)
+
+    def oriented(self, kernel: jax.Array) -> jax.Array:
+        """A kernel `[in, out]` as `product` takes it."""
+        kernel = kernel.astype(self.cell.operand_dtype)
+        # Stored, or a loop of one step has the transposition in its product, for which XLA's CPU
+        # backend lacks the code in bfloat16.
+        return self.stored(kernel.T) if self.transposed else kernel
+
+    def split(self, wide: jax.Array) -> tuple[jax.Array, ...]:
+        """Cuts the gates apart."""
+        return split_gates(wide, self.cell.hidden_features, self.axis)
+
+    def join(self, parts: tuple[jax.Array, ...]) -> jax.Array:
+        """Puts arrays of a step side by side, or of all steps."""
+        axis = parts[0].ndim - 2 if self.transposed else -1
+        return jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+    def batch_first(self, arrays: Any) -> Any:
+        """Arrays of a step or of all steps as `[…, B, features]`; or back."""
+        return (
+            jax.tree.map(lambda a: jnp.swapaxes(a, -1, -2), arrays) if self.transposed else arrays
+        )
+
+    def columns(self, steps: jax.Array) -> jax.Array:
+        """Arrays of all steps as `[features, T·B]`."""
+        if self.transposed:
+            return jnp.moveaxis(steps, 1, 0).reshape(steps.shape[1], -1)
+        return steps.reshape(-1, steps.shape[-1]).T
+
+    def stored(self, arrays: Any) -> Any:
+        """The arrays, held to be computed before what they are used for."""
+        return jax.lax.optimization_barrier(arrays) if self.barriers else arrays
 
 
 class Weights(NamedTuple):
-    """Parameters of a step: recurrent kernels in groups, and the others."""
+    """Parameters of a step.
 
-    kernels: tuple[tuple[jax.Array, ...], ...]
+    Attributes:
+      kernels: `cell.kernels`.
+      gains: `cell.gains`.
+      input: kernel of the inputs `[F, kH]` and bias of the gates `[kH]`, if each step multiplies
+        its input itself; None if that was done before.
+    """
+
+    kernels: tuple[jax.Array, ...]
     gains: Params
+    input: tuple[jax.Array, jax.Array] | None
 
 
 class Inputs(NamedTuple):
     """What a step reads besides carry and weights; None is "nothing of the kind".
 
     Attributes:
-      projected: `cell.project` of the inputs, leading axis T.
+      xs: `cell.project` of the inputs `[T, B, kH]`, or the inputs `[T, B, F]` themselves.
       masks: masks by name with a leading axis T.
       valid: booleans `[T, B, 1]`; where False the carry stands still and what is emitted is zero.
     """
 
-    projected: Any
+    xs: jax.Array
     masks: dict[str, jax.Array]
     valid: jax.Array | None
 
@@ -80,14 +144,14 @@ scan_fused = jax.custom_vjp(scan, nondiff_argnums=(0,))
 """`scan` with a backward pass of its own, and without a forward-mode derivative."""
 
 
-def _advance(how, gains, carry, inputs, constants, multiply):
-    """All of a step but its products."""
+def _advance(how, gains, carry, projected, inputs, constants, multiply, activate):
+    """All of a step but its products and activations."""
     cell, valid = how.cell, inputs.valid
     normalize = None
     if cell.init_stats:
         normalize = BatchNormalizer(carry[2], constants.stats, valid, how.axis_name)
     masks = Masks(**constants.masks, **inputs.masks)
-    new, output = cell.advance(gains, carry, inputs.projected, masks, multiply, normalize)
+    new, output = cell.advance(gains, carry, projected, masks, multiply, activate, normalize)
     emitted = how.emit(new, output)
     if valid is not None:
         # The number of the step goes on: it is the whole batch's.
@@ -97,17 +161,39 @@ def _advance(how, gains, carry, inputs, constants, multiply):
 
 
 def _forward(how, weights, carry, inputs, constants, save):
-    """The scan, and if `save` what the backward pass needs: each step's carry and products."""
+    """The scan, and if `save` what the backward pass needs.
+
+    That is, of each step: the carry before it, products that are no mere summand of a gate, and
+    activated gates.
+    """
+    additive = how.cell.additive
+    kernels = list(weights.kernels)
+    if weights.input:
+        kernel, bias = weights.input
+        kernels[0] = jnp.concatenate([kernels[0], kernel])
+        bias = how.split(bias[:, None] if how.transposed else bias)
+    kernels = [how.oriented(kernel) for kernel in kernels]
 
     def body(carry, inputs):
-        products = []
+        products, gates = [], []
+        projected = bias if weights.input else how.split(inputs.xs)
 
-        def multiply(operand, group):
-            products.append(tuple(how.cell.product(operand, k) for k in weights.kernels[group]))
-            return products[-1]
+        def multiply(operand, number):
+            if weights.input:
+                operand = how.join((operand, inputs.xs))
+            parts = how.split(how.product(operand, kernels[number]))
+            added = 0 if number else additive
+            products.append(parts[added:])
+            return add_projected(parts, projected[:added])
 
-        new, emitted = _advance(how, weights.gains, carry, inputs, constants, multiply)
-        return new, (emitted, (carry, tuple(products)) if save else None)
+        def activate_and_keep(names, values):
+            gates.append(how.stored(activate(names, values)))
+            return gates[-1]
+
+        new, emitted = _advance(
+            how, weights.gains, carry, projected, inputs, constants, multiply, activate_and_keep
+        )
+        return new, (emitted, (carry, products, gates) if save else None)
 
     return jax.lax.scan(body, carry, inputs, reverse=how.reverse, unroll=how.unroll)
 
@@ -118,86 +204,132 @@ def _scan_forward(how, weights, carry, inputs, constants):
 
 
 def _scan_backward(how, residuals, cotangents):
-    weights, inputs, constants, (carries, products) = residuals
+    weights, inputs, constants, saved = residuals
     d_carry, d_emitted = cotangents
+    cell, additive = how.cell, how.cell.additive
     # Masks of numbers have gradients, those of booleans do not.
-    soft, hard = _split_masks(constants.masks)
-    soft_inputs, hard_inputs = _split_masks(inputs.masks)
+    soft, hard = _soft_and_hard(constants.masks)
+    soft_inputs, hard_inputs = _soft_and_hard(inputs.masks)
+    kernels = [how.oriented(kernel.T) for kernel in weights.kernels]
 
     def body(state, step):
         d_carry, d_gains, d_soft = state
-        d_emitted, carry, products, inputs, soft_inputs = step
+        d_emitted, (carry, products, gates), inputs, soft_inputs = step
+        zero = jnp.zeros_like(cell.hidden(carry))
+        projected = (zero,) * cell.gates if weights.input else how.split(inputs.xs)
+        taps = [how.join((zero,) * (k.shape[1] // k.shape[0])) for k in weights.kernels]
 
-        def advance(gains, carry, projected, products, soft, soft_inputs):
-            operands = []
+        def advance(gains, carry, rest, taps, soft, soft_inputs):
+            operands, known = [], iter(gates)
 
-            def multiply(operand, group):
+            def multiply(operand, number):
                 operands.append(operand)
-                pairs = zip(weights.kernels[group], products[group], strict=True)
-                return tuple(_replay(how.cell.product, operand, *pair) for pair in pairs)
+                # The sum in a gate that is activated next is of no use: the gate is known.
+                values = (zero,) * (0 if number else additive) + products[number]
+                return _replay_product(how, operand, kernels[number], values, taps[number])
 
-            step_inputs = inputs._replace(projected=projected, masks=inputs.masks | soft_inputs)
-            step_constants = constants._replace(masks=hard | soft)
-            out = _advance(how, gains, carry, step_inputs, step_constants, multiply)
-            # The operand of the first group is in the carry, which is kept already.
+            def activate(names, values):
+                return _replay_activation(names, values, next(known))
+
+            out = _advance(
+                how,
+                gains,
+                carry,
+                projected[:additive] + rest,
+                inputs._replace(masks=inputs.masks | soft_inputs),
+                constants._replace(masks=hard | soft),
+                multiply,
+                activate,
+            )
+            # The operand of the first kernel is in the carry, which is kept already.
             return out, tuple(operands[1:])
 
-        projected = inputs.projected
         _, pull, operands = jax.vjp(
-            advance, weights.gains, carry, projected, products, soft, soft_inputs, has_aux=True
+            advance,
+            weights.gains,
+            carry,
+            projected[additive:],
+            taps,
+            soft,
+            soft_inputs,
+            has_aux=True,
         )
-        more_gains, d_carry, d_projected, d_products, more_soft, d_soft_inputs = pull(
+        more_gains, d_carry, d_rest, d_products, more_soft, d_soft_inputs = pull(
             (d_carry, d_emitted)
         )
         add = functools.partial(jax.tree.map, jnp.add)
         state = d_carry, add(d_gains, more_gains), add(d_soft, more_soft)
-        return state, (d_projected, d_products, d_soft_inputs, operands)
+        return state, (how.batch_first(d_products), d_rest, d_soft_inputs, operands)
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    (d_carry, d_gains, d_soft), (d_projected, d_products, d_soft_inputs, operands) = jax.lax.scan(
+    (d_carry, d_gains, d_soft), (d_products, d_rest, d_soft_inputs, operands) = jax.lax.scan(
         body,
         (d_carry, zeros(weights.gains), zeros(soft)),
-        (d_emitted, carries, products, inputs._replace(masks=hard_inputs), soft_inputs),
+        (d_emitted, saved, inputs._replace(masks=hard_inputs), soft_inputs),
         reverse=not how.reverse,
         unroll=how.unroll,
     )
-    operands = (jax.vmap(how.cell.hidden)(carries), *operands)
+
+    # Over time and batch at once; all dz are [T, B, ·].
+    rows = [dz.reshape(-1, dz.shape[-1]) for dz in d_products]
+    operands = (cell.hidden(saved[0]), *operands)
     d_kernels = tuple(
-        tuple(_weight_gradient(how.cell, *pair, operand) for pair in zip(kernels, dzs, strict=True))
-        for kernels, dzs, operand in zip(weights.kernels, d_products, operands, strict=True)
+        cell.product(how.columns(operand), dz) for operand, dz in zip(operands, rows, strict=True)
     )
+    if weights.input:
+        kernel, _ = weights.input
+        d_input = cell.product(how.columns(inputs.xs), rows[0]), jnp.sum(rows[0], 0)
+        d_xs = cell.product(rows[0], kernel.T).reshape(*d_products[0].shape[:2], -1)
+    else:
+        d_input = None
+        d_xs = d_products[0][..., : additive * cell.hidden_features]
+    d_xs = how.join((how.batch_first(d_xs), *d_rest))
+
     none = dict.fromkeys
     return (
-        Weights(d_kernels, d_gains),
+        Weights(d_kernels, d_gains, d_input),
         d_carry,
-        Inputs(d_projected, none(hard_inputs) | d_soft_inputs, None),
+        Inputs(d_xs, none(hard_inputs) | d_soft_inputs, None),
         Constants(none(hard) | d_soft, None),
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _replay(product, operand, kernel, value):
-    """`product(operand, kernel)`, known already; its gradient dz is passed on to `value` too."""
-    del product, operand, kernel
-    return value
+def _replay_product(how, operand, kernel, values, tap):
+    """The gates of a product, known already; the gradient of all of them together goes to `tap`.
+
+    `kernel` is that of the way back, from gates to operand.
+    """
+    del how, operand, kernel, tap
+    return values
 
 
-def _replay_backward(product, residuals, dz):
-    operand, kernel = residuals
-    (d_operand,) = jax.vjp(lambda operand: product(operand, kernel), operand)[1](dz)
-    return d_operand, None, dz
+def _replay_product_backward(how, kernel, d_values):
+    dz = how.join(how.stored(d_values))
+    return how.product(dz, kernel), None, None, dz
 
 
-_replay.defvjp(lambda product, a, kernel, value: (value, (a, kernel)), _replay_backward)
+_replay_product.defvjp(
+    lambda how, operand, kernel, values, tap: (values, kernel), _replay_product_backward
+)
 
 
-def _weight_gradient(cell, kernel, dz, operand):
-    """Σ over time and batch of operandᵀ dz, in the types of the cell's product."""
-    rows, dz = (a.reshape(-1, a.shape[-1]) for a in (operand, dz))
-    return jax.vjp(functools.partial(cell.product, rows), kernel)[1](dz)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _replay_activation(names, values, gates):
+    """Activated gates, known already."""
+    del names, values
+    return gates
 
 
-def _split_masks(masks: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _replay_activation_backward(names, gates, d_gates):
+    slopes = [SLOPES[name](gate) for name, gate in zip(names, gates, strict=True)]
+    return tuple(d * slope for d, slope in zip(d_gates, slopes, strict=True)), None
+
+
+_replay_activation.defvjp(lambda names, values, gates: (gates, gates), _replay_activation_backward)
+
+
+def _soft_and_hard(masks: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Masks of numbers and masks of booleans."""
     soft = {name: mask for name, mask in masks.items() if mask.dtype != bool}
     return soft, {name: mask for name, mask in masks.items() if mask.dtype == bool}

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax.cells import (
+    ACTIVATIONS,
     Carry,
     Cell,
     Params,
     check_choice,
     check_sizes,
-    get_activation,
     init_kernels,
     matrix_product,
     scaled,
 )
 from zoneout_jax.initializers import Initializer
-from zoneout_jax.normalization import init_stats, layer_norm
+from zoneout_jax.normalization import Stats, init_stats, layer_norm, statistics_dtype
 from zoneout_jax.zoneout import Masks, zoneout
 
 
@@ -100,7 +100,8 @@ def lstm(
     check_choice("normalization", normalization, ("layer", "batch", None))
     check_choice("ogates_zoneout", ogates_zoneout, ("paper", "repository", None))
     check_choice("output", output, ("state", "candidate"))
-    squash = get_activation(activation)
+    check_choice("activation", activation, ("tanh", "relu"))
+    squash = ACTIVATIONS[activation]
     batch_norm = normalization == "batch"
     if batch_norm:
         if max_steps is None:
@@ -135,20 +136,16 @@ def lstm(
             carry += (jnp.zeros((), jnp.float32),)
         return carry + (zeros,) if ogates_zoneout == "paper" else carry
 
-    # The gates stay separate arrays: cutting them out of one wide product at every step is dearer
-    # than four products.
-    def project(params: Params, xs: jax.Array) -> tuple[jax.Array, ...]:
-        gates = tuple(product(xs, kernel) for kernel in jnp.split(params["input"], 4, -1))
-        biases = jnp.split(params["bias"], 4)
-        if batch_norm:  # the bias comes after the normalization, in `advance`
+    def project(params: Params, xs: jax.Array) -> jax.Array:
+        gates = product(xs, params["input"])
+        if batch_norm:  # gain and bias come after the normalization, in `advance`
             return gates
         if normalization == "layer":
-            gammas = jnp.split(params["input_gamma"], 4)
-            gates = tuple(g * x for g, x in zip(gammas, layer_norm(gates), strict=True))
-        return tuple(x + b for x, b in zip(gates, biases, strict=True))
+            gates = params["input_gamma"] * layer_norm((gates,))[0]
+        return gates + params["bias"]
 
-    def kernels(params: Params) -> tuple[tuple[jax.Array, ...], ...]:
-        return (tuple(jnp.split(params["recurrent"], 4, -1)),)
+    def stats() -> Stats:
+        return init_stats(max_steps, 9, hidden_features, statistics_dtype(param_dtype))
 
     def gains(params: Params) -> Params:
         names = ("recurrent_gamma", "cell_gamma", "cell_beta") if normalization else ()
@@ -156,27 +153,31 @@ def lstm(
         return {name: params[name] for name in names}
 
     def advance(
-        gains: Params, carry: Carry, projected: Any, masks: Masks, multiply: Any, normalize: Any
+        gains: Params,
+        carry: Carry,
+        projected: Any,
+        masks: Masks,
+        multiply: Any,
+        activate: Any,
+        normalize: Any,
     ) -> tuple[Carry, jax.Array]:
         c, h = carry[:2]
-        products = multiply(h, 0)
-        if batch_norm:
-            gamma, bias = jnp.split(gains["input_gamma"], 4), jnp.split(gains["bias"], 4)
-            projected = tuple(gamma[k] * normalize(k, projected[k]) + bias[k] for k in range(4))
-            products = tuple(normalize(4 + k, products[k]) for k in range(4))
-        if normalization == "layer":
-            products = layer_norm(products)
+        gates = multiply(h, 0)
         if normalization:
+            if batch_norm:
+                gamma, bias = jnp.split(gains["input_gamma"], 4), jnp.split(gains["bias"], 4)
+                projected = normalize(0, projected)
+                projected = tuple(gamma[k] * projected[k] + bias[k] for k in range(4))
+            gates = normalize(4, gates) if batch_norm else layer_norm(gates)
             gammas = jnp.split(gains["recurrent_gamma"], 4)
-            products = tuple(g * x for g, x in zip(gammas, products, strict=True))
-        i, f, g, o = (x + y for x, y in zip(projected, products, strict=True))
-        i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
+            gates = tuple(projected[k] + gammas[k] * gates[k] for k in range(4))
+        i, f, g, o = activate(("sigmoid", "sigmoid", activation, "sigmoid"), gates)
 
         u = None if masks.update is None else jnp.asarray(masks.update).astype(c.dtype)
-        candidate_c = f * c + scaled(u, i * squash(g))
+        candidate_c = f * c + scaled(u, i * g)
         cell = candidate_c
         if normalization:
-            (cell,) = (normalize(8, cell),) if batch_norm else layer_norm((cell,))
+            (cell,) = normalize(8, (cell,)) if batch_norm else layer_norm((cell,))
             cell = gains["cell_gamma"] * cell + gains["cell_beta"]
         if ogates_zoneout == "paper" and u is not None:
             o = u * o + (1 - u) * carry[-1]
@@ -196,13 +197,16 @@ def lstm(
         init=init,
         initial_carry=initial_carry,
         project=project,
-        kernels=kernels,
+        kernels=lambda params: (params["recurrent"],),
         gains=gains,
         advance=advance,
         hidden=lambda carry: carry[1],
         product=product,
+        operand_dtype=dtype or param_dtype,
         masks=("cells", "states", "update"),
         in_features=in_features,
         hidden_features=hidden_features,
-        init_stats=(lambda: init_stats(max_steps, 9, hidden_features)) if batch_norm else None,
+        gates=4,
+        additive=0 if normalization else 4,
+        init_stats=stats if batch_norm else None,
     )

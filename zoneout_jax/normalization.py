@@ -59,7 +59,7 @@ def update_stats(stats: Stats, batch_stats: Stats, rate: jax.Array | float = 0.0
 
     def move(population, batch):
         old = population.at[steps].get(mode="clip")
-        change = weights[:, None, None].astype(old.dtype) * (batch - old)
+        change = weights[:, None, None].astype(old.dtype) * (batch.astype(old.dtype) - old)
         return population.at[steps].add(change, mode="drop")
 
     return {name: move(stats[name], batch_stats[name]) for name in ("mean", "var")}
@@ -69,6 +69,8 @@ class BatchNormalizer:
     """Batch normalization of the quantities of a single step.
 
         (x − mean) / √(var + ε)     over the batch, for each row (quantity) and unit; ε = 1e-5
+
+    Statistics are summed in float32 or wider.
 
     Args:
       step: number of the step, a scalar.
@@ -80,30 +82,46 @@ class BatchNormalizer:
 
     def __init__(self, step, stats: Stats | None, valid=None, axis_name: str | None = None):
         self._step, self._valid, self._axis_name = step, valid, axis_name
-        self._population = None
+        self._population = self._count = None
         if stats is not None:
             last = stats["mean"].shape[0] - 1
             index = jnp.minimum(step, last).astype(jnp.int32)
             self._population = {name: stats[name][index] for name in ("mean", "var")}
         self._rows: dict[int, tuple[jax.Array, jax.Array]] = {}
-        self._count = jnp.zeros(())
 
-    def __call__(self, row: int, x: jax.Array) -> jax.Array:
-        """Normalizes the quantity `x` `[B, H]` of a row."""
+    def __call__(self, row: int, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """Normalizes the quantities `[B, H]` of the rows from `row` on."""
         if self._population is not None:
-            mean, variance = (self._population[name][row] for name in ("mean", "var"))
+            stats = self._population
+            rows = [(stats["mean"][row + k], stats["var"][row + k]) for k in range(len(values))]
         else:
-            valid = jnp.ones((x.shape[0], 1), bool) if self._valid is None else self._valid
-            self._count = self._sum(valid.astype(x.dtype))[0]
-            count = jnp.maximum(self._count, 1)
-            mean = self._sum(jnp.where(valid, x, 0)) / count
-            variance = self._sum(jnp.where(valid, jnp.square(x - mean), 0)) / count
-            self._rows[row] = mean, variance
-        return (x - mean) * jax.lax.rsqrt(variance + EPSILON)
+            rows = self._measure(values)
+            self._rows |= {row + k: found for k, found in enumerate(rows)}
+        return tuple(
+            ((x - mean) * jax.lax.rsqrt(var + EPSILON)).astype(x.dtype)
+            for x, (mean, var) in zip(map(_widen, values), rows, strict=True)
+        )
 
-    def _sum(self, x: jax.Array) -> jax.Array:
-        total = jnp.sum(x, 0)
-        return total if self._axis_name is None else jax.lax.psum(total, self._axis_name)
+    def _measure(self, values: tuple[jax.Array, ...]) -> list[tuple[jax.Array, jax.Array]]:
+        values = tuple(map(_widen, values))
+        if self._count is None:
+            batch = values[0].shape[0]
+            valid = jnp.ones(batch) if self._valid is None else self._valid[:, 0]
+            self._count = self._sum(valid.astype(values[0].dtype))
+        count = jnp.maximum(self._count, 1)
+        means = [total / count for total in self._sum(tuple(map(self._counted, values)))]
+        squares = tuple(
+            self._counted(jnp.square(x - mean)) for x, mean in zip(values, means, strict=True)
+        )
+        return [(m, total / count) for m, total in zip(means, self._sum(squares), strict=True)]
+
+    def _counted(self, x: jax.Array) -> jax.Array:
+        return x if self._valid is None else jnp.where(self._valid, x, 0)
+
+    def _sum(self, arrays):
+        """Sums over the whole batch, all at once: devices exchange the sums together."""
+        totals = jax.tree.map(lambda x: jnp.sum(x, 0), arrays)
+        return totals if self._axis_name is None else jax.lax.psum(totals, self._axis_name)
 
     def found(self) -> Stats | None:
         """Statistics of the batch: `mean` and `var` `[rows, H]`, `step` and `count` scalars."""
@@ -112,3 +130,12 @@ class BatchNormalizer:
         rows = [self._rows[row] for row in sorted(self._rows)]
         means, variances = (jnp.stack(values) for values in zip(*rows, strict=True))
         return {"mean": means, "var": variances, "step": self._step, "count": self._count}
+
+
+def statistics_dtype(dtype: Any) -> Any:
+    """The type of statistics of values of a type: float32 or wider."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(statistics_dtype(x.dtype))

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoneout_jax.cells import Carry, Cell, Params
+from zoneout_jax.cells import Carry, Cell, Params, check_choice
 from zoneout_jax.fused import Constants, How, Inputs, Weights, scan, scan_fused
 from zoneout_jax.normalization import Stats
 from zoneout_jax.zoneout import Masks, Zoneout
-
-IMPLEMENTATIONS = {"fused": scan_fused, "scan": scan}
 
 
 def unroll(
@@ -85,46 +83,119 @@ def unroll(
       >>> ys.shape
       (7, 2, 4)
     """
+    xs = jnp.asarray(xs)
     if xs.ndim != 3 or xs.shape[-1] != cell.in_features:
         raise ValueError(f"xs must be [T, B, {cell.in_features}] (time first), got {xs.shape}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {implementation!r}"
-        )
+    for name, size in (("chunk", chunk), ("unroll", unroll)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if carry_noise < 0:
+        raise ValueError(f"carry_noise must be at least 0, got {carry_noise}")
+    check_choice("implementation", implementation, ("fused", "scan"))
+    if masks is not None and zoneout is not None:
+        raise ValueError("masks are either injected or drawn: pass masks= or zoneout=, not both")
     if cell.init_stats is None and stats is not None:
         raise ValueError("stats are for batch-normalized cells only")
     if cell.init_stats is not None and deterministic and stats is None:
         raise ValueError("a batch-normalized cell in evaluation needs its population stats")
     steps, batch = xs.shape[:2]
-    offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+
+    def offset() -> jax.Array | int:
+        return 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+
     if carry is None:
         carry = cell.initial_carry(params, batch)
         if carry_noise and not deterministic:
-            carry = _add_noise(carry, carry_noise, _required(key, "noise"), offset)
+            carry = _add_noise(carry, carry_noise, _required(key, "noise"), offset())
     _check_carry(cell, params, carry, batch)
     if masks is None:
-        masks = _masks(cell, zoneout, key, deterministic, steps, batch, offset)
+        masks = _draw(cell, zoneout, key, deterministic, steps, batch, offset)
     constant, varying = _split_masks(masks, cell, (steps, batch, cell.hidden_features))
-    valid = _valid(seq_lengths, steps, batch)
+    valid = None
+    if seq_lengths is not None:
+        seq_lengths = _check_lengths(seq_lengths, steps, batch)
+        valid = (jnp.arange(steps)[:, None] < seq_lengths)[..., None]
+        xs = jnp.where(valid, xs, 0)  # what padding holds, even nan, must not reach any gradient
+    # Statistics belong to the number of a step, which must not depend on the padding before it.
+    flipped = cell.init_stats is not None and reverse and valid is not None
+    if flipped:
+        xs, varying = _flip((xs, varying), seq_lengths)
 
-    how = How(cell, reverse, unroll, emit or _output, axis_name)
-    weights = Weights(cell.kernels(params), cell.gains(params))
-    constants = Constants(constant, stats if deterministic else None)
+    fused = implementation == "fused"
+    how = How(
+        cell,
+        reverse and not flipped,
+        unroll,
+        emit or _output,
+        axis_name,
+        transposed=fused and emit is None and _is_better_transposed(cell, batch),
+        barriers=fused and jax.default_backend() == "cpu",
+    )
+    run_scan = scan_fused if fused else scan
+    own_input = fused and _multiplies_own_input(cell)
+    gains, constants = cell.gains(params), Constants(constant, stats if deterministic else None)
+    if how.transposed:
+        gains = jax.tree.map(lambda gain: gain[:, None], gains)
+        constants = constants._replace(masks=_transpose(constants.masks))
+        carry = _transpose(carry)
+    own = (params["input"], params["bias"]) if own_input else None
+    weights = Weights(cell.kernels(params), gains, own)
 
     def run(carry, inputs):
-        xs, varying, valid = inputs
-        projected = cell.project(params, xs)
-        inputs = Inputs(projected, varying, valid)
-        return IMPLEMENTATIONS[implementation](how, weights, carry, inputs, constants)
+        xs, *rest = inputs
+        inputs = Inputs(xs if own_input else cell.project(params, xs), *rest)
+        inputs = _transpose(inputs) if how.transposed else inputs
+        return run_scan(how, weights, carry, inputs, constants)
 
     inputs = (xs, varying, valid)
     if chunk is None or chunk >= steps:
         carry, (ys, found) = run(carry, inputs)
     else:
-        carry, (ys, found) = _run_chunks(jax.checkpoint(run), carry, inputs, steps, chunk, reverse)
+        carry, (ys, found) = _run_chunks(
+            jax.checkpoint(run), carry, inputs, steps, chunk, how.reverse
+        )
+    if how.transposed:
+        carry, ys = _transpose((carry, ys))
+    if flipped:
+        ys = _flip(ys, seq_lengths)
     return (carry, ys) if found is None else (carry, ys, found)
+
+
+def _is_better_transposed(cell: Cell, batch: int) -> bool:
+    """Whether arrays of a step should be `[features, B]`.
+
+    On a CPU a large kernel takes some two thirds of the time from the left of a product, if the
+    batch fills its vector registers; with small kernels, or a batch that does not, it is slower.
+    docs/performance.md has the measurements.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return on_cpu and cell.additive > 0 and cell.hidden_features >= 512 and batch % 16 == 0
+
+
+def _multiplies_own_input(cell: Cell) -> bool:
+    """Whether each step should multiply its input too, as further rows of the recurrent kernel.
+
+    That spares the product of all inputs at once, `[T, B, kH]`, from being stored and read again,
+    but makes the product of each step larger.
+    """
+    return cell.additive == cell.gates and 4 * cell.in_features <= cell.hidden_features
+
+
+def _transpose(tree: Any) -> Any:
+    """Swaps the last two axes of what is no scalar."""
+    return jax.tree.map(lambda a: jnp.swapaxes(a, -1, -2) if a.ndim else a, tree)
+
+
+def _flip(tree: Any, lengths: jax.Array) -> Any:
+    """Reverses each example of arrays `[T, B, ·]` within its length."""
+
+    def flip(array):
+        time = jnp.arange(array.shape[0])[:, None]
+        source = jnp.where(time < lengths, lengths - 1 - time, time)[..., None]
+        array = jnp.broadcast_to(array, (array.shape[0], len(lengths), array.shape[2]))
+        return jnp.take_along_axis(array, source, 0)
+
+    return jax.tree.map(flip, tree)
 
 
 def _output(carry: Carry, output: jax.Array) -> jax.Array:
@@ -152,17 +223,24 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
 
 
-def _masks(cell, zoneout, key, deterministic, steps, batch, offset) -> Masks:
+def _draw(cell, zoneout, key, deterministic, steps, batch, offset) -> Masks:
     """Masks of the sequence: none, expected, or sampled."""
+    if zoneout is not None and not isinstance(zoneout, Zoneout):
+        raise TypeError(
+            f"zoneout must be a Zoneout, got {zoneout!r}; for instance Zoneout(cells=0.5)"
+        )
     if zoneout is None or not zoneout.active:
         return Masks()
-    if any(callable(rate) for rate in (zoneout.cells, zoneout.states, zoneout.update_drop)):
-        raise TypeError("a rate is a schedule of the step; pass zoneout=spec.at(step)")
+    for name, rate in zoneout.rates.items():
+        if callable(rate):
+            raise TypeError(f"rate of {name} is a schedule of the step; pass zoneout=spec.at(step)")
+        if rate is not None and jnp.ndim(rate):
+            raise ValueError(f"rate of {name} must be a single number, got {jnp.shape(rate)}")
     zoneout = zoneout.without_zeros()
     if deterministic:
         return zoneout.expected()
     key = _required(key, "zoneout")
-    return zoneout.sample(key, steps, batch, cell.hidden_features, offset)
+    return zoneout.sample(key, steps, batch, cell.hidden_features, offset())
 
 
 def _required(key: jax.Array | None, what: str) -> jax.Array:
@@ -191,17 +269,18 @@ def _split_masks(masks: Masks, cell: Cell, shape: tuple[int, int, int]):
     return constant, varying
 
 
-def _valid(seq_lengths: jax.Array | None, steps: int, batch: int) -> jax.Array | None:
-    """Booleans `[T, B, 1]`: which elements are no padding."""
-    if seq_lengths is None:
-        return None
+def _check_lengths(seq_lengths: jax.Array, steps: int, batch: int) -> jax.Array:
+    """The lengths as an array; those that are not known yet are cut off at T."""
     if jnp.shape(seq_lengths) != (batch,):
         raise ValueError(f"seq_lengths must be [{batch}], got {jnp.shape(seq_lengths)}")
     if not isinstance(seq_lengths, jax.core.Tracer):
         lengths = np.asarray(seq_lengths)
         if lengths.min(initial=0) < 0 or lengths.max(initial=0) > steps:
             raise ValueError(f"seq_lengths must be in [0, {steps}], got {lengths.tolist()}")
-    return (jnp.arange(steps)[:, None] < jnp.asarray(seq_lengths))[..., None]
+    seq_lengths = jnp.asarray(seq_lengths)
+    if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
+        raise TypeError(f"seq_lengths must be integers, got {seq_lengths.dtype}")
+    return jnp.clip(seq_lengths, 0, steps)
 
 
 def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int) -> Carry:
@@ -221,8 +300,12 @@ def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | i
 
 
 def _check_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> None:
-    """Raises ValueError unless the carry has the structure and shapes of the cell's own."""
-    wanted = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (carry, wanted)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"carry must have the shapes {shapes[1]}, got {shapes[0]}")
+    """Raises ValueError unless the carry has the structure, shapes and types of the cell's own."""
+
+    def describe(tree):
+        return jax.tree.map(lambda a: (jnp.shape(a), np.dtype(a.dtype).name), tree)
+
+    wanted = describe(jax.eval_shape(lambda p: cell.initial_carry(p, batch), params))
+    given = describe(carry)
+    if given != wanted:
+        raise ValueError(f"carry must have the shapes and types {wanted}, got {given}")

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoneout_jax.threefry import random_words
+
 Rate = float | jax.Array | None | Callable[[Any], Any]
 
 
@@ -99,17 +101,21 @@ class Zoneout:
     gaussian: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self):
-        rates = {name: getattr(self, name) for name in ("cells", "states", "update_drop")}
-        for name, rate in rates.items():
+        for name, rate in self.rates.items():
             _check_rate(name, rate)
         if self.shared:
             if self.cells is None or self.states is None:
                 raise ValueError("shared masks need a rate for both cells and states")
-            known = all(isinstance(rates[k], numbers.Real) for k in ("cells", "states"))
+            known = all(isinstance(rate, numbers.Real) for rate in (self.cells, self.states))
             if known and self.cells != self.states:
                 raise ValueError(
                     f"a shared mask has one rate, got cells={self.cells} and states={self.states}"
                 )
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """The three rates by name."""
+        return {"cells": self.cells, "states": self.states, "update_drop": self.update_drop}
 
     def at(self, step: jax.Array | int) -> "Zoneout":
         """The spec with its schedules evaluated at a step of the training.
@@ -118,15 +124,14 @@ class Zoneout:
           >>> Zoneout(states=lambda step: 0.1 * step).at(3).states
           0.30000000000000004
         """
-        rates = {name: getattr(self, name) for name in ("cells", "states", "update_drop")}
         return dataclasses.replace(
-            self, **{name: rate(step) for name, rate in rates.items() if callable(rate)}
+            self, **{name: rate(step) for name, rate in self.rates.items() if callable(rate)}
         )
 
     @property
     def active(self) -> bool:
         """Whether any mask is drawn."""
-        return any(not _is_off(rate) for rate in (self.cells, self.states, self.update_drop))
+        return any(not _is_off(rate) for rate in self.rates.values())
 
     def without_zeros(self) -> "Zoneout":
         """The spec with rates that are the number 0 turned off, for exactly the plain cell.
@@ -134,15 +139,14 @@ class Zoneout:
         A mask that never keeps anything changes no value, but the compiler may order the sums
         around it in another way. A traced rate can not be seen to be 0.
         """
-        rates = {name: getattr(self, name) for name in ("cells", "states", "update_drop")}
-        rates = {name: None if _is_off(rate) else rate for name, rate in rates.items()}
+        rates = {name: None if _is_off(rate) else rate for name, rate in self.rates.items()}
         shared = self.shared and rates["cells"] is not None
         return dataclasses.replace(self, **rates, shared=shared)
 
     def expected(self) -> Masks:
         """The masks of evaluation: their expectations, scalars for every step."""
         update = None if self.update_drop is None else 1 - jnp.asarray(self.update_drop)
-        return Masks(self.cells, self.states, update)
+        return Masks(self.cells, self.cells if self.shared else self.states, update)
 
     def sample(
         self, key: jax.Array, steps: int, batch: int, features: int, offset: jax.Array | int = 0
@@ -164,56 +168,71 @@ class Zoneout:
         Returns:
           Masks `[T, B, H]`; T is 1 if static, H is 1 if per layer. Booleans unless Gaussian.
         """
-        shape = (1 if self.static else steps, 1 if self.per_layer else features)
-        examples = jax.vmap(lambda index: jax.random.fold_in(key, index))(
-            offset + jnp.arange(batch, dtype=jnp.int32)
-        )
-        draw = self._sample_gaussian if self.gaussian else self._sample_bernoulli
-        masks = jax.vmap(lambda example: draw(example, shape), out_axes=1)(examples)
+        steps, features = 1 if self.static else steps, 1 if self.per_layer else features
+        examples = offset + jnp.arange(batch, dtype=jnp.int32)
+        if self.gaussian:
+            masks = self._sample_gaussian(key, steps, examples, features)
+        else:
+            words = random_words(key, steps, examples, features)
+            dropped = _below(words[1] & 0xFFFF, self.update_drop)
+            masks = Masks(
+                cells=_below(words[0] & 0xFFFF, self.cells),
+                states=None if self.shared else _below(words[0] >> 16, self.states),
+                update=None if dropped is None else ~dropped,
+            )
         return masks._replace(states=masks.cells) if self.shared else masks
 
-    def _sample_bernoulli(self, key: jax.Array, shape: tuple[int, int]) -> Masks:
-        """Masks `[T, H]` of one example."""
-        cells = states = update = None
-        if self.cells is not None or self.states is not None:
-            bits = jax.random.bits(jax.random.fold_in(key, 0), shape, jnp.uint32)
-            if self.cells is not None:
-                cells = (bits & 0xFFFF) < _threshold(self.cells)
-            if self.states is not None and not self.shared:
-                states = (bits >> 16) < _threshold(self.states)
-        if self.update_drop is not None:
-            bits = jax.random.bits(jax.random.fold_in(key, 1), shape, jnp.uint32)
-            update = (bits & 0xFFFF) >= _threshold(self.update_drop)
-        return Masks(cells, states, update)
+    def _sample_gaussian(self, key, steps, examples, features) -> Masks:
+        means = self.expected()._asdict()
+        if self.shared:
+            means["states"] = None
 
-    def _sample_gaussian(self, key: jax.Array, shape: tuple[int, int]) -> Masks:
-        """Masks `[T, H]` of one example."""
+        def draw(example):
+            example_key = jax.random.fold_in(key, example)
+            return [
+                jax.random.normal(jax.random.fold_in(example_key, stream), (steps, features))
+                for stream, mean in enumerate(means.values())
+                if mean is not None
+            ]
 
-        def normal(stream: int, mean):
-            if mean is None:
-                return None
-            mean = jnp.asarray(mean, jnp.float32)
-            noise = jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)
-            return mean + jnp.sqrt(mean * (1 - mean)) * noise
-
-        update = self.expected().update
-        states = None if self.shared else normal(2, self.states)
-        return Masks(normal(0, self.cells), states, normal(1, update))
+        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
+        noise = iter(jax.lax.map(draw, examples))
+        return Masks(
+            **{
+                name: None if mean is None else _gaussian(mean, jnp.moveaxis(next(noise), 0, 1))
+                for name, mean in means.items()
+            }
+        )
 
 
 def _is_off(rate: Rate) -> bool:
     return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 
-def _threshold(rate: Rate) -> jax.Array:
-    """Number of 16-bit values below which a unit keeps its value: round(rate · 2¹⁶)."""
-    return jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
+def _below(values: jax.Array, rate: Rate) -> jax.Array | None:
+    """True with the probability of the rate, for uniform 16-bit values; None without a rate."""
+    if rate is None:
+        return None
+    return values < jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
+
+
+def _gaussian(mean: Rate, noise: jax.Array) -> jax.Array:
+    """Turns standard normal noise into that of a Bernoulli variable's mean and variance."""
+    mean = jnp.asarray(mean, noise.dtype)
+    variance = mean * (1 - mean)
+    # The root has no derivative at zero.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    return mean + deviation * noise
 
 
 def _check_rate(name: str, rate: Rate) -> None:
     """Raises unless a rate that is known already is a probability. Traced ones pass."""
-    if isinstance(rate, bool | str | list | tuple):
+    if isinstance(rate, jax.core.Tracer) or rate is None or callable(rate):
+        return
+    array = isinstance(rate, np.ndarray | jax.Array)
+    numeric = not array or rate.dtype.kind in "iuf"
+    if isinstance(rate, bool | str | complex | list | tuple | dict) or not numeric:
         raise TypeError(f"rate of {name} must be a number in [0, 1], got {rate!r}")
-    if isinstance(rate, numbers.Real | np.ndarray):
+    if array or isinstance(rate, numbers.Real):
         if not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
             raise ValueError(f"rate of {name} must be in [0, 1], got {rate}")

@@ -1,0 +1,191 @@
+"""The hand-differentiated path gives what the plain scan gives, in every form that it takes."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.test_cells import CELLS, KEY, LENGTHS, MASKS, B, F, H, T, build, spec_for
+from zoneout_jax import Zoneout, lstm, unroll
+
+# The function hides the module of its name.
+module = importlib.import_module("zoneout_jax.unroll")
+
+FORMS = {
+    "as it comes": None,
+    "own input": (False, True),
+    "transposed": (True, False),
+    "transposed, own input": (True, True),
+}
+"""Whether arrays of a step are transposed, and whether each step multiplies its own input."""
+
+
+@pytest.fixture
+def form(request, monkeypatch):
+    """Forces a form where the cell allows it."""
+    if FORMS[request.param] is not None:
+        transposed, own = FORMS[request.param]
+        monkeypatch.setattr(
+            module, "_is_better_transposed", lambda cell, batch: transposed and cell.additive > 0
+        )
+        monkeypatch.setattr(
+            module, "_multiplies_own_input", lambda cell: own and cell.additive == cell.gates
+        )
+    return request.param
+
+
+def check(name, masks, lengths, reverse, dtype, tolerance):
+    """Compares outputs, last carry and all gradients of both implementations."""
+    cell, params, xs = build(name, dtype)
+    spec = spec_for(cell, masks)
+    if spec is None:
+        pytest.skip("the cell has none of these masks")
+    sampled = jax.tree.map(
+        lambda m: m if m.dtype == bool else m.astype(dtype), spec.sample(KEY, T, B, H)
+    )
+    soft = {n: m for n, m in sampled._asdict().items() if m is not None and m.dtype != bool}
+    weights = jax.random.normal(jax.random.key(3), (T, B, H), dtype)
+
+    def loss(arguments, implementation):
+        params, xs, carry, soft = arguments
+        out = unroll(
+            cell,
+            params,
+            xs,
+            carry,
+            masks=sampled._replace(**soft),
+            seq_lengths=lengths,
+            reverse=reverse,
+            implementation=implementation,
+        )
+        last = [leaf for leaf in jax.tree.leaves(out[0]) if leaf.ndim]
+        return jnp.sum(weights * out[1]) + sum(jnp.sum(jnp.sin(leaf)) for leaf in last), out
+
+    def both(arguments):
+        return [
+            jax.value_and_grad(functools.partial(loss, implementation=i), has_aux=True)(arguments)
+            for i in ("fused", "scan")
+        ]
+
+    carry = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.3 if leaf.ndim else 0, leaf.dtype),
+        cell.initial_carry(params, B),
+    )
+    one, other = jax.jit(both)((params, xs, carry, soft))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, other
+    )
+
+
+PLAIN = ["lstm", "lstm output gate", "gru", "gru reset before", "rnn relu"]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_form_equals_the_scan(name, form):
+    check(name, "all", jnp.array(LENGTHS), False, jnp.float64, 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", ["as it comes", "transposed, own input"], indirect=True)
+@pytest.mark.parametrize(("lengths", "reverse"), [(None, True), (LENGTHS, False), (LENGTHS, True)])
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_and_mask_equals_the_scan(name, masks, lengths, reverse, form):
+    if form != "as it comes" and "norm" in name:
+        pytest.skip("normalized cells have one form only")
+    lengths = None if lengths is None else jnp.array(lengths)
+    check(name, masks, lengths, reverse, jnp.float64, 1e-12)
+
+
+@pytest.mark.parametrize("form", ["as it comes", "transposed, own input"], indirect=True)
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm layer norm"])
+def test_float32(name, form):
+    check(name, "all", jnp.array(LENGTHS), True, jnp.float32, 1e-5)
+
+
+def test_large_layers_take_the_form_that_is_faster_here():
+    cell = lstm(50, 512)
+    assert module._multiplies_own_input(cell) and not module._multiplies_own_input(lstm(64, 64))
+    assert module._is_better_transposed(cell, 32) == (jax.default_backend() == "cpu")
+    assert not module._is_better_transposed(cell, 20)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (3, 16, 50))
+    spec = Zoneout(cells=0.5, states=0.05, update_drop=0.1)
+
+    def run(params, implementation, precision=None):
+        used = lstm(50, 512, dtype=precision)
+        carry, ys = unroll(
+            used, params, xs, zoneout=spec, key=KEY, chunk=2, implementation=implementation
+        )
+        return jnp.sum(jnp.square(ys)) + jnp.sum(carry[0]), ys
+
+    one, other, rough = (
+        jax.jit(
+            jax.value_and_grad(functools.partial(run, implementation=i, precision=p), has_aux=True)
+        )(params)
+        for i, p in (("fused", None), ("scan", None), ("fused", jnp.bfloat16))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)
+    error = np.abs(rough[0][1] - one[0][1]).max()
+    assert 0 < error < 0.02  # 2⁻⁸ of outputs that are less than 1, over three steps
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", ["as it comes", "transposed, own input"], indirect=True)
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru reset before", "rnn"])
+def test_higher_orders_and_batches_of_parameters(name, form):
+    cell, params, xs = build(name, jnp.float64)
+    spec = spec_for(cell, "all")
+    direction = jax.tree.map(jnp.cos, params)
+
+    def loss(params, key, implementation):
+        ys = unroll(cell, params, xs, zoneout=spec, key=key, implementation=implementation)[1]
+        return jnp.sum(jnp.square(ys))
+
+    def slope(params, key, implementation):
+        gradient = jax.grad(loss)(params, key, implementation)
+        pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        return sum(jnp.vdot(g, d) for g, d in pairs)
+
+    def close(one, other):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), one, other
+        )
+
+    second = [jax.jit(jax.grad(slope), static_argnums=2)(params, KEY, i) for i in ("fused", "scan")]
+    close(*second)
+    # Forward mode goes through the scan.
+    _, tangent = jax.jvp(lambda p: loss(p, KEY, "scan"), (params,), (direction,))
+    close(tangent, slope(params, KEY, "fused"))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda p: loss(p, KEY, "fused"), (params,), (direction,))
+    # Over parameters and keys at once.
+    many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    keys = jax.random.split(KEY, 2)
+    batched = jax.jit(jax.vmap(jax.grad(functools.partial(loss, implementation="fused"))))(
+        many, keys
+    )
+    for n in range(2):
+        one = jax.tree.map(lambda p, n=n: p[n], many)
+        close(
+            jax.tree.map(lambda g, n=n: g[n], batched),
+            jax.grad(functools.partial(loss, implementation="scan"))(one, keys[n]),
+        )
+
+
+def test_gradient_of_inputs_with_own_input(monkeypatch):
+    monkeypatch.setattr(module, "_multiplies_own_input", lambda cell: True)
+    cell, params, xs = build("lstm", jnp.float32)
+
+    def loss(xs, implementation):
+        return jnp.sum(jnp.sin(unroll(cell, params, xs, implementation=implementation)[1]))
+
+    one, other = (jax.grad(loss)(xs, i) for i in ("fused", "scan"))
+    assert one.shape == (T, B, F)
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

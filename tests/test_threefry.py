@@ -1,0 +1,60 @@
+"""The random words of masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoneout_jax import Zoneout
+from zoneout_jax.threefry import random_words, threefry2x32
+
+# Known answers of the authors' library Random123: key, counter, result.
+KNOWN = [
+    ((0x00000000, 0x00000000), (0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
+    ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+    ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+]
+
+
+@pytest.mark.parametrize(("key", "counter", "wanted"), KNOWN)
+def test_known_answers(key, counter, wanted):
+    key, counter = (tuple(map(jnp.uint32, pair)) for pair in (key, counter))
+    assert tuple(map(int, threefry2x32(key, counter))) == wanted
+
+
+def test_words_are_those_of_the_generator():
+    key = jax.random.key(3)
+    first, second = random_words(key, 4, jnp.array([5, 9]), 6)
+    assert first.shape == second.shape == (4, 2, 6)
+    words = jax.random.key_data(jax.random.fold_in(key, 9))
+    wanted = threefry2x32((words[0], words[1]), (jnp.uint32(2), jnp.uint32(3)))
+    assert (first[2, 1, 3], second[2, 1, 3]) == wanted
+    assert len(np.unique(np.stack([first, second]))) == 2 * first.size
+
+
+@pytest.mark.parametrize("kind", [{}, {"gaussian": True}])
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_masks_belong_to_examples_whatever_the_generator(implementation, kind):
+    key = jax.random.key(0, impl=implementation)
+    spec = Zoneout(cells=0.5, states=0.3, update_drop=0.4, **kind)
+    whole = spec.sample(key, 50, 8, 60)
+    part = spec.sample(key, 50, 3, 60, offset=4)
+    arrays = [np.asarray(mask, np.float64) for mask in whole]
+    for one, other, mean in zip(arrays, part, (0.5, 0.3, 0.6), strict=True):
+        np.testing.assert_array_equal(one[:, 4:7], other)
+        assert abs(one.mean() - mean) < 4 * np.sqrt(0.25 / one.size)
+    pairs = [(a, b) for n, a in enumerate(arrays) for b in arrays[:n]]
+    pairs += [(mask[:, :-1], mask[:, 1:]) for mask in arrays]
+    for one, other in pairs:
+        correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(one.size)
+    # A mask depends neither on how many units nor on how many steps there are, in threefry.
+    if implementation == "threefry2x32" and not kind:
+        fewer = spec.sample(key, 20, 8, 30)
+        np.testing.assert_array_equal(whole.cells[:20, :, :30], fewer.cells)
+
+
+def test_old_keys():
+    old, new = (make(7) for make in (jax.random.PRNGKey, jax.random.key))
+    one, other = (random_words(key, 3, jnp.arange(2), 4)[0] for key in (old, new))
+    np.testing.assert_array_equal(one, other)

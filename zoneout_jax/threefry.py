@@ -1,0 +1,63 @@
+"""Random words for masks: Threefry-2x32, the generator behind JAX's default keys.
+
+Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. `jax.random.bits` makes one
+word of each pair that the generator gives, and on a CPU walks over the whole array in memory for
+each group of rounds. Here the rounds are plain elementwise code, which the compiler fuses with the
+comparison that makes a mask, so that no random word is ever stored.
+"""
+
+import jax
+import jax.numpy as jnp
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+
+
+def threefry2x32(
+    key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 with 20 rounds: two random words for each key and counter, all uint32.
+
+    Example:
+      >>> zero = jnp.uint32(0)
+      >>> [hex(word) for word in threefry2x32((zero, zero), (zero, zero))]
+      ['0x6b200159', '0x99ba4efe']
+    """
+    schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))
+    a, b = counter[0] + key[0], counter[1] + key[1]
+    for group in range(5):
+        for rotation in ROTATIONS[group % 2]:
+            a = a + b
+            b = (b << jnp.uint32(rotation) | b >> jnp.uint32(32 - rotation)) ^ a
+        a = a + schedule[(group + 1) % 3]
+        b = b + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return a, b
+
+
+def random_words(
+    key: jax.Array, steps: int, examples: jax.Array, features: int
+) -> tuple[jax.Array, jax.Array]:
+    """Two independent uniform uint32 words `[T, B, H]`.
+
+    Those of an example depend on the key and its index only, not on the batch around it.
+
+    Args:
+      key: a JAX random key of any implementation.
+      steps, features: T and H.
+      examples: indices of the examples, integers `[B]`.
+    """
+    # Old keys are arrays of words.
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    key = key if typed else jax.random.wrap_key_data(key)
+    if jax.random.key_data(key).shape == (2,):  # threefry2x32
+        keys = jax.random.key_data(jax.vmap(lambda n: jax.random.fold_in(key, n))(examples))
+        shape = (steps, len(examples), features)
+        time, unit = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 2))
+        return threefry2x32((keys[:, :1], keys[:, 1:]), (time, unit))
+
+    def draw(example):
+        # `vmap` over keys of other implementations would draw from the first key alone.
+        keys = (jax.random.fold_in(jax.random.fold_in(key, example), word) for word in range(2))
+        return [jax.random.bits(word_key, (steps, features), jnp.uint32) for word_key in keys]
+
+    return tuple(jnp.moveaxis(words, 0, 1) for words in jax.lax.map(draw, examples))
