@@ -105,8 +105,15 @@ def test_errors_and_old_keys():
     ys = rnn.apply(variables, XS, deterministic=False, rngs={"zoneout": jax.random.PRNGKey(0)})
     assert ys.shape == (B, T, H)
     static = ZoneoutLSTMCell(H, zoneout=Zoneout(cells=0.5, static=True), deterministic=False)
-    with pytest.raises(ValueError, match="use ZoneoutRNN"):
-        nn.RNN(static, split_rngs=SPLIT).init(jax.random.key(1), XS)
+    stepped = nn.RNN(static, split_rngs=SPLIT)
+    with pytest.raises(ValueError, match="static masks in training.*use ZoneoutRNN"):
+        stepped.apply(variables, XS, rngs={"zoneout": jax.random.key(0)})
+    # The expectation of a static mask is that of any other.
+    stepped = nn.RNN(static.clone(deterministic=True), split_rngs=SPLIT).apply(variables, XS)
+    wanted = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=Zoneout(cells=0.5))).apply(
+        variables, XS, deterministic=True
+    )
+    np.testing.assert_allclose(stepped, wanted, rtol=0, atol=1e-6)
 
 
 def test_rates_are_traced_and_gradients_are_finite():

@@ -15,99 +15,147 @@ from zoneout_jax.zoneout import Zoneout
 
 
 def run_cell(
+    module: Any,
     cell: Cell,
     params: Params,
     stats: Stats | None,
     xs: jax.Array,
     carry: Carry | None,
     *,
-    momentum: float,
+    draw_key: Callable[[], jax.Array],
+    deterministic: bool | None = None,
+    zoneout: Zoneout | None = None,
+    initializing: bool = False,
+    single_step: bool = False,
     seq_lengths: jax.Array | None = None,
     **options: Any,
 ) -> tuple[Carry, jax.Array, Stats | None]:
-    """`unroll` for inputs `[T, *batch, F]`; in training also moves the population statistics."""
+    """`unroll` for inputs `[T, *batch, F]` with the settings of a cell's module.
+
+    Args:
+      module: the Linen or NNX cell.
+      draw_key: gives a random key; called only if one is needed.
+      deterministic, zoneout: override the module's.
+      initializing: nothing is drawn, and no statistics move.
+      single_step: the step is one of many that the caller takes.
+
+    Returns:
+      The carry, the outputs, and in training the moved population statistics, if there are any.
+    """
+    zoneout = module.zoneout if zoneout is None else zoneout
+    deterministic = module.deterministic if deterministic is None else deterministic
+    if not isinstance(zoneout, Zoneout):
+        raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
+    draws = zoneout.active or bool(module.carry_noise)
+    if initializing or not (draws or stats):
+        deterministic = True
+    if deterministic is None:
+        raise ValueError(
+            "deterministic must be given where masks, noise or batch statistics depend on it:"
+            " False in training (masks are sampled), True in evaluation (their expectation)"
+        )
+    if single_step and not deterministic:
+        for what, given in (("static masks", zoneout.static), ("carry_noise", module.carry_noise)):
+            if given:
+                raise ValueError(f"{what} in training: a single step cannot; use ZoneoutRNN")
+
     steps, *batch_dims, in_features = xs.shape
     batch = math.prod(batch_dims)
     if carry is not None:
         carry = _flatten_carry(carry, (*batch_dims, cell.hidden_features))
     if seq_lengths is not None:
-        if jnp.shape(seq_lengths) != tuple(batch_dims):
-            raise ValueError(
-                f"seq_lengths must be {tuple(batch_dims)}, got {jnp.shape(seq_lengths)}"
-            )
+        seq_lengths = jnp.asarray(seq_lengths)
+        if seq_lengths.shape != tuple(batch_dims):
+            raise ValueError(f"seq_lengths must be {tuple(batch_dims)}, got {seq_lengths.shape}")
         seq_lengths = jnp.ravel(seq_lengths) if len(batch_dims) != 1 else seq_lengths
     carry, ys, *found = unroll(
         cell,
         params,
         xs.reshape(steps, batch, in_features),
         carry,
+        zoneout=zoneout,
+        key=draw_key() if draws and not deterministic else None,
+        deterministic=deterministic,
         stats=stats,
+        carry_noise=module.carry_noise,
         seq_lengths=seq_lengths,
+        axis_name=module.axis_name,
         **options,
     )
-    if found:
-        stats = update_stats(stats, *found, rate=1 - momentum)
+    moved = update_stats(stats, *found, rate=1 - module.momentum) if found else None
     carry = jax.tree.map(lambda a: a.reshape(*batch_dims, -1) if a.ndim else a, carry)
-    return carry, ys.reshape(steps, *batch_dims, -1), stats
+    return carry, ys.reshape(steps, *batch_dims, -1), moved
+
+
+def expand_carry(carry: Carry, batch_dims: Sequence[int]) -> Carry:
+    """The carry of a batch of one example for other batch dimensions."""
+    return jax.tree.map(
+        lambda a: jnp.broadcast_to(a[0], (*batch_dims, a.shape[-1])) if a.ndim else a, carry
+    )
 
 
 def run_layers(
-    layers: Sequence[Callable[..., tuple[Carry, jax.Array]]],
+    rnn: Any,
+    stack: Sequence[Any],
+    is_single: bool,
     inputs: jax.Array,
-    initial_carry: Any,
     *,
+    initial_carry: Any,
     seq_lengths: jax.Array | None,
-    return_carry: bool,
-    time_major: bool,
-    reverse: bool,
-    keep_order: bool,
+    deterministic: bool | None,
+    zoneout: Zoneout | Sequence[Zoneout] | None,
+    **overrides: bool | None,
 ) -> jax.Array | tuple[Any, jax.Array]:
-    """Layers on top of each other, with the options of Flax's `RNN`.
+    """Cells on top of each other, with the options of Flax's `RNN`.
 
     Args:
-      layers: functions `(xs, carry, seq_lengths, reverse) -> (carry, ys)`, time first. The carry
-        of a single one is its own, that of several is a tuple.
+      rnn: the Linen or NNX module, whose attributes the overrides override if they are not None.
+      stack: its cells.
+      is_single: whether carries are that of the only cell, and no tuple.
+      zoneout: one spec for all cells or one for each.
     """
     if inputs.ndim < 2:
         raise ValueError(
             f"inputs must be [*batch, T, F] or, time first, [T, *batch, F]; got {inputs.shape}"
         )
-    xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
-    single = len(layers) == 1
-    initial = (initial_carry,) if single else initial_carry or (None,) * len(layers)
-    if len(initial) != len(layers):
-        raise ValueError(f"initial_carry must have {len(layers)} carries, got {len(initial)}")
-    carries = []
-    for layer, carry in zip(layers, initial, strict=True):
-        carry, xs = layer(xs, carry, seq_lengths, reverse)
-        carries.append(carry)
-    if reverse and not keep_order:
-        batch_axes = xs.ndim - 2
-        xs = flip_sequences(xs, seq_lengths, num_batch_dims=batch_axes, time_major=True)
-    ys = xs if time_major else jnp.moveaxis(xs, 0, -2)
-    carry = carries[0] if single else tuple(carries)
-    return (carry, ys) if return_carry else ys
-
-
-def needs_key(zoneout: Zoneout, carry_noise: float) -> bool:
-    """Whether training draws anything."""
-    return zoneout.active or bool(carry_noise)
-
-
-def check_deterministic(deterministic: bool | None) -> bool:
-    """Raises ValueError unless it was said whether this is training or evaluation."""
-    if deterministic is None:
-        raise ValueError(
-            "deterministic must be given where masks, noise or batch statistics depend on it:"
-            " False in training (masks are sampled), True in evaluation (their expectation)"
+    options = {
+        name: getattr(rnn, name) if value is None else value for name, value in overrides.items()
+    }
+    carries = (initial_carry,) if is_single else initial_carry
+    carries = (None,) * len(stack) if carries is None else carries
+    specs = zoneout if isinstance(zoneout, Sequence) else (zoneout,) * len(stack)
+    for name, given in (("initial_carry", carries), ("zoneout", specs)):
+        if not isinstance(given, Sequence) or len(given) != len(stack):
+            what = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
+            raise ValueError(f"{name} must be a sequence of {len(stack)}, one a cell; got {what}")
+    xs = inputs if options["time_major"] else jnp.moveaxis(inputs, -2, 0)
+    last = []
+    for cell, carry, spec in zip(stack, carries, specs, strict=True):
+        carry, xs = cell.run(
+            xs,
+            carry,
+            deterministic=deterministic,
+            zoneout=spec,
+            seq_lengths=seq_lengths,
+            reverse=options["reverse"],
+            unroll=rnn.unroll,
+            chunk=rnn.chunk,
         )
-    return deterministic
+        last.append(carry)
+    if options["reverse"] and not options["keep_order"]:
+        xs = flip_sequences(xs, seq_lengths, num_batch_dims=xs.ndim - 2, time_major=True)
+    ys = xs if options["time_major"] else jnp.moveaxis(xs, 0, -2)
+    carry = last[0] if is_single else tuple(last)
+    return (carry, ys) if options["return_carry"] else ys
 
 
-def check_step(zoneout: Zoneout) -> None:
-    """Raises ValueError for masks that a single step cannot have."""
-    if zoneout.static:
-        raise ValueError("a single step cannot have static masks; use ZoneoutRNN")
+def check_cells(cells: Sequence[Any], kind: type) -> None:
+    """Raises unless there are cells, all of a kind."""
+    if not cells:
+        raise ValueError("ZoneoutRNN needs at least one cell, got none")
+    for cell in cells:
+        if not isinstance(cell, kind):
+            raise TypeError(f"cell must be a {kind.__name__}, got {type(cell).__name__}")
 
 
 def _flatten_carry(carry: Carry, wanted: tuple[int, ...]) -> Carry:

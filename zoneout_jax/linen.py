@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.errors import InvalidRngError
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_deterministic, check_step, needs_key, run_cell, run_layers
+from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.initializers import Initializer
 from zoneout_jax.lstm_cell import lstm
@@ -51,8 +51,9 @@ class ZoneoutCell(nn.RNNCellBase):
         it is: the masks are then those of the whole batch on a single device.
 
     Raises:
-      ValueError: `deterministic` not given though something depends on it; static masks, which a
-        single step cannot have; a carry that does not fit the inputs; options as in the pure cell.
+      ValueError: `deterministic` not given though something depends on it; static masks or noise
+        on the carry in a single step of training; a carry that does not fit the inputs; options as
+        in the pure cell.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
     """
 
@@ -77,8 +78,7 @@ class ZoneoutCell(nn.RNNCellBase):
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """The carry after inputs `[*batch, F]`, and the output `[*batch, H]`."""
-        check_step(self.zoneout)
-        carry, ys = self.run(inputs[None], carry)
+        carry, ys = self.run(inputs[None], carry, single_step=True)
         return carry, ys[0]
 
     @nn.nowrap
@@ -87,10 +87,7 @@ class ZoneoutCell(nn.RNNCellBase):
         if self.learned_carry:
             raise ValueError("the initial carry is learned: leave initial_carry to ZoneoutRNN")
         *batch_dims, in_features = input_shape
-        return jax.tree.map(
-            lambda leaf: jnp.zeros((*batch_dims, *leaf.shape[1:]), leaf.dtype),
-            self.pure(in_features).initial_carry({}, 1),
-        )
+        return expand_carry(self.pure(in_features).initial_carry({}, 1), batch_dims)
 
     @property
     def num_feature_axes(self) -> int:
@@ -98,21 +95,10 @@ class ZoneoutCell(nn.RNNCellBase):
         return 1
 
     @nn.compact
-    def run(
-        self,
-        xs: jax.Array,
-        carry: Carry | None,
-        *,
-        deterministic: bool | None = None,
-        zoneout: Zoneout | None = None,
-        **options: Any,
-    ) -> tuple[Carry, jax.Array]:
+    def run(self, xs: jax.Array, carry: Carry | None, **options: Any) -> tuple[Carry, jax.Array]:
         """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
         cell = self.pure(xs.shape[-1])
-        shapes = jax.eval_shape(cell.init, jax.random.key(0))
-        params = {
-            name: self.param(name, lambda key, name: cell.init(key)[name], name) for name in shapes
-        }
+        params = self._params(cell)
         stats = None
         if cell.init_stats:
             variables = {
@@ -120,31 +106,37 @@ class ZoneoutCell(nn.RNNCellBase):
                 for name, value in cell.init_stats().items()
             }
             stats = {name: variable.value for name, variable in variables.items()}
-
-        zoneout = self.zoneout if zoneout is None else zoneout
-        deterministic = self.deterministic if deterministic is None else deterministic
-        draws = needs_key(zoneout, self.carry_noise)
-        if self.is_initializing() or not (draws or stats):
-            deterministic = True
-        deterministic = check_deterministic(deterministic)
         carry, ys, moved = run_cell(
+            self,
             cell,
             params,
             stats,
             xs,
             carry,
-            momentum=self.momentum,
-            zoneout=zoneout,
-            key=self._key() if draws and not deterministic else None,
-            deterministic=deterministic,
-            carry_noise=self.carry_noise,
-            axis_name=self.axis_name,
+            draw_key=self._key,
+            initializing=self.is_initializing(),
             **options,
         )
-        if stats and not deterministic:
+        if moved:
             for name, variable in variables.items():
                 variable.value = moved[name]
         return carry, ys
+
+    def _params(self, cell: Cell) -> dict[str, jax.Array]:
+        made = {}
+
+        def make(key, name):
+            # All at once, of the key of the first.
+            made.update(made or cell.init(key))
+            return made[name]
+
+        def check(key, name):
+            # Flax compares the shapes of parameters that exist.
+            return jnp.zeros(shapes[name].shape, shapes[name].dtype)
+
+        shapes = jax.eval_shape(cell.init, jax.random.key(0))
+        exist = self.has_variable("params", next(iter(shapes)))
+        return {name: self.param(name, check if exist else make, name) for name in shapes}
 
     def _key(self) -> jax.Array:
         # Where a stream is missing, Flax would quietly take "params" if that one is there.
@@ -240,8 +232,8 @@ class ZoneoutRNN(nn.Module):
     of length zero is its initial carry.
 
     Attributes:
-      cell: a cell; or several, the outputs of each being the inputs of the next. Each has rates of
-        its own. Carries then are tuples, with one carry for each cell.
+      cell: a cell; or a sequence of them, the outputs of each being the inputs of the next. Each
+        has rates of its own. Carries of a sequence are tuples, with one carry for each cell.
       time_major: inputs and outputs are `[T, *batch, features]` instead of
         `[*batch, T, features]`.
       return_carry: return the pair (final carry, outputs) instead of the outputs.
@@ -288,7 +280,7 @@ class ZoneoutRNN(nn.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         deterministic: bool | None = None,
-        zoneout: Zoneout | None = None,
+        zoneout: Zoneout | Sequence[Zoneout] | None = None,
     ) -> jax.Array | tuple[Carry, jax.Array]:
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
@@ -298,37 +290,23 @@ class ZoneoutRNN(nn.Module):
           init_key: not used; `nn.Bidirectional` passes it.
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
-          zoneout: overrides the spec of every cell, for rates that change during training.
+          zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
+            change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
         """
         del init_key
         stack = self.cell if isinstance(self.cell, Sequence) else (self.cell,)
-        for cell in stack:
-            if not isinstance(cell, ZoneoutCell):
-                raise TypeError(f"cell must be a ZoneoutCell, got {type(cell).__name__}")
-        deterministic = self.deterministic if deterministic is None else deterministic
-
-        def layer(cell):
-            def run(xs, carry, seq_lengths, reverse):
-                return cell.run(
-                    xs,
-                    carry,
-                    deterministic=deterministic,
-                    zoneout=zoneout,
-                    seq_lengths=seq_lengths,
-                    reverse=reverse,
-                    unroll=self.unroll,
-                    chunk=self.chunk,
-                )
-
-            return run
-
+        check_cells(stack, ZoneoutCell)
         return run_layers(
-            [layer(cell) for cell in stack],
+            self,
+            stack,
+            stack is not self.cell,
             inputs,
-            initial_carry,
+            initial_carry=initial_carry,
             seq_lengths=seq_lengths,
-            return_carry=self.return_carry if return_carry is None else return_carry,
-            time_major=self.time_major if time_major is None else time_major,
-            reverse=self.reverse if reverse is None else reverse,
-            keep_order=self.keep_order if keep_order is None else keep_order,
+            deterministic=self.deterministic if deterministic is None else deterministic,
+            zoneout=zoneout,
+            return_carry=return_carry,
+            time_major=time_major,
+            reverse=reverse,
+            keep_order=keep_order,
         )

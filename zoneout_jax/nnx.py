@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_deterministic, check_step, needs_key, run_cell, run_layers
+from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.lstm_cell import lstm
 from zoneout_jax.zoneout import Zoneout
@@ -44,7 +43,8 @@ class ZoneoutCell(nnx.RNNCellBase):
         `learned_carry`, `param_dtype`, `dtype`, and those of the subclass.
 
     Raises:
-      ValueError: static masks, which a single step cannot have; a carry that does not fit the
+      ValueError: training without a random stream; static masks or noise on the carry in a single
+        step of training; a carry that does not fit the
         inputs; options as in the pure cell.
     """
 
@@ -77,7 +77,9 @@ class ZoneoutCell(nnx.RNNCellBase):
         if cell.init_stats:
             stats = cell.init_stats()
             self.mean, self.var = nnx.BatchStat(stats["mean"]), nnx.BatchStat(stats["var"])
-        self.rngs = rngs.zoneout.fork()
+        # Without a stream, the cell serves as long as it need not draw.
+        has_stream = "zoneout" in rngs or "default" in rngs
+        self.rngs = rngs.zoneout.fork() if has_stream else None
 
     def pure(self) -> Cell:
         """The pure cell."""
@@ -89,63 +91,39 @@ class ZoneoutCell(nnx.RNNCellBase):
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """The carry after inputs `[*batch, F]`, and the output `[*batch, H]`."""
-        check_step(self.zoneout)
-        carry, ys = self.run(inputs[None], carry)
+        carry, ys = self.run(inputs[None], carry, single_step=True)
         return carry, ys[0]
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
         """The initial carry, learned or zeros, for inputs `[*batch, F]`; `rngs` are not used."""
         del rngs
-        batch_dims = input_shape[:-1]
-        return jax.tree.map(
-            lambda leaf: (
-                jnp.broadcast_to(leaf[0], (*batch_dims, self.hidden_features))
-                if leaf.ndim
-                else leaf
-            ),
-            self.pure().initial_carry(self.pure_params(), 1),
-        )
+        return expand_carry(self.pure().initial_carry(self.pure_params(), 1), input_shape[:-1])
 
     @property
     def num_feature_axes(self) -> int:
         """Number of axes of an input that are not batch axes: 1."""
         return 1
 
-    def run(
-        self,
-        xs: jax.Array,
-        carry: Carry | None,
-        *,
-        deterministic: bool | None = None,
-        zoneout: Zoneout | None = None,
-        **options: Any,
-    ) -> tuple[Carry, jax.Array]:
+    def run(self, xs: jax.Array, carry: Carry | None, **options: Any) -> tuple[Carry, jax.Array]:
         """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
         cell = self.pure()
         stats = None
         if cell.init_stats:
             stats = {"mean": self.mean[...], "var": self.var[...]}
-        zoneout = self.zoneout if zoneout is None else zoneout
-        deterministic = self.deterministic if deterministic is None else deterministic
-        draws = needs_key(zoneout, self.carry_noise)
-        deterministic = check_deterministic(deterministic) if draws or stats else True
         carry, ys, moved = run_cell(
-            cell,
-            self.pure_params(),
-            stats,
-            xs,
-            carry,
-            momentum=self.momentum,
-            zoneout=zoneout,
-            key=self.rngs() if draws and not deterministic else None,
-            deterministic=deterministic,
-            carry_noise=self.carry_noise,
-            axis_name=self.axis_name,
-            **options,
+            self, cell, self.pure_params(), stats, xs, carry, draw_key=self._key, **options
         )
-        if stats and not deterministic:
+        if moved:
             self.mean[...], self.var[...] = moved["mean"], moved["var"]
         return carry, ys
+
+    def _key(self) -> jax.Array:
+        if self.rngs is None:
+            raise ValueError(
+                'zoneout in training needs the random stream "zoneout": make the cell with'
+                " rngs=nnx.Rngs(params=0, zoneout=1), or nnx.Rngs(0), which serves all streams"
+            )
+        return self.rngs()
 
 
 class ZoneoutLSTMCell(ZoneoutCell):
@@ -206,9 +184,9 @@ class ZoneoutRNN(nnx.Module):
     length zero is its initial carry.
 
     Args:
-      cell: a cell; or several, the outputs of each being the inputs of the next. Each has rates of
-        its own. Carries then are tuples, with one carry for each cell. A single one becomes the
-        attribute `cell`, several become `cell_0`, `cell_1` and so on.
+      cell: a cell; or a sequence of them, the outputs of each being the inputs of the next. Each
+        has rates of its own. Carries of a sequence are tuples, with one carry for each cell. A cell
+        becomes the attribute `cell`, those of a sequence `cell_0`, `cell_1` and so on.
       time_major: inputs and outputs are `[T, *batch, features]` instead of
         `[*batch, T, features]`.
       return_carry: return the pair (final carry, outputs) instead of the outputs.
@@ -242,9 +220,7 @@ class ZoneoutRNN(nnx.Module):
         chunk: int | None = None,
     ):
         stack = cell if isinstance(cell, Sequence) else (cell,)
-        for one in stack:
-            if not isinstance(one, ZoneoutCell):
-                raise TypeError(f"cell must be a ZoneoutCell, got {type(one).__name__}")
+        check_cells(stack, ZoneoutCell)
         self.cell_names = (
             tuple(f"cell_{n}" for n in range(len(stack))) if cell is stack else ("cell",)
         )
@@ -268,7 +244,7 @@ class ZoneoutRNN(nnx.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         deterministic: bool | None = None,
-        zoneout: Zoneout | None = None,
+        zoneout: Zoneout | Sequence[Zoneout] | None = None,
         rngs: Any = None,
     ) -> jax.Array | tuple[Carry, jax.Array]:
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
@@ -279,33 +255,22 @@ class ZoneoutRNN(nnx.Module):
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
           return_carry, time_major, reverse, keep_order: override the attributes.
           deterministic: overrides that of every cell.
-          zoneout: overrides the spec of every cell, for rates that change during training.
+          zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
+            change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
           rngs: not used; `nnx.Bidirectional` passes it. Each cell has its own stream.
         """
         del rngs
-
-        def layer(cell):
-            def run(xs, carry, seq_lengths, reverse):
-                return cell.run(
-                    xs,
-                    carry,
-                    deterministic=deterministic,
-                    zoneout=zoneout,
-                    seq_lengths=seq_lengths,
-                    reverse=reverse,
-                    unroll=self.unroll,
-                    chunk=self.chunk,
-                )
-
-            return run
-
         return run_layers(
-            [layer(getattr(self, name)) for name in self.cell_names],
+            self,
+            [getattr(self, name) for name in self.cell_names],
+            self.cell_names == ("cell",),
             inputs,
-            initial_carry,
+            initial_carry=initial_carry,
             seq_lengths=seq_lengths,
-            return_carry=self.return_carry if return_carry is None else return_carry,
-            time_major=self.time_major if time_major is None else time_major,
-            reverse=self.reverse if reverse is None else reverse,
-            keep_order=self.keep_order if keep_order is None else keep_order,
+            deterministic=deterministic,
+            zoneout=zoneout,
+            return_carry=return_carry,
+            time_major=time_major,
+            reverse=reverse,
+            keep_order=keep_order,
         )

@@ -50,7 +50,9 @@ def weight_noise(params: Any, key: jax.Array, std: jax.Array | float) -> Any:
         W + std · ε,  ε ~ Normal(0, 1)
 
     Draw anew at each training step, and differentiate the loss at the noisy weights: the gradient
-    belongs to the clean ones. Biases and other vectors stay as they are.
+    belongs to the clean ones. Biases and other vectors stay as they are, and so do integers. What
+    is told apart by its rank: stacks of layers' or devices' parameters must be passed one by one
+    (or under `vmap`), and statistics of batch normalization not at all.
 
     Args:
       params: a pytree of arrays.
@@ -73,7 +75,7 @@ def weight_noise(params: Any, key: jax.Array, std: jax.Array | float) -> Any:
     leaves, structure = jax.tree.flatten(params)
     noisy = [
         leaf
-        if jnp.ndim(leaf) < 2
+        if jnp.ndim(leaf) < 2 or not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
         else leaf
         + jnp.asarray(std, leaf.dtype)
         * jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
