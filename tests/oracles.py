@@ -83,8 +83,8 @@ def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
 STEPS = {"lstm": (lstm_step, 3), "gru": (gru_step, 1), "rnn": (rnn_step, 1)}
 
 
-def run(kind, options, params, xs, masks, lengths=None, reverse=False):
-    """Runs a cell over `xs` [T, B, F] from a carry of zeros; returns (arrays of the carry, ys)."""
+def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=None):
+    """Runs a cell over `xs` [T, B, F], from zeros by default; returns (arrays of the carry, ys)."""
     step, size = STEPS[kind]
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
     steps, batch = xs.shape[:2]
@@ -95,12 +95,16 @@ def run(kind, options, params, xs, masks, lengths=None, reverse=False):
         return np.broadcast_to(default if mask is None else mask, shape).astype(np.float64)
 
     d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0), full(masks.update, 1.0)
-    carry = (np.zeros((batch, hidden)),) * size
+    carry = carry or (np.zeros((batch, hidden)),) * size
     ys = np.zeros(shape)
-    for t in range(steps)[::-1] if reverse else range(steps):
-        valid = np.ones(batch, bool) if lengths is None else t < np.asarray(lengths)
-        new, y = step(p, options, carry, xs[t], d_c[t], d_h[t], u[t], valid)
+    lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    rows = np.arange(batch)
+    for number in range(steps):
+        valid = number < lengths
+        # Each example's own position: padding comes last whatever the direction.
+        t = np.where(valid & reverse, lengths - 1 - number, number)
+        new, y = step(p, options, carry, xs[t, rows], d_c[t, rows], d_h[t, rows], u[t, rows], valid)
         column = valid[:, None]
         carry = tuple(np.where(column, n, c) for n, c in zip(new, carry, strict=True))
-        ys[t] = np.where(column, y, 0)
+        ys[t[valid], rows[valid]] = y[valid]
     return carry, ys

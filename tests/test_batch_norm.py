@@ -1,14 +1,16 @@
 """Recurrent batch normalization: statistics of each step, of the population, of many devices."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from zoneout_jax import Zoneout, linen, lstm, unroll, update_stats
+from zoneout_jax import Masks, Zoneout, linen, lstm, unroll, update_stats
 from zoneout_jax import nnx as faces
 from zoneout_jax.normalization import init_stats
+from zoneout_jax.unroll import _add_noise
 
 T, B, F, H = 6, 8, 3, 5
 CELL = lstm(F, H, normalization="batch", max_steps=T)
@@ -94,6 +96,43 @@ def test_last_step_serves_longer_sequences():
     np.testing.assert_allclose(moved["mean"], stats["mean"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_padding_changes_nothing_in_reverse(deterministic):
+    # The statistics of a step must not depend on how far the batch is padded.
+    lengths = jnp.array([6, 6, 4, 4, 2, 2, 2, 1])
+    cell = lstm(F, H, normalization="batch", max_steps=T + 3)
+    keys = jax.random.split(jax.random.key(9))
+    stats = {
+        "mean": jax.random.normal(keys[0], (T + 3, 9, H)),
+        "var": jax.random.uniform(keys[1], (T + 3, 9, H)) + 0.5,
+    }
+    # A mask of the states alone, so that flipping it shows in the outputs.
+    states = Zoneout(states=0.5).sample(jax.random.key(4), T, B, H).states
+    options = {
+        "deterministic": deterministic,
+        "stats": stats if deterministic else None,
+        "seq_lengths": lengths,
+        "reverse": True,
+    }
+    padded = jnp.concatenate([XS, jnp.full((3, B, F), 7.0)])
+    more = jnp.concatenate([states, jnp.ones((3, B, H), bool)])
+    short = unroll(cell, PARAMS, XS, masks=Masks(states=states), **options)
+    long = unroll(cell, PARAMS, padded, masks=Masks(states=more), **options)
+    np.testing.assert_allclose(long[1][:T], short[1], rtol=0, atol=1e-6)
+    assert not np.any(long[1][T:])
+    np.testing.assert_allclose(long[0][1], short[0][1], rtol=0, atol=1e-6)
+    if deterministic:
+        for b, length in enumerate(lengths):
+            _, alone = unroll(
+                cell,
+                PARAMS,
+                XS[:length, b : b + 1],
+                masks=Masks(states=states[:length, b : b + 1]),
+                **options | {"seq_lengths": None},
+            )
+            np.testing.assert_allclose(alone[:, 0], short[1][:length, b], rtol=0, atol=1e-6)
+
+
 def test_padding_counts_for_nothing():
     lengths = jnp.array([6, 6, 4, 4, 2, 2, 2, 0])
     noise = jnp.where(jnp.arange(T)[:, None, None] < lengths[:, None], XS, 100 * jnp.ones_like(XS))
@@ -109,10 +148,10 @@ def test_padding_counts_for_nothing():
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_devices_give_the_statistics_of_the_whole_batch(devices):
-    spec, key = Zoneout(cells=0.5, states=0.2), jax.random.key(3)
+    options = {"zoneout": Zoneout(cells=0.5, states=0.2), "key": jax.random.key(3)}
 
     def loss(params, xs, axis_name=None):
-        _, ys, found = unroll(CELL, params, xs, zoneout=spec, key=key, axis_name=axis_name)
+        _, ys, found = unroll(CELL, params, xs, carry_noise=0.1, axis_name=axis_name, **options)
         return jnp.sum(jnp.square(ys)), found
 
     def on_device(xs):
@@ -154,6 +193,10 @@ def test_noise_of_the_carry():
     assert abs(c.mean()) < 4 * 0.1 / np.sqrt(count)
     assert abs(c.std() / 0.1 - 1) < 4 / np.sqrt(2 * count)
     assert abs(np.corrcoef(c)[0, 1]) < 4 / np.sqrt(c.shape[1])
+    # Noise on c and on h: with a single step that changes nothing, h is seen by `emit`.
+    noisy = _add_noise((jnp.zeros_like(c), jnp.zeros_like(c)), 0.1, key, 0)
+    np.testing.assert_array_equal(noisy[0], c)
+    assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 4 / np.sqrt(count)
     half, _ = unroll(cell, params, xs[:, :2], carry_noise=0.1, key=key)
     np.testing.assert_array_equal(half[0], c[:2])
     quiet, _ = unroll(cell, params, xs, carry_noise=0.1, deterministic=True)
@@ -186,3 +229,55 @@ def test_faces_keep_population_statistics():
     np.testing.assert_allclose(by_nnx, by_linen, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="deterministic must be given"):
         layer.apply(variables, xs)
+
+
+def test_under_the_rnns_of_flax():
+    options = {"normalization": "batch", "max_steps": T, "momentum": 0.5}
+    xs = jnp.swapaxes(XS, 0, 1)
+    cell = linen.ZoneoutLSTMCell(H, deterministic=False, **options)
+    stepped = nn.RNN(
+        cell, variable_carry="batch_stats", split_rngs={"params": False, "zoneout": True}
+    )
+    whole = linen.ZoneoutRNN(cell)
+    variables = whole.init(jax.random.key(0), xs)
+    ys, moved = stepped.apply(variables, xs, mutable=["batch_stats"])
+    wanted, wanted_moved = whole.apply(variables, xs, mutable=["batch_stats"])
+    np.testing.assert_allclose(ys, wanted, rtol=0, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), moved, wanted_moved
+    )
+    in_nnx = faces.ZoneoutLSTMCell(F, H, rngs=nnx.Rngs(0), **options)
+    wanted = faces.ZoneoutRNN(nnx.clone(in_nnx))(xs)
+    np.testing.assert_allclose(nnx.RNN(in_nnx)(xs), wanted, rtol=0, atol=1e-5)
+
+
+def test_few_collectives():
+    # The input side, the recurrent side and the cells exchange sums twice each, and a count.
+    def run(xs):
+        return unroll(CELL, PARAMS, xs, axis_name="data", implementation="scan")[1]
+
+    text = str(jax.make_jaxpr(jax.pmap(run, axis_name="data"))(jnp.stack([XS, XS])))
+    assert text.count("psum") <= 7
+
+
+def test_statistics_of_wide_and_narrow_types():
+    cell = lstm(
+        F,
+        H,
+        normalization="batch",
+        max_steps=T,
+        param_dtype=jnp.bfloat16,
+        kernel_init=_normal,
+        recurrent_init=_normal,
+    )
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((T, 3001, F), jnp.bfloat16)
+    carry, ys, found = unroll(cell, params, xs)
+    assert ys.dtype == jnp.bfloat16 and found["mean"].dtype == jnp.float32
+    np.testing.assert_array_equal(found["count"], 3001)
+    stats = update_stats(cell.init_stats(), found)
+    assert unroll(cell, params, xs, deterministic=True, stats=stats)[1].dtype == jnp.bfloat16
+
+
+def _normal(key, shape, dtype, blocks):
+    return jax.random.normal(key, shape, dtype)

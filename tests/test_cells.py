@@ -10,7 +10,7 @@ from flax import nnx
 from jax import test_util
 
 from tests import oracles
-from zoneout_jax import Zoneout, gru, linen, lstm, rnn, unroll
+from zoneout_jax import Masks, Zoneout, gru, linen, lstm, rnn, unroll
 from zoneout_jax import nnx as faces
 
 T, B, F, H = 7, 4, 3, 5
@@ -290,6 +290,19 @@ def test_rates_zero_and_one(name):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm batch norm"])
+def test_nan_in_padding_reaches_nothing(name):
+    cell, params, xs = build(name, jnp.float32)
+    lengths = list(LENGTHS)  # a list will do
+    padded = jnp.where((jnp.arange(T)[:, None] < jnp.array(LENGTHS))[..., None], xs, jnp.nan)
+
+    def loss(params, xs):
+        return jnp.sum(unroll(cell, params, xs, seq_lengths=lengths, reverse=True)[1])
+
+    got, wanted = (jax.grad(loss)(params, x) for x in (padded, xs))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16_products_keep_a_float32_state(name):
     kind, options = CELLS[name]
@@ -341,6 +354,21 @@ def test_transformations(name):
         (lambda: call(gru, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
         (lambda: call(gru, seq_lengths=np.array([-1, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
         (lambda: call(gru, chunk=0), ValueError, "chunk must be at least 1"),
+        (lambda: call(gru, unroll=0), ValueError, "unroll must be at least 1"),
+        (lambda: call(gru, carry_noise=-1.0), ValueError, "carry_noise must be at least 0"),
+        (lambda: call(gru, seq_lengths=np.array([1.5, 1, 1, 1])), TypeError, "must be integers"),
+        (lambda: call(gru, zoneout=0.5), TypeError, "must be a Zoneout"),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=jnp.array([0.1, 0.2])), key=KEY),
+            ValueError,
+            "must be a single number",
+        ),
+        (lambda: call(gru, carry=jnp.zeros((B, H), int)), ValueError, "shapes and types"),
+        (
+            lambda: call(gru, masks=Masks(), zoneout=Zoneout(states=0.5)),
+            ValueError,
+            "not both",
+        ),
         (lambda: call(gru, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
         (lambda: call(gru, carry_noise=0.1), ValueError, "noise in training needs a random key"),
         (lambda: call(gru, stats={}), ValueError, "batch-normalized cells only"),

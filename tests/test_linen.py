@@ -74,7 +74,7 @@ def test_equals_the_pure_functions():
     np.testing.assert_allclose(stepped, got, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("layer", ["nn.RNN", "ZoneoutRNN", "nn.Bidirectional"])
+@pytest.mark.parametrize("layer", ["nn.RNN", "ZoneoutRNN", "nn.Bidirectional", "of ZoneoutRNN"])
 def test_masks_differ_over_time_and_by_key(layer):
     # With a rate of 1/2 on states alone, what is kept shows in the outputs.
     cell = ZoneoutLSTMCell(H, zoneout=Zoneout(states=0.5), deterministic=False)
@@ -84,6 +84,7 @@ def test_masks_differ_over_time_and_by_key(layer):
         "nn.Bidirectional": lambda: nn.Bidirectional(
             nn.RNN(cell, split_rngs=SPLIT), nn.RNN(cell.clone(), split_rngs=SPLIT)
         ),
+        "of ZoneoutRNN": lambda: nn.Bidirectional(ZoneoutRNN(cell), ZoneoutRNN(cell.clone())),
     }[layer]()
     variables = rnn.init({"params": jax.random.key(1), "zoneout": jax.random.key(2)}, XS)
     ys = [rnn.apply(variables, XS, rngs={"zoneout": jax.random.key(k)}) for k in (3, 3, 4)]
@@ -93,6 +94,114 @@ def test_masks_differ_over_time_and_by_key(layer):
     patterns = {kept[:, t].tobytes() for t in range(T - 1)}
     assert len(patterns) == T - 1
     assert 0.2 < kept.mean() < 0.8
+
+
+def test_directions_have_masks_of_their_own():
+    cell = ZoneoutLSTMCell(50, zoneout=Zoneout(states=0.5), deterministic=False)
+    rnn = nn.Bidirectional(ZoneoutRNN(cell), ZoneoutRNN(cell.clone()))
+    xs = jax.random.normal(jax.random.key(0), (20, 30, F))
+    variables = rnn.init({"params": jax.random.key(1), "zoneout": jax.random.key(2)}, xs)
+    ys = np.asarray(rnn.apply(variables, xs, rngs={"zoneout": jax.random.key(3)}))
+    forward = ys[:, 1:-1, :50] == ys[:, :-2, :50]
+    backward = ys[:, 1:-1, 50:] == ys[:, 2:, 50:]
+    for other in (backward, backward[:, ::-1]):
+        correlation = np.corrcoef(forward.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(forward.size)
+
+
+def test_chunks_and_unroll_change_no_numbers():
+    cell = ZoneoutLSTMCell(H, zoneout=SPEC, learned_carry=True)
+    variables = ZoneoutRNN(cell).init(jax.random.key(1), XS)
+    assert variables["params"]["cell"]["initial_h"].shape == (H,)
+    variables = jax.tree.map(lambda p: p + 0.1, variables)
+
+    def gradient(**options):
+        def loss(variables):
+            rnn = ZoneoutRNN(cell, deterministic=False, **options)
+            ys = rnn.apply(variables, XS, rngs={"zoneout": jax.random.key(0)})
+            return jnp.sum(jnp.square(ys)), ys
+
+        return jax.grad(loss, has_aux=True)(variables)
+
+    plain = gradient()
+    assert np.all(plain[0]["params"]["cell"]["initial_h"])
+    for options in ({"chunk": 4}, {"unroll": 3}):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+            gradient(**options),
+            plain,
+        )
+
+
+def test_axis_name_serves_devices_and_needs_none_elsewhere():
+    cell = ZoneoutLSTMCell(H, zoneout=SPEC, axis_name="data")
+    xs = jax.random.normal(jax.random.key(0), (4, T, F))
+    rngs = {"zoneout": jax.random.key(3)}
+    variables = ZoneoutRNN(cell).init(jax.random.key(1), xs)
+    ZoneoutRNN(cell).apply(variables, xs, deterministic=True)
+    wanted = ZoneoutRNN(cell.clone(axis_name=None)).apply(
+        variables, xs, deterministic=False, rngs=rngs
+    )
+    got = jax.pmap(
+        lambda xs: ZoneoutRNN(cell).apply(variables, xs, deterministic=False, rngs=rngs),
+        axis_name="data",
+    )(xs.reshape(2, 2, T, F))
+    np.testing.assert_allclose(got.reshape(wanted.shape), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_spec_for_each_cell_at_the_call():
+    specs = [Zoneout(), Zoneout(states=lambda step: 0.1 * step)]
+    cells = [ZoneoutLSTMCell(H, zoneout=spec) for spec in specs]
+    rnn = ZoneoutRNN(cells, return_carry=True)
+    variables = rnn.init(jax.random.key(1), XS)
+    now = [spec.at(5) for spec in specs]
+    carries, ys = rnn.apply(variables, XS, zoneout=now, deterministic=True)
+    fixed = ZoneoutRNN([cells[0], ZoneoutLSTMCell(H, zoneout=Zoneout(states=0.5))])
+    np.testing.assert_array_equal(ys, fixed.apply(variables, XS, deterministic=True))
+    assert len(carries) == 2
+    # A sequence of one has a tuple of one carry.
+    one = ZoneoutRNN(cells[:1], return_carry=True)
+    assert len(one.apply(one.init(jax.random.key(0), XS), XS)[0]) == 1
+
+
+def test_parameters_are_made_once():
+    made = []
+
+    def init(key, shape, dtype, blocks):
+        made.append(shape)
+        return jnp.zeros(shape, dtype)
+
+    cell = ZoneoutLSTMCell(H, kernel_init=init, recurrent_init=init)
+    with jax.disable_jit():
+        ZoneoutRNN(cell).init(jax.random.key(0), XS)
+    # Once for the shapes, which is free, and once for the values.
+    assert made.count((F, 4 * H)) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v: ZoneoutRNN([]).init(jax.random.key(0), XS), "at least one cell"),
+        (
+            lambda v: ZoneoutRNN([ZoneoutLSTMCell(H)] * 2).init(
+                jax.random.key(0), XS, initial_carry=jnp.zeros((B, H))
+            ),
+            "initial_carry must be a sequence of 2",
+        ),
+        (
+            lambda v: ZoneoutRNN(ZoneoutLSTMCell(H)).apply(v, XS, zoneout=[SPEC, SPEC]),
+            "zoneout must be a sequence of 1, one a cell; got 2",
+        ),
+        (
+            lambda v: nn.RNN(ZoneoutLSTMCell(H, carry_noise=0.1, deterministic=False)).apply(v, XS),
+            "carry_noise in training",
+        ),
+    ],
+)
+def test_errors(call, message):
+    variables = ZoneoutRNN(ZoneoutLSTMCell(H)).init(jax.random.key(1), XS)
+    with pytest.raises(ValueError, match=message):
+        call(variables)
 
 
 def test_errors_and_old_keys():

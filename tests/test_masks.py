@@ -155,6 +155,11 @@ def test_expectation_is_the_mean_of_samples():
         ({"cells": np.array([0.5, 2.0])}, ValueError, "cells must be in"),
         ({"cells": "0.5"}, TypeError, "must be a number"),
         ({"cells": True}, TypeError, "must be a number"),
+        ({"cells": jnp.array(1.5)}, ValueError, "cells must be in"),
+        ({"cells": jnp.array(True)}, TypeError, "must be a number"),
+        ({"cells": np.array("a")}, TypeError, "must be a number"),
+        ({"cells": {}}, TypeError, "must be a number"),
+        ({"cells": 1j}, TypeError, "must be a number"),
         ({"cells": 0.5, "shared": True}, ValueError, "both cells and states"),
         ({"cells": 0.5, "states": 0.1, "shared": True}, ValueError, "one rate"),
     ],
@@ -162,3 +167,19 @@ def test_expectation_is_the_mean_of_samples():
 def test_bad_rates(arguments, error, message):
     with pytest.raises(error, match=message):
         Zoneout(**arguments)
+
+
+def test_a_shared_mask_has_the_rate_of_the_cells_in_evaluation_too():
+    # Rates that are arrays are not compared: they may be traced.
+    spec = Zoneout(cells=jnp.array(0.5), states=jnp.array(0.1), shared=True)
+    assert spec.expected().states == spec.expected().cells == 0.5
+    masks = spec.sample(jax.random.key(0), T, B, H)
+    assert masks.states is masks.cells
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_gaussian_masks_have_a_gradient_everywhere(rate):
+    def mean(rate):
+        return Zoneout(cells=rate, gaussian=True).sample(jax.random.key(0), 3, 2, 4).cells.mean()
+
+    assert np.isfinite(jax.grad(mean)(rate))

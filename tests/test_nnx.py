@@ -103,6 +103,14 @@ def test_rates_at_the_call_are_traced():
     assert len(traces) == 1 and np.abs(outs[0] - outs[1]).max() > 1e-3
 
 
+def test_without_a_stream():
+    cell = ZoneoutLSTMCell(F, H, zoneout=SPEC, rngs=nnx.Rngs(params=0))
+    rnn = ZoneoutRNN(cell)
+    assert rnn(XS, deterministic=True).shape == (B, T, H)
+    with pytest.raises(ValueError, match='needs the random stream "zoneout"'):
+        rnn(XS)
+
+
 def test_learned_carry_is_trained():
     cell = ZoneoutGRUCell(F, H, learned_carry=True, rngs=nnx.Rngs(0))
     cell.initial_h = nnx.Param(jnp.arange(5.0))

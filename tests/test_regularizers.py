@@ -67,9 +67,10 @@ def test_weight_noise():
         "other": jnp.ones((300, 200)),
         "bias": jnp.ones(200),
         "gain": jnp.ones(()),
+        "table": jnp.ones((3, 2), int),
     }
     noisy = weight_noise(params, jax.random.key(0), 0.075)
-    for name in ("bias", "gain"):
+    for name in ("bias", "gain", "table"):
         np.testing.assert_array_equal(noisy[name], params[name])
     noise = {name: np.asarray(noisy[name] - 1, np.float64) for name in ("kernel", "other")}
     for one in noise.values():

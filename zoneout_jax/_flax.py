@@ -46,6 +46,8 @@ def run_cell(
     deterministic = module.deterministic if deterministic is None else deterministic
     if not isinstance(zoneout, Zoneout):
         raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
+    if initializing:
+        zoneout = Zoneout()
     draws = zoneout.active or bool(module.carry_noise)
     if initializing or not (draws or stats):
         deterministic = True

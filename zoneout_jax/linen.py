@@ -157,8 +157,9 @@ class ZoneoutLSTMCell(ZoneoutCell):
     """One step of an LSTM with zoneout; `zoneout_jax.lstm` has the equations.
 
     The carry is Flax's, (c, h). With `normalization="batch"` the population statistics are `mean`
-    and `var` of the collection "batch_stats", which training must make mutable (and which `nn.RNN`
-    must carry: `variable_carry="batch_stats"`).
+    and `var` of the collection "batch_stats", which training must make mutable. `nn.RNN` must carry
+    it, `variable_carry="batch_stats"`, and cannot create what it carries: initialize by
+    `ZoneoutRNN`, whose variables have the same names. It counts padding in the statistics.
 
     Attributes besides those of `ZoneoutCell`:
       forget_bias: initial value of the forget gate's bias.

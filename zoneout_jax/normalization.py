@@ -98,8 +98,8 @@ class BatchNormalizer:
             rows = self._measure(values)
             self._rows |= {row + k: found for k, found in enumerate(rows)}
         return tuple(
-            ((x - mean) * jax.lax.rsqrt(var + EPSILON)).astype(x.dtype)
-            for x, (mean, var) in zip(map(_widen, values), rows, strict=True)
+            ((_widen(x) - mean) * jax.lax.rsqrt(var + EPSILON)).astype(x.dtype)
+            for x, (mean, var) in zip(values, rows, strict=True)
         )
 
     def _measure(self, values: tuple[jax.Array, ...]) -> list[tuple[jax.Array, jax.Array]]:
@@ -107,20 +107,19 @@ class BatchNormalizer:
         if self._count is None:
             batch = values[0].shape[0]
             valid = jnp.ones(batch) if self._valid is None else self._valid[:, 0]
-            self._count = self._sum(valid.astype(values[0].dtype))
+            self._count = self._sum([valid.astype(values[0].dtype)])[0]
         count = jnp.maximum(self._count, 1)
-        means = [total / count for total in self._sum(tuple(map(self._counted, values)))]
-        squares = tuple(
-            self._counted(jnp.square(x - mean)) for x, mean in zip(values, means, strict=True)
-        )
-        return [(m, total / count) for m, total in zip(means, self._sum(squares), strict=True)]
+        means = self._sum([self._counted(x) for x in values]) / count
+        squares = [jnp.square(x - mean) for x, mean in zip(values, means, strict=True)]
+        variances = self._sum([self._counted(x) for x in squares]) / count
+        return list(zip(means, variances, strict=True))
 
     def _counted(self, x: jax.Array) -> jax.Array:
         return x if self._valid is None else jnp.where(self._valid, x, 0)
 
-    def _sum(self, arrays):
-        """Sums over the whole batch, all at once: devices exchange the sums together."""
-        totals = jax.tree.map(lambda x: jnp.sum(x, 0), arrays)
+    def _sum(self, arrays: list[jax.Array]) -> jax.Array:
+        """The sum of each over the whole batch; devices exchange all sums together."""
+        totals = jnp.stack([jnp.sum(x, 0) for x in arrays])
         return totals if self._axis_name is None else jax.lax.psum(totals, self._axis_name)
 
     def found(self) -> Stats | None:

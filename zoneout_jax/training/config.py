@@ -30,6 +30,8 @@ class RunConfig:
     """Examples in a batch, over all devices."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the operands of matrix products."""
+    rng_impl: Literal["threefry2x32", "rbg"] = "threefry2x32"
+    """Generator of random numbers: the same everywhere, or the hardware's own, fast on TPUs."""
     steps_per_call: int = 10
     """Training steps in one call of the compiled function."""
     checkpoint_seconds: float = 60.0

@@ -106,7 +106,7 @@ class _Fit:
 
     def __init__(self, task: Task, config: RunConfig, run: RunDirectory):
         self.task, self.config, self.run = task, config, run
-        self.streams = Streams.from_seed(config.seed)
+        self.streams = Streams.from_seed(config.seed, config.rng_impl)
         self.total_steps = config.epochs * task.steps_per_epoch
         state = TrainState.create(task.init(self.streams.init), task.optimizer)
         self.best_params = jax.tree.map(np.array, state.params)

@@ -38,7 +38,7 @@ class Streams(NamedTuple):
     noise: jax.Array
 
     @classmethod
-    def from_seed(cls, seed: int) -> "Streams":
-        """The streams of a seed."""
-        root = jax.random.key(seed)
+    def from_seed(cls, seed: int, impl: str = "threefry2x32") -> "Streams":
+        """The streams of a seed, with a generator that `jax.random.key` knows."""
+        root = jax.random.key(seed, impl=impl)
         return cls(*(jax.random.fold_in(root, number) for number in range(3)))

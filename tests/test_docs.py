@@ -1,0 +1,40 @@
+"""Examples in docstrings and in the documentation run, and show what they say."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import zoneout_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = [m.name for m in pkgutil.iter_modules(zoneout_jax.__path__) if not m.ispkg]
+COMMON = {"jax": jax, "jnp": jnp, "nn": nn, "nnx": nnx}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(f"zoneout_jax.{name}")
+    names = COMMON | vars(zoneout_jax) | vars(module)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder().find(module, f"zoneout_jax.{name}", globs=names):
+        runner.run(test)
+    assert not runner.failures
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("page", ["README.md", "docs/cells.md"])
+def test_pages(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    names = {"__name__": page} | COMMON
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
