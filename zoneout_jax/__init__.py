@@ -1,7 +1,7 @@
 """Zoneout and other recurrent regularization in JAX: pure functions, on jax and numpy alone.
 
-`zoneout_jax.linen` has the Flax Linen modules; `zoneout_jax.data` and `zoneout_jax.training` serve
-the experiments.
+`zoneout_jax.linen` and `zoneout_jax.nnx` have the modules for Flax, `zoneout_jax.interop` converts
+weights; `zoneout_jax.data` and `zoneout_jax.training` serve the experiments.
 """
 
 __version__ = "0.1.0"

@@ -182,8 +182,10 @@ def test_bad_workdirs(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_same_figures_on_any_number_of_devices(tmp_path):
+@pytest.mark.parametrize("rng_impl", ["threefry2x32", "rbg"])
+def test_same_figures_on_any_number_of_devices(rng_impl, tmp_path):
     flags = (*SMOKE, "--z_prob_cells=0.5", "--z_prob_states=0.3", "--drop_prob_igates=0.2")
+    flags = (*flags, f"--rng_impl={rng_impl}")
     found = []
     for devices in (1, 2, 8):
         workdir = tmp_path / str(devices)

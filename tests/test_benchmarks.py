@@ -1,0 +1,37 @@
+"""The benchmarks run; what they measure is judged by their results, not here."""
+
+import json
+
+import pytest
+
+from benchmarks import rnn
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_quick_run_measures_all_peers(tmp_path, capsys):
+    rnn.main(["--quick", "--out", str(tmp_path / "deep" / "result")])
+    result = json.loads((tmp_path / "deep" / "result.json").read_text())
+    table = (tmp_path / "deep" / "result.md").read_text()
+    assert table in capsys.readouterr().out
+    for peers in result["results"]["quick"].values():
+        for name in ("zoneout", "zoneout off", "Flax NNX LSTMCell", "matrix products alone"):
+            assert len(peers[name]["seconds"]) == 2 and min(peers[name]["seconds"]) > 0
+            assert peers[name]["temporary_bytes"] > 0
+            assert f"| {name} |" in table
+    assert {"jax", "torch", "numpy"} <= set(result["versions"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shapes", "huge"], "shapes must be of char-PTB, "),
+        (["--rounds=0"], "rounds must be at least 1, got 0"),
+        (["--quik"], "quik"),
+    ],
+)
+def test_bad_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        rnn.main(flags)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
