@@ -82,8 +82,8 @@ def make_peers(shape: Shape) -> dict[str, Peer]:
 
         return peer(cell.init(key), forward)
 
-    def in_linen(cell):
-        layer = nn.RNN(cell(units), time_major=True)
+    def in_linen(cell, dtype=None):
+        layer = nn.RNN(cell(units, dtype=dtype), time_major=True)
         return peer(layer.init(key, xs), lambda params, xs, key: layer.apply(params, xs))
 
     def in_nnx(cell):
@@ -102,51 +102,71 @@ def make_peers(shape: Shape) -> dict[str, Peer]:
         "zoneout off": ours(None),
         "zoneout, bfloat16 products": ours(SPEC, jnp.bfloat16),
         "Flax Linen OptimizedLSTMCell": in_linen(nn.OptimizedLSTMCell),
+        "Flax Linen OptimizedLSTMCell, bfloat16": in_linen(nn.OptimizedLSTMCell, jnp.bfloat16),
         "Flax Linen LSTMCell": in_linen(nn.LSTMCell),
         "Flax NNX OptimizedLSTMCell": in_nnx(nnx.OptimizedLSTMCell),
         "Flax NNX LSTMCell": in_nnx(nnx.LSTMCell),
         "plain scan, bernoulli masks": plain(),
-        "matrix products alone": _products(shape),
+        "matrix products alone": _products(shape, transposed=False),
+        "matrix products alone, transposed": _products(shape, transposed=True),
     }
 
 
-def _products(shape: Shape) -> Peer:
-    """The matrix products of an LSTM in the same scans, and next to nothing else."""
-    _, _, inputs, units = shape[:4]
+def _products(shape: Shape, transposed: bool) -> Peer:
+    """The matrix products of an LSTM in the same scans, and next to nothing else.
+
+    With arrays of a step `[B, features]`, or transposed.
+    """
+    steps, batch, units = shape.steps, shape.batch, shape.units
     key = jax.random.key(0)
     params = {
-        "input": jax.random.normal(key, (inputs, 4 * units)) / 100,
+        "input": jax.random.normal(key, (shape.inputs, 4 * units)) / 100,
         "recurrent": jax.random.normal(key, (units, 4 * units)) / 100,
     }
+    zeros = jnp.zeros((units, batch) if transposed else (batch, units))
+
+    def turn(array):
+        return jnp.swapaxes(array, -1, -2) if transposed else array
+
+    def multiply(kernel):
+        # Turned once, before the loop.
+        kernel = jax.lax.optimization_barrier(turn(kernel))
+        return lambda x: kernel @ x if transposed else x @ kernel
+
+    def first(z):
+        return z[:units] if transposed else z[:, :units]
 
     def run(params, xs):
-        projected = xs @ params["input"]
+        product = multiply(params["recurrent"])
 
         def step(h, x):
-            z = x + h @ params["recurrent"]
-            return z[:, :units], z
+            z = x + product(h)
+            return first(z), z
 
-        _, zs = jax.lax.scan(step, jnp.zeros((shape.batch, units)), projected)
-        return zs
+        return jax.lax.scan(step, zeros, turn(xs @ params["input"]))[1]
 
     def forward(params, xs, key):
-        return run(params, xs)[..., :units]
+        return turn(run(params, xs))[..., :units]
 
     def backward(params, xs, key):
         zs = run(params, xs)
+        product = multiply(params["recurrent"].T)
 
         def step(dh, z):
             # The gradient of a step depends on that of the step after it, as it must.
-            dz = z + dh[:, :1]
-            return dz @ params["recurrent"].T, dz
+            dz = z + (dh[:1] if transposed else dh[:, :1])
+            return product(dz), turn(dz)
 
-        _, dzs = jax.lax.scan(step, jnp.zeros((shape.batch, units)), zs, reverse=True)
+        _, dzs = jax.lax.scan(step, zeros, zs, reverse=True)
+        rows = dzs.reshape(steps * batch, -1)
+        hs = zs[:, :units].swapaxes(0, 1) if transposed else zs[..., :units]
+        hs = hs.reshape(units, -1) if transposed else hs.reshape(-1, units).T
         gradients = {
-            "input": jnp.einsum("tbf,tbk->fk", xs, dzs),
-            "recurrent": jnp.einsum("tbh,tbk->hk", zs[..., :units], dzs),
+            "input": xs.reshape(steps * batch, -1).T @ rows,
+            "recurrent": hs @ rows,
         }
         if shape.input_gradient:
-            gradients["xs"] = dzs @ params["input"].T
+            gradients["xs"] = rows @ params["input"].T
         return gradients
 
     return Peer(params, forward, backward)

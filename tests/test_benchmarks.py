@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import rnn
+from benchmarks import choices, rnn
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -19,6 +19,14 @@ def test_quick_run_measures_all_peers(tmp_path, capsys):
             assert peers[name]["temporary_bytes"] > 0
             assert f"| {name} |" in table
     assert {"jax", "torch", "numpy"} <= set(result["versions"])
+
+
+def test_choices_are_measured(tmp_path):
+    choices.main(["--quick", "--out", str(tmp_path / "result.json")])
+    results = json.loads((tmp_path / "result.json").read_text())["results"]["quick"]
+    assert set(results) == set(choices.CHANGES)
+    # Leaving derivatives to JAX must keep more, or the replacement did not take.
+    assert len({found["temporary_bytes"] for found in results.values()}) > 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""What each choice of the fused path is worth: ours with one choice changed at a time.
+
+    python -m benchmarks.choices            # about five minutes on two cores
+
+Forward and backward of the LSTM with zoneout 0.5 and 0.05, at the shapes of `benchmarks.rnn`, all
+variants in turn, round after round, in one process.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.jax_peers import Peer, Shape, make_peers
+from benchmarks.rnn import QUICK, SHAPES, Compiled, measure_in_turn
+from zoneout_jax import fused, zoneout
+from zoneout_jax.training import parse, versions, write_json
+
+# The function `unroll` hides the module of its name.
+unroll = importlib.import_module("zoneout_jax.unroll")
+
+
+def bits_of_jax(key, steps, examples, features):
+    """Words as `jax.random.bits` makes them, one generator call for each word."""
+
+    def draw(number):
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), number))(examples)
+        bits = functools.partial(jax.random.bits, shape=(steps, features), dtype=jnp.uint32)
+        return jax.vmap(bits, out_axes=1)(keys)
+
+    return draw(0), draw(1)
+
+
+def always(answer: bool) -> Callable[..., bool]:
+    """A function that gives one answer whatever it is asked."""
+    return lambda *_: answer
+
+
+CHANGES = {
+    "as it is": {},
+    "transposed": {(unroll, "_is_better_transposed"): always(True)},
+    "not transposed": {(unroll, "_is_better_transposed"): always(False)},
+    "input in the step": {(unroll, "_multiplies_own_input"): always(True)},
+    "input before": {(unroll, "_multiplies_own_input"): always(False)},
+    "no barriers": {(fused.How, "stored"): lambda self, arrays: arrays},
+    "words of jax.random.bits": {(zoneout, "random_words"): bits_of_jax},
+    "derivatives left to JAX": {(unroll, "scan_fused"): fused.scan},
+    "plain scan": {
+        (unroll, "scan_fused"): fused.scan,
+        (unroll, "_is_better_transposed"): always(False),
+        (unroll, "_multiplies_own_input"): always(False),
+        (fused.How, "stored"): lambda self, arrays: arrays,
+    },
+}
+"""Functions to replace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    rounds: int = 7
+    """Rounds of all variants."""
+    quick: bool = False
+    """A tiny shape, two rounds: checks that it runs."""
+    out: pathlib.Path = pathlib.Path("benchmarks/results/choices.json")
+    """File of the result."""
+
+
+@contextlib.contextmanager
+def changed(replacements: dict) -> Iterator[None]:
+    """Replaces functions for the time that something is compiled."""
+    with contextlib.ExitStack() as stack:
+        for (owner, name), function in replacements.items():
+            stack.enter_context(mock.patch.object(owner, name, function))
+        yield
+
+
+def compile_variants(shape: Shape) -> dict[str, Compiled]:
+    """Ours with each change."""
+    peer = make_peers(shape)["zoneout"]
+    variants = {}
+    for name, replacements in CHANGES.items():
+        with changed(replacements):
+            # A new function each time, or the first one compiled would serve all.
+            variants[name] = Compiled(
+                Peer(*peer[:2], lambda *a: peer.backward(*a)), "backward", shape
+            )
+    return variants
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints and keeps the result."""
+    options = parse(Options, argv, "python -m benchmarks.choices", "Worth of each choice.")
+    shapes = QUICK if options.quick else {n: s for n, s in SHAPES.items() if n != "text8"}
+    results = {}
+    for name, shape in shapes.items():
+        variants = compile_variants(shape)
+        seconds = measure_in_turn(variants, 2 if options.quick else options.rounds)
+        base = seconds["as it is"]
+        results[name] = {
+            variant: {
+                "milliseconds": 1000 * statistics.median(seconds[variant]),
+                "ratio": statistics.median(
+                    a / b for a, b in zip(seconds[variant], base, strict=True)
+                ),
+                "temporary_bytes": variants[variant].facts["temporary_bytes"],
+            }
+            for variant in variants
+        }
+        for variant, found in results[name].items():
+            print(f"{name:15} {variant:25} {found['milliseconds']:8.1f} ms {found['ratio']:5.2f}")
+    command = ["python", "-m", "benchmarks.choices", *(sys.argv[1:] if argv is None else argv)]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        options.out,
+        {"command": " ".join(command), "versions": versions(), "results": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
