@@ -6,9 +6,9 @@
 
 All peers run in turn, round after round, in one run on one machine, so that whatever else happens
 there happens to all. Ours draws its masks inside the timed call; Flax's cells and `nn.LSTM` have no
-zoneout, and run in float32 unless said otherwise. A ratio is the median over rounds of ratios within
-a round. "Forward" computes the outputs, with masks, and keeps nothing for a backward pass; "forward +
-backward" computes the gradients of half the sum of their squares.
+zoneout, and run in float32 unless said otherwise. A ratio is the median over rounds of ratios
+within a round. "Forward" computes the outputs, with masks, and keeps nothing for a backward pass;
+"forward + backward" computes the gradients of half the sum of their squares.
 """
 
 import contextlib

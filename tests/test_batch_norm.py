@@ -193,12 +193,15 @@ def test_noise_of_the_carry():
     assert abs(c.mean()) < 4 * 0.1 / np.sqrt(count)
     assert abs(c.std() / 0.1 - 1) < 4 / np.sqrt(2 * count)
     assert abs(np.corrcoef(c)[0, 1]) < 4 / np.sqrt(c.shape[1])
-    # Noise on c and on h: with a single step that changes nothing, h is seen by `emit`.
     noisy = _add_noise((jnp.zeros_like(c), jnp.zeros_like(c)), 0.1, key, 0)
     np.testing.assert_array_equal(noisy[0], c)
     assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 4 / np.sqrt(count)
     half, _ = unroll(cell, params, xs[:, :2], carry_noise=0.1, key=key)
     np.testing.assert_array_equal(half[0], c[:2])
+    zeros, hardware = jnp.zeros((4, 3)), jax.random.key(0, impl="rbg")
+    np.testing.assert_array_equal(
+        _add_noise(zeros, 1.0, hardware, 0)[2:], _add_noise(zeros[2:], 1.0, hardware, 2)
+    )
     quiet, _ = unroll(cell, params, xs, carry_noise=0.1, deterministic=True)
     assert not np.any(quiet[0])
 

@@ -105,8 +105,9 @@ def test_forward_equals_numpy(name, masks, runner):
     if spec is None:
         pytest.skip("the cell has none of these masks")
     sampled = spec.sample(KEY, T, B, H)
-    for lengths in (None, LENGTHS) if runner != "loop" else (None,):
-        for reverse in (False, True) if masks == "all" else (lengths is not None,):
+    both = (None, LENGTHS) if masks == "all" else (LENGTHS,)
+    for lengths in both if runner != "loop" else (None,):
+        for reverse in (False, True) if masks == "all" else (True,):
             carry, ys = RUNNERS[runner](cell, params, xs, sampled, lengths, reverse)
             kind, options = CELLS[name]
             wanted_carry, wanted = oracles.run(

@@ -60,6 +60,8 @@ def run_cell(
         for what, given in (("static masks", zoneout.static), ("carry_noise", module.carry_noise)):
             if given:
                 raise ValueError(f"{what} in training: a single step cannot; use ZoneoutRNN")
+    if single_step:
+        options["implementation"] = "scan"  # has all derivatives, and nothing to gain from fusing
 
     steps, *batch_dims, in_features = xs.shape
     batch = math.prod(batch_dims)
@@ -142,6 +144,7 @@ def run_layers(
             reverse=options["reverse"],
             unroll=rnn.unroll,
             chunk=rnn.chunk,
+            implementation=rnn.implementation,
         )
         last.append(carry)
     if options["reverse"] and not options["keep_order"]:

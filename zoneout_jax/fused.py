@@ -33,7 +33,7 @@ class How(NamedTuple):
       cell: its functions.
       reverse: from the last element to the first.
       unroll: steps in one iteration of the loop.
-      emit: `emit(carry, output)`: what to keep of each step.
+      emit_carry: whether each step emits the pair (carry, output), not the output alone.
       axis_name: mapped axis over which the batch is spread, for batch statistics.
       transposed: arrays of a step are `[features, B]`, not `[B, features]`.
       barriers: whether gates are to be computed once and stored, rather than anew wherever they are
@@ -43,7 +43,7 @@ class How(NamedTuple):
     cell: Cell
     reverse: bool
     unroll: int
-    emit: Callable[[Carry, jax.Array], Any]
+    emit_carry: bool
     axis_name: str | None
     transposed: bool = False
     barriers: bool = False
@@ -112,7 +112,7 @@ class Inputs(NamedTuple):
     Attributes:
       xs: `cell.project` of the inputs `[T, B, kH]`, or the inputs `[T, B, F]` themselves.
       masks: masks by name with a leading axis T.
-      valid: booleans `[T, B, 1]`; where False the carry stands still and what is emitted is zero.
+      valid: booleans `[T, B, 1]`; where False the carry stands still and the output is zero.
     """
 
     xs: jax.Array
@@ -152,11 +152,11 @@ def _advance(how, gains, carry, projected, inputs, constants, multiply, activate
         normalize = BatchNormalizer(carry[2], constants.stats, valid, how.axis_name)
     masks = Masks(**constants.masks, **inputs.masks)
     new, output = cell.advance(gains, carry, projected, masks, multiply, activate, normalize)
-    emitted = how.emit(new, output)
     if valid is not None:
         # The number of the step goes on: it is the whole batch's.
         new = jax.tree.map(lambda n, c: jnp.where(valid, n, c) if n.ndim else n, new, carry)
-        emitted = jax.tree.map(lambda e: jnp.where(valid, e, jnp.zeros_like(e)), emitted)
+        output = jnp.where(valid, output, jnp.zeros_like(output))
+    emitted = (new, output) if how.emit_carry else output
     return new, (emitted, normalize.found() if normalize else None)
 
 
@@ -330,9 +330,9 @@ _replay_activation.defvjp(lambda names, values, gates: (gates, gates), _replay_a
 
 
 def _soft_and_hard(masks: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Masks of numbers and masks of booleans."""
-    soft = {name: mask for name, mask in masks.items() if mask.dtype != bool}
-    return soft, {name: mask for name, mask in masks.items() if mask.dtype == bool}
+    """Masks that have gradients, and those of booleans or integers."""
+    soft = {name: m for name, m in masks.items() if jnp.issubdtype(m.dtype, jnp.inexact)}
+    return soft, {name: m for name, m in masks.items() if name not in soft}
 
 
 scan_fused.defvjp(_scan_forward, _scan_backward)

@@ -244,6 +244,7 @@ class ZoneoutRNN(nn.Module):
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
         before them; None keeps everything.
+      implementation: "fused", or "scan" for derivatives in forward mode.
       deterministic: False in training, True in evaluation; the cell's own if None.
 
     Raises:
@@ -267,6 +268,7 @@ class ZoneoutRNN(nn.Module):
     keep_order: bool = False
     unroll: int = 1
     chunk: int | None = None
+    implementation: Literal["fused", "scan"] = "fused"
     deterministic: bool | None = None
 
     def __call__(

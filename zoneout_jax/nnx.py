@@ -7,7 +7,7 @@ and random streams; the equations are those of `zoneout_jax.lstm`, `zoneout_jax.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -196,6 +196,7 @@ class ZoneoutRNN(nnx.Module):
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
         before them; None keeps everything.
+      implementation: "fused", or "scan" for derivatives in forward mode.
 
     Raises:
       TypeError: another kind of cell.
@@ -218,6 +219,7 @@ class ZoneoutRNN(nnx.Module):
         keep_order: bool = False,
         unroll: int = 1,
         chunk: int | None = None,
+        implementation: Literal["fused", "scan"] = "fused",
     ):
         stack = cell if isinstance(cell, Sequence) else (cell,)
         check_cells(stack, ZoneoutCell)
@@ -232,6 +234,7 @@ class ZoneoutRNN(nnx.Module):
         self.keep_order = keep_order
         self.unroll = unroll
         self.chunk = chunk
+        self.implementation = implementation
 
     def __call__(
         self,

@@ -1,5 +1,6 @@
 """Recurrent cells over time."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ def unroll(
       reverse: from the last element to the first. The outputs keep the order of the inputs, and
         padding stays where it is.
       emit: `emit(carry, output)`, what to return of each step instead of the output: arrays
-        `[B, ·]`. `lambda carry, y: (y, carry[0])` adds the memory cells.
+        `[B, ·]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
       chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
         computed anew. None keeps everything.
       unroll: steps in one iteration of the compiled loop.
@@ -126,39 +127,56 @@ def unroll(
         cell,
         reverse and not flipped,
         unroll,
-        emit or _output,
-        axis_name,
-        transposed=fused and emit is None and _is_better_transposed(cell, batch),
-        barriers=fused and jax.default_backend() == "cpu",
+        emit_carry=emit is not None,
+        axis_name=axis_name,
+        transposed=fused and _is_better_transposed(cell, batch),
+        barriers=fused and _on_cpu(),
     )
-    run_scan = scan_fused if fused else scan
-    own_input = fused and _multiplies_own_input(cell)
-    gains, constants = cell.gains(params), Constants(constant, stats if deterministic else None)
-    if how.transposed:
-        gains = jax.tree.map(lambda gain: gain[:, None], gains)
-        constants = constants._replace(masks=_transpose(constants.masks))
-        carry = _transpose(carry)
-    own = (params["input"], params["bias"]) if own_input else None
-    weights = Weights(cell.kernels(params), gains, own)
-
-    def run(carry, inputs):
-        xs, *rest = inputs
-        inputs = Inputs(xs if own_input else cell.project(params, xs), *rest)
-        inputs = _transpose(inputs) if how.transposed else inputs
-        return run_scan(how, weights, carry, inputs, constants)
-
-    inputs = (xs, varying, valid)
+    run = functools.partial(
+        _run,
+        how,
+        scan_fused if fused else scan,
+        emit,
+        own_input=fused and _multiplies_own_input(cell),
+    )
+    constants = Constants(constant, stats if deterministic else None)
+    params, carry, constants, inputs = _vary_alike((params, carry, constants, (xs, varying, valid)))
     if chunk is None or chunk >= steps:
-        carry, (ys, found) = run(carry, inputs)
+        carry, (ys, found) = run(params, constants, carry, inputs)
     else:
-        carry, (ys, found) = _run_chunks(
-            jax.checkpoint(run), carry, inputs, steps, chunk, how.reverse
-        )
-    if how.transposed:
-        carry, ys = _transpose((carry, ys))
+        run = functools.partial(jax.checkpoint(run), params, constants)
+        carry, (ys, found) = _run_chunks(run, carry, inputs, steps, chunk, how.reverse)
     if flipped:
         ys = _flip(ys, seq_lengths)
     return (carry, ys) if found is None else (carry, ys, found)
+
+
+def _run(how, scan, emit, params, constants, carry, inputs, own_input):
+    """Runs the cell over inputs (xs, masks, valid), in the form that `how` asks for."""
+    cell, (xs, masks, valid) = how.cell, inputs
+    own = None
+    if own_input:
+        own = params["input"], params["bias"]
+        xs = xs.astype(cell.hidden(carry).dtype)  # each step joins the two
+    else:
+        xs = cell.project(params, xs)
+    weights, inputs = (
+        Weights(cell.kernels(params), cell.gains(params), own),
+        Inputs(xs, masks, valid),
+    )
+    if how.transposed:
+        gains = jax.tree.map(lambda gain: gain[:, None], weights.gains)
+        weights = weights._replace(gains=gains)
+        constants = constants._replace(masks=_transpose(constants.masks))
+        carry, inputs = _transpose((carry, inputs))
+    carry, (ys, found) = scan(how, weights, carry, inputs, constants)
+    if how.transposed:
+        carry, ys = _transpose((carry, ys))
+    if emit is not None:
+        ys = jax.vmap(emit)(*ys)
+        if valid is not None:
+            ys = jax.tree.map(lambda y: jnp.where(valid, y, jnp.zeros_like(y)), ys)
+    return carry, (ys, found)
 
 
 def _is_better_transposed(cell: Cell, batch: int) -> bool:
@@ -168,17 +186,41 @@ def _is_better_transposed(cell: Cell, batch: int) -> bool:
     batch fills its vector registers; with small kernels, or a batch that does not, it is slower.
     docs/performance.md has the measurements.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    return on_cpu and cell.additive > 0 and cell.hidden_features >= 512 and batch % 16 == 0
+    large = cell.hidden_features >= 512 and batch % 16 == 0
+    return _on_cpu() and cell.additive > 0 and large
 
 
 def _multiplies_own_input(cell: Cell) -> bool:
     """Whether each step should multiply its input too, as further rows of the recurrent kernel.
 
-    That spares the product of all inputs at once, `[T, B, kH]`, from being stored and read again,
-    but makes the product of each step larger.
+    On a CPU that spares the product of all inputs at once, `[T, B, kH]`, from being stored and read
+    again, but makes the product of each step larger.
     """
-    return cell.additive == cell.gates and 4 * cell.in_features <= cell.hidden_features
+    small = 4 * cell.in_features <= cell.hidden_features
+    return _on_cpu() and cell.additive == cell.gates and small
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _vary_alike(tree: Any) -> Any:
+    """Marks all arrays as varying over the mapped axes that any of them varies over.
+
+    `shard_map` keeps account of that, and wants it the same throughout a scan and its gradients.
+    """
+    axes = [getattr(jax.typeof(leaf), "vma", frozenset()) for leaf in jax.tree.leaves(tree)]
+    everything = frozenset().union(*axes)
+
+    def vary(leaf):
+        missing = tuple(everything - getattr(jax.typeof(leaf), "vma", frozenset()))
+        if not missing:
+            return leaf
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)  # before JAX 0.8
+
+    return jax.tree.map(vary, tree) if everything else tree
 
 
 def _transpose(tree: Any) -> Any:
@@ -196,11 +238,6 @@ def _flip(tree: Any, lengths: jax.Array) -> Any:
         return jnp.take_along_axis(array, source, 0)
 
     return jax.tree.map(flip, tree)
-
-
-def _output(carry: Carry, output: jax.Array) -> jax.Array:
-    del carry
-    return output
 
 
 def _run_chunks(run, carry, inputs, steps, chunk, reverse):
@@ -271,8 +308,10 @@ def _split_masks(masks: Masks, cell: Cell, shape: tuple[int, int, int]):
 
 def _check_lengths(seq_lengths: jax.Array, steps: int, batch: int) -> jax.Array:
     """The lengths as an array; those that are not known yet are cut off at T."""
-    if jnp.shape(seq_lengths) != (batch,):
-        raise ValueError(f"seq_lengths must be [{batch}], got {jnp.shape(seq_lengths)}")
+    if not isinstance(seq_lengths, jax.Array):
+        seq_lengths = np.asarray(seq_lengths)
+    if seq_lengths.shape != (batch,):
+        raise ValueError(f"seq_lengths must be [{batch}], got {seq_lengths.shape}")
     if not isinstance(seq_lengths, jax.core.Tracer):
         lengths = np.asarray(seq_lengths)
         if lengths.min(initial=0) < 0 or lengths.max(initial=0) > steps:
@@ -290,12 +329,14 @@ def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | i
         if leaf.ndim:
             stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
             examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
-            noise = jax.vmap(
-                lambda n, leaf=leaf, stream=stream: jax.random.normal(
-                    jax.random.fold_in(stream, n), leaf.shape[1:], leaf.dtype
+
+            def draw(example, stream=stream, leaf=leaf):
+                return jax.random.normal(
+                    jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
                 )
-            )(examples)
-            leaves[number] = leaf + scale * noise
+
+            # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
+            leaves[number] = leaf + scale * jax.lax.map(draw, examples)
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -66,11 +66,12 @@ class Masks(NamedTuple):
 class Zoneout:
     """Which units zone out, how often, and how the masks are drawn.
 
-    A rate is the probability of keeping the previous value. In training d ~ Bernoulli(rate), in
-    evaluation d = rate, the expectation. The rates are leaves of the pytree, so a jitted function
-    that takes the spec as an argument serves all rates, and rates can be scheduled, vmapped or
-    swept without compiling again. A rate of None is structural: no mask is drawn at all. A rate may
-    also be a schedule, a function of the training step as in optax, to be evaluated by `at`.
+    A rate is the probability of keeping the previous value. In training d ~ Bernoulli(rate), with
+    the rate rounded to a multiple of 2⁻¹⁶; in evaluation d = rate, the expectation. The rates are
+    leaves of the pytree, so a jitted function that takes the spec as an argument serves all rates,
+    and rates can be scheduled, vmapped or swept without compiling again. A rate of None is
+    structural: no mask is drawn at all. A rate may also be a schedule, a function of the training
+    step as in optax, to be evaluated by `at`.
 
     Attributes:
       cells: rate of the memory cells (z_c of the paper).
