@@ -44,6 +44,7 @@ GOALS = (
     ("zoneout", "Flax Linen OptimizedLSTMCell"),
     ("zoneout, bfloat16 products", "Flax Linen OptimizedLSTMCell"),
     ("zoneout", "torch loop with zoneout"),
+    ("zoneout", "torch nn.LSTM"),
     ("zoneout, bfloat16 products", "Flax Linen OptimizedLSTMCell, bfloat16"),
     ("zoneout", "matrix products alone"),
     ("zoneout", "matrix products alone, transposed"),

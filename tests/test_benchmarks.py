@@ -31,6 +31,7 @@ def test_the_documentation_quotes_the_results():
     assert ratios in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_choices_are_measured(tmp_path):
     choices.main(["--quick", "--out", str(tmp_path / "result.json")])
     results = json.loads((tmp_path / "result.json").read_text())["results"]["quick"]

@@ -209,18 +209,24 @@ def _vary_alike(tree: Any) -> Any:
 
     `shard_map` keeps account of that, and wants it the same throughout a scan and its gradients.
     """
-    axes = [getattr(jax.typeof(leaf), "vma", frozenset()) for leaf in jax.tree.leaves(tree)]
-    everything = frozenset().union(*axes)
+    everything = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
 
     def vary(leaf):
-        missing = tuple(everything - getattr(jax.typeof(leaf), "vma", frozenset()))
+        missing = tuple(everything - _varying_axes(leaf))
         if not missing:
             return leaf
         if hasattr(jax.lax, "pcast"):
             return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # before JAX 0.8
+        return jax.lax.pvary(leaf, missing)  # older JAX, as 0.7.0
 
     return jax.tree.map(vary, tree) if everything else tree
+
+
+def _varying_axes(leaf: jax.Array) -> frozenset[str]:
+    kind = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return getattr(kind, "vma", frozenset())  # older JAX, as 0.7.0
 
 
 def _transpose(tree: Any) -> Any:
