@@ -50,14 +50,12 @@ CHANGES = {
     "not transposed": {(unroll, "_is_better_transposed"): always(False)},
     "input in the step": {(unroll, "_multiplies_own_input"): always(True)},
     "input before": {(unroll, "_multiplies_own_input"): always(False)},
-    "no barriers": {(fused.How, "stored"): lambda self, arrays: arrays},
     "words of jax.random.bits": {(zoneout, "random_words"): bits_of_jax},
     "derivatives left to JAX": {(unroll, "scan_fused"): fused.scan},
     "plain scan": {
         (unroll, "scan_fused"): fused.scan,
         (unroll, "_is_better_transposed"): always(False),
         (unroll, "_multiplies_own_input"): always(False),
-        (fused.How, "stored"): lambda self, arrays: arrays,
     },
 }
 """Functions to replace."""

@@ -36,8 +36,6 @@ class How(NamedTuple):
       emit_carry: whether each step emits the pair (carry, output), not the output alone.
       axis_name: mapped axis over which the batch is spread, for batch statistics.
       transposed: arrays of a step are `[features, B]`, not `[B, features]`.
-      barriers: whether gates are to be computed once and stored, rather than anew wherever they are
-        read, as the compiler for CPUs would have it.
     """
 
     cell: Cell
@@ -45,8 +43,7 @@ class How(NamedTuple):
     unroll: int
     emit_carry: bool
     axis_name: str | None
-    transposed: bool = False
-    barriers: bool = False
+    transposed: bool
 
     @property
     def axis(self) -> int:
@@ -61,9 +58,9 @@ class How(NamedTuple):
     def oriented(self, kernel: jax.Array) -> jax.Array:
         """A kernel `[in, out]` as `product` takes it."""
         kernel = kernel.astype(self.cell.operand_dtype)
-        # Stored, or a loop of one step has the transposition in its product, for which XLA's CPU
-        # backend lacks the code in bfloat16.
-        return self.stored(kernel.T) if self.transposed else kernel
+        # Without the barrier, the product in a loop of one step takes over the transposition, and
+        # XLA's CPU backend lacks the code for that in bfloat16.
+        return jax.lax.optimization_barrier(kernel.T) if self.transposed else kernel
 
     def split(self, wide: jax.Array) -> tuple[jax.Array, ...]:
         """Cuts the gates apart."""
@@ -85,10 +82,6 @@ class How(NamedTuple):
         if self.transposed:
             return jnp.moveaxis(steps, 1, 0).reshape(steps.shape[1], -1)
         return steps.reshape(-1, steps.shape[-1]).T
-
-    def stored(self, arrays: Any) -> Any:
-        """The arrays, held to be computed before what they are used for."""
-        return jax.lax.optimization_barrier(arrays) if self.barriers else arrays
 
 
 class Weights(NamedTuple):
@@ -187,7 +180,7 @@ def _forward(how, weights, carry, inputs, constants, save):
             return add_projected(parts, projected[:added])
 
         def activate_and_keep(names, values):
-            gates.append(how.stored(activate(names, values)))
+            gates.append(activate(names, values))
             return gates[-1]
 
         new, emitted = _advance(
@@ -305,7 +298,7 @@ def _replay_product(how, operand, kernel, values, tap):
 
 
 def _replay_product_backward(how, kernel, d_values):
-    dz = how.join(how.stored(d_values))
+    dz = how.join(d_values)
     return how.product(dz, kernel), None, None, dz
 
 

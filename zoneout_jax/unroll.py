@@ -130,7 +130,6 @@ def unroll(
         emit_carry=emit is not None,
         axis_name=axis_name,
         transposed=fused and _is_better_transposed(cell, batch),
-        barriers=fused and _on_cpu(),
     )
     run = functools.partial(
         _run,
@@ -193,8 +192,8 @@ def _is_better_transposed(cell: Cell, batch: int) -> bool:
 def _multiplies_own_input(cell: Cell) -> bool:
     """Whether each step should multiply its input too, as further rows of the recurrent kernel.
 
-    On a CPU that spares the product of all inputs at once, `[T, B, kH]`, from being stored and read
-    again, but makes the product of each step larger.
+    On a CPU that saves memory, the product of all inputs at once, `[T, B, kH]`, at about the same
+    time; with more inputs it takes longer.
     """
     small = 4 * cell.in_features <= cell.hidden_features
     return _on_cpu() and cell.additive == cell.gates and small
