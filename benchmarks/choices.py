@@ -75,11 +75,16 @@ class Options:
 
 @contextlib.contextmanager
 def changed(replacements: dict) -> Iterator[None]:
-    """Replaces functions for the time that something is compiled."""
+    """Replaces functions for the time that something is compiled, and sees that they were used."""
     with contextlib.ExitStack() as stack:
+        used = {}
         for (owner, name), function in replacements.items():
-            stack.enter_context(mock.patch.object(owner, name, function))
+            used[name] = mock.Mock(side_effect=function)
+            stack.enter_context(mock.patch.object(owner, name, used[name]))
         yield
+    for name, function in used.items():
+        if not function.called:
+            raise RuntimeError(f"{name} was replaced, but nothing called it")
 
 
 def compile_variants(shape: Shape) -> dict[str, Compiled]:
