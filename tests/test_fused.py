@@ -39,7 +39,7 @@ def form(request, monkeypatch):
     return request.param
 
 
-def check(name, masks, lengths, reverse, dtype, tolerance):
+def assert_equals_the_scan(name, masks, lengths, reverse, dtype, tolerance):
     """Compares outputs, last carry and all gradients of both implementations."""
     cell, params, xs = build(name, dtype)
     spec = spec_for(cell, masks)
@@ -89,7 +89,7 @@ PLAIN = ["lstm", "lstm output gate", "gru", "gru reset before", "rnn relu"]
 @pytest.mark.parametrize("form", FORMS, indirect=True)
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_form_equals_the_scan(name, form):
-    check(name, "all", jnp.array(LENGTHS), False, jnp.float64, 1e-12)
+    assert_equals_the_scan(name, "all", jnp.array(LENGTHS), False, jnp.float64, 1e-12)
 
 
 EVERY = [(masks, LENGTHS, True) for masks in MASKS] + [("all", None, True), ("all", LENGTHS, False)]
@@ -104,13 +104,13 @@ def test_every_cell_and_mask_equals_the_scan(name, masks, lengths, reverse, form
     if form != "as it comes" and "norm" in name:
         pytest.skip("normalized cells have one form only")
     lengths = None if lengths is None else jnp.array(lengths)
-    check(name, masks, lengths, reverse, jnp.float64, 1e-12)
+    assert_equals_the_scan(name, masks, lengths, reverse, jnp.float64, 1e-12)
 
 
 @pytest.mark.parametrize("form", ["as it comes", "transposed, own input"], indirect=True)
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm layer norm"])
 def test_float32(name, form):
-    check(name, "all", jnp.array(LENGTHS), True, jnp.float32, 1e-5)
+    assert_equals_the_scan(name, "all", jnp.array(LENGTHS), True, jnp.float32, 1e-5)
 
 
 def test_large_layers_take_the_form_that_is_faster_here():
