@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,17 @@ from experiments.language_model import carried_evaluation, cross_entropy_sum, re
 from zoneout_jax import Zoneout, lstm, unroll
 from zoneout_jax.data import epoch_plan, gather, load_corpus, pad_rows, steps_per_epoch
 from zoneout_jax.data.batching import chunk_starts
-from zoneout_jax.training import AXIS, Evaluation, RunConfig, Task, launch
+from zoneout_jax.training import (
+    AXIS,
+    Count,
+    Evaluation,
+    Positive,
+    Probability,
+    Range,
+    RunConfig,
+    Task,
+    launch,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,25 +50,25 @@ class Config(RunConfig):
     """Corpus: ptb, or stdlib, which needs no files."""
     char_convention: Literal["mikolov", "rbn"] = "mikolov"
     """How a line of ptb ends: with a newline, or with a blank and a newline."""
-    train_size: int | None = None
+    train_size: Count | None = None
     """Characters of the training text to use; all by default."""
-    eval_size: int | None = None
+    eval_size: Count | None = None
     """Characters of the validation and of the test text to use; all by default."""
-    hidden_features: int = 1000
+    hidden_features: Count = 1000
     """Units of the LSTM."""
-    seq_length: int = 100
+    seq_length: Annotated[int, Range(2)] = 100
     """Characters in a sequence; one less is predicted."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Step size of Adam."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest global norm."""
     clip_by: Literal["gradient", "update"] = "gradient"
     """What is clipped: the gradient before Adam (paper) or Adam's update (authors' code)."""
-    z_prob_cells: float = 0.0
+    z_prob_cells: Probability = 0.0
     """Zoneout: probability that a cell keeps its previous value."""
-    z_prob_states: float = 0.0
+    z_prob_states: Probability = 0.0
     """Zoneout: probability that a hidden state keeps its previous value."""
-    drop_prob_igates: float = 0.0
+    drop_prob_igates: Probability = 0.0
     """Recurrent dropout: probability that the update of a cell is dropped."""
     share_mask: bool = False
     """One mask for cells and states."""
@@ -68,33 +78,14 @@ class Config(RunConfig):
     """One draw for all units of an example (stochastic depth)."""
     gaussian_mask: bool = False
     """Gaussian masks of the Bernoulli's mean and variance."""
-    eval_batch_size: int = 64
+    eval_batch_size: Count = 64
     """Chunks evaluated at once."""
-    eval_streams: int = 32
+    eval_streams: Count = 32
     """Parts that a text is cut into to carry the state over them side by side, each after a
     warm-up on the characters before it; 1 carries it over the text in one piece."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("hidden_features", "eval_batch_size", "eval_streams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("train_size", "eval_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if self.seq_length < 2:
-            raise ValueError(f"seq_length must be at least 2, got {self.seq_length}")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        self.zoneout()  # raises for rates that are no probabilities
-
     def zoneout(self) -> Zoneout:
         """The masks. A rate of 0 costs nothing: none is drawn."""
-        for name in ("z_prob_cells", "z_prob_states", "drop_prob_igates"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         return Zoneout(
             cells=self.z_prob_cells or None,
             states=self.z_prob_states or None,

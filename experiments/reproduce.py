@@ -11,17 +11,22 @@ import dataclasses
 import importlib
 import itertools
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from zoneout_jax.training import (
+    Count,
+    Range,
     RunDirectory,
+    check_ranges,
     draw_curves,
+    exits,
     fail,
     fit,
     parse,
@@ -40,16 +45,19 @@ class Options:
     """Experiment."""
     preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Settings: the paper's own, minutes on a laptop, or seconds."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0, 1, 2)
     """Seeds that every row is run with."""
     rows: tuple[str, ...] = ()
     """Rows by name; by default all of the paper, for laptop and smoke the first and last."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Epochs at most; by default the preset's."""
     out: pathlib.Path | None = None
     """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>."""
     raw_data_dir: str | None = None
     """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 def reproduce(options: Options) -> dict[str, Any]:
@@ -118,9 +126,7 @@ def write_table(
             }
             for figure in experiment.FIGURES
         }
-        rows.append(
-            {"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)}
-        )
+        rows.append({"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)})
     table = {
         "command": " ".join(["python -m experiments.reproduce", *_arguments(options)]),
         "experiment": options.experiment,
@@ -191,13 +197,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reruns rows from the command line."""
     about = "Reruns the rows of a table of the paper."
     options = parse(Options, argv, "python -m experiments.reproduce", about)
+    command = ["python", "-m", "experiments.reproduce", *(sys.argv[1:] if argv is None else argv)]
     try:
-        reproduce(options)
+        with exits(shlex.join(command)):
+            reproduce(options)
     except (ValueError, OSError) as error:
         fail(error)
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_reproduce_checks_every_seed_before_it_trains(seed, tmp_path, capsys, mo
     monkeypatch.setattr(reproduce, "fit", None)
     flags = ["char_ptb", "--preset=smoke", "--epochs=1", "--seeds", "0", str(seed)]
     error = complaint(reproduce.main, [*flags, f"--out={tmp_path / 'out'}"], capsys)
-    assert "seed must be in [0, 2^32)" in error
+    assert "seeds must be in [0, 4294967295]" in error
     assert files(tmp_path) == []
 
 

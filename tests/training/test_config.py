@@ -1,11 +1,13 @@
 """Settings and how they become flags."""
 
 import dataclasses
+import math
 import pathlib
 
 import pytest
 
-from zoneout_jax.training import RunConfig, parse_preset
+from zoneout_jax.training import Range, RunConfig, parse_preset
+from zoneout_jax.training.config import ranges
 
 PRESETS = {"paper": RunConfig(), "smoke": RunConfig(preset="smoke", epochs=2, batch_size=8)}
 
@@ -32,8 +34,19 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"steps_per_call": 0}, "steps_per_call"),
         ({"seed": -1}, "seed must be in"),
         ({"seed": 2**32}, "seed must be in"),
-        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds"),
-        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds"),
+        ({"seed": 2**32 - 2, "num_seeds": 3}, "the last seed must be in"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be at least 0, got -1.0"),
+        ({"checkpoint_minutes": float("nan")}, "checkpoint_minutes must be finite and at least 0"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps must be at least 1"),
+        ({"max_minutes": 0.0}, "max_minutes must be above 0, got 0.0"),
+        ({"max_minutes": float("inf")}, "max_minutes must be finite and above 0, got inf"),
+        ({"coordinator": "a:1"}, "--num_processes --process_id must be given together, num_proc"),
+        ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "must be host:port, got 'a'"),
+        (
+            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+            r"process_id must be in \[0, 1\] as num_processes is 2, got 2",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(changes, words):
@@ -78,18 +91,50 @@ def test_where_a_run_is_kept_does_not_change_what_it_is():
         resume=False,
         raw_data_dir="r",
         data_dir="d",
-        checkpoint_seconds=1.0,
+        checkpoint_minutes=2.0,
+        checkpoint_steps=7,
+        max_minutes=1.0,
+        steps_per_call=3,
+        on_nan="skip",
+        coordinator="a:1",
+        num_processes=2,
+        process_id=1,
+        heartbeat_timeout=5,
     )
     assert elsewhere.identity() == config.identity()
-    for changes in ({"seed": 1}, {"epochs": 3}, {"steps_per_call": 5}, {"patience": 1}):
+    for changes in ({"seed": 1}, {"epochs": 3}, {"num_seeds": 2}, {"patience": 1}):
         assert dataclasses.replace(config, **changes).identity() != config.identity()
 
 
 def test_run_directory_is_named_after_what_was_changed():
     smoke = PRESETS["smoke"]
-    changed = dataclasses.replace(smoke, seed=3, epochs=9, checkpoint_seconds=1.0)
+    changed = dataclasses.replace(smoke, seed=3, epochs=9, checkpoint_minutes=2.0)
     runs = pathlib.Path("runs")
     assert smoke.run_directory("x", smoke) == runs / "x" / "smoke"
     assert changed.run_directory("x", smoke) == runs / "x" / "smoke-seed=3-epochs=9"
     named = dataclasses.replace(changed, workdir="a/b")
     assert named.run_directory("x", smoke) == pathlib.Path("a/b")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "inside", "outside", "words"),
+    [
+        (Range(0, 1), (0, 0.5, 1), (-0.1, 1.1, math.nan, math.inf), "in [0, 1]"),
+        (Range(0, 1, above=True), (0.1, 1), (0, 2), "in (0, 1]"),
+        (Range(2), (2, 1e9), (1, math.inf, -math.inf, math.nan), "at least 2"),
+        (Range(0, above=True), (1e-9,), (0, -1, math.inf), "above 0"),
+    ],
+)
+def test_ranges(allowed, inside, outside, words):
+    assert all(value in allowed for value in inside)
+    assert not any(value in allowed for value in outside)
+    assert str(allowed) == words
+
+
+def test_every_number_of_a_run_has_a_range():
+    numbers = {
+        field.name
+        for field in dataclasses.fields(RunConfig)
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool)
+    }
+    assert numbers <= set(ranges(RunConfig))

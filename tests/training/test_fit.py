@@ -1,25 +1,41 @@
 """The training loop with tasks of a single number, which take no network."""
 
+import contextlib
 import dataclasses
+import errno
+import functools
 import itertools
 import json
+import math
 import os
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from zoneout_jax.training import Evaluation, RunConfig, RunDirectory, Task, fit, loop
+from zoneout_jax.training import (
+    Evaluation,
+    RunConfig,
+    RunDirectory,
+    RunError,
+    Stopped,
+    Task,
+    fit,
+    loop,
+)
 from zoneout_jax.training.checkpoint import Checkpoints
+from zoneout_jax.training.state import Streams, TrainState
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 DEVICES = jax.local_device_count()
 STEPS = 5
 CONFIG = RunConfig(
-    epochs=6, patience=10, batch_size=DEVICES, steps_per_call=2, checkpoint_seconds=1000
+    epochs=6, patience=10, batch_size=DEVICES, steps_per_call=2, checkpoint_minutes=1000
 )
 TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
 
@@ -81,9 +97,11 @@ def test_what_a_run_leaves(tmp_path):
     assert [(entry["epoch"], entry["step"]) for entry in entries] == [
         (epoch, STEPS * epoch) for epoch in range(1, 7)
     ]
-    fields = {"epoch", "step", "train_cost", "validation_cost", "steps_per_second", "seconds"}
+    fields = {"epoch", "step", "train_cost", "validation_cost"}
     assert all(set(entry) == fields for entry in entries)
-    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(entries))
+    times = [json.loads(line) for line in (run / "times.jsonl").read_text().splitlines()]
+    assert [(e["epoch"], e["step"]) for e in times] == [(e["epoch"], e["step"]) for e in entries]
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(times))
     assert json.loads((run / "result.json").read_text()) == result
     assert result["validation_cost"] == min(entry["validation_cost"] for entry in entries)
     assert result["name"] == "quadratic"
@@ -96,7 +114,7 @@ def test_what_a_run_leaves(tmp_path):
     assert config["settings"] == CONFIG.identity()
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [file.stat().st_size > 100 for file in run.glob("events.out.tfevents*")] == [True]
-    assert not list(run.glob("*.tmp")) and not list(run.glob(".*"))
+    assert not list(run.glob("*.tmp")) and not list(run.glob(".curves*"))
 
 
 def test_figures_are_those_of_the_algebra(tmp_path):
@@ -148,23 +166,68 @@ def test_a_run_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    def explode(params, data, examples, key):
-        count = jnp.sum((examples >= 0).astype(jnp.float32))
-        # From the 8th step on, in the second epoch, the square root is of a negative number.
-        return count * jnp.sqrt(1 - params["x"]), count
+def explode(step, params, data, examples, key):
+    """A loss that is not finite from a step on: x is raised by a tenth at each step."""
+    count = jnp.sum((examples >= 0).astype(jnp.float32))
+    return -count * params["x"] / jnp.where(params["x"] > 0.1 * step - 0.05, 0.0, 1.0), count
 
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in steps \d+ to \d+"):
-        start(quadratic(loss=explode, optimizer=optax.sgd(0.3)), tmp_path)
+
+EXPLODES = quadratic(loss=functools.partial(explode, 7), optimizer=optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2, 5])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it(steps_per_call, tmp_path):
+    config = dataclasses.replace(CONFIG, steps_per_call=steps_per_call)
+    with pytest.raises(RunError, match=r"not finite at step 7 \(epoch 2, seed 0\)") as error:
+        start(EXPLODES, tmp_path, config)
+    assert error.value.exit_code == 1 and "--on_nan=skip" in str(error.value)
     assert not (tmp_path / "result.json").exists()
+    assert [entry["step"] for entry in history(tmp_path)] == [5]
+    batch = json.loads((tmp_path / "not_finite.json").read_text())
+    assert (batch["step"], batch["epoch"], batch["seed"]) == (7, 2, 0)
+    streams = Streams.from_seed(0)
+    rows = EXPLODES.plan(jax.random.fold_in(streams.data, 1))
+    assert batch["examples"] == rows[2].tolist()
+    key = jax.random.fold_in(streams.noise, 7)
+    assert batch["key"] == jax.random.key_data(key).tolist()
+    (state, _), progress = last_checkpoint(tmp_path, EXPLODES)
+    assert progress["step"] == 7
+    assert state["params"]["x"] == pytest.approx(0.7)
+    # The same command meets the same batch, and stops again.
+    with pytest.raises(RunError, match="not finite at step 7"):
+        start(EXPLODES, tmp_path, config)
+
+
+def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
+    def once(params, data, examples, key):
+        total, count = towards(1.0)(params, data, examples, key)
+        return jnp.where(jnp.any(examples == 9), jnp.nan, total), count
+
+    def plan(key):
+        rows = np.zeros((STEPS, DEVICES), np.int32)
+        rows[2, 0] = 9
+        return jnp.asarray(rows)
+
+    config = dataclasses.replace(CONFIG, epochs=2, on_nan="skip")
+    result = start(quadratic(loss=once, plan=plan), tmp_path, config)
+    assert result["steps"] == 10
+    assert [entry["skipped"] for entry in history(tmp_path)] == [1, 1]
+    assert all(math.isfinite(entry["train_cost"]) for entry in history(tmp_path))
+    # What stopped a run can be left out when it goes on.
+    with pytest.raises(RunError, match="not finite at step 7"):
+        start(EXPLODES, tmp_path / "cut", CONFIG)
+    skip = dataclasses.replace(CONFIG, on_nan="skip")
+    with pytest.raises(RunError, match="no step of epoch 3 had a finite loss"):
+        start(EXPLODES, tmp_path / "cut", skip)
+    assert [entry["step"] for entry in history(tmp_path / "cut")] == [5, 10]
 
 
 def test_seed_and_calls(tmp_path):
     whole = start(quadratic(), tmp_path / "whole")
     one = dataclasses.replace(CONFIG, steps_per_call=1)
     again = start(quadratic(), tmp_path / "again", one)
-    for name in ("validation_cost", "test_cost"):
-        assert again[name] == whole[name]
+    assert untimed(again) == untimed(whole)
+    assert history(tmp_path / "again") == history(tmp_path / "whole")
     other = start(quadratic(), tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
     assert other["test_cost"] != whole["test_cost"]
 
@@ -186,24 +249,27 @@ def cut_at(monkeypatch, step, action):
 
 
 # 4 and 13 within an epoch, 5 and 15 at the end of one, before it is validated.
-@pytest.mark.parametrize(("step", "seconds"), [(4, 0), (5, 0), (13, 0), (15, 0), (13, 1000)])
-def test_a_crash_at_any_step_changes_no_figure(step, seconds, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "every"), [(4, 1), (5, 1), (13, 1), (15, 3), (13, None)])
+def test_a_crash_at_any_step_changes_no_figure(step, every, tmp_path, monkeypatch):
     def crash():
         raise Cut
 
     task = quadratic(validation_target=0.65, optimizer=optax.adam(0.1))
-    config = dataclasses.replace(CONFIG, epochs=4, steps_per_call=1, checkpoint_seconds=seconds)
+    config = dataclasses.replace(CONFIG, epochs=4, steps_per_call=1)
     monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)  # slow
     whole = start(task, tmp_path / "whole", config)
+    config = dataclasses.replace(config, checkpoint_steps=every)
     with monkeypatch.context() as patch:
         cut_at(patch, step, crash)
         with pytest.raises(Cut):
             start(task, tmp_path / "cut", config)
     result = start(task, tmp_path / "cut", config)
-    assert result["resumed"] == (0 if seconds else 1)
+    assert result["resumed"] == (1 if every else 0)
     assert untimed(result) == untimed(whole)
-    entries = [[untimed(e) for e in history(tmp_path / name)] for name in ("cut", "whole")]
-    assert entries[0] == entries[1]
+    cut, uncut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "whole"))
+    assert cut == uncut
+    states = [last_checkpoint(tmp_path / name, task)[0] for name in ("cut", "whole")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 4), (signal.SIGTERM, 10)])
@@ -212,12 +278,12 @@ def test_a_signal_ends_the_run_with_a_checkpoint(number, step, tmp_path, monkeyp
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         cut_at(patch, step, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(KeyboardInterrupt, match=f"stopped at step {step}; the same command"):
+        words = f"stopped by {signal.Signals(number).name} at step {step}"
+        with pytest.raises(Stopped, match=words) as stop:
             start(quadratic(), tmp_path / "cut")
+    assert stop.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
-    checkpoints = Checkpoints(tmp_path / "cut" / "checkpoints")
-    assert checkpoints.latest == step
-    checkpoints.close()
+    assert last_checkpoint(tmp_path / "cut", quadratic())[1]["step"] == step
     assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
 
 
@@ -246,19 +312,157 @@ def test_a_run_cut_off_before_its_final_figures_only_measures_them(tmp_path, mon
     assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
 
 
-def test_checkpoints_keep_two_and_restore_the_last(tmp_path):
-    def arrays(number):
-        return {"x": np.full(2, number, np.float32)}, np.array(number, np.int32)
+def test_time_that_is_up_ends_the_run_with_a_checkpoint(tmp_path):
+    whole = start(quadratic(), tmp_path / "whole")
+    config = dataclasses.replace(CONFIG, max_minutes=1e-9)
+    steps = []
+    for _ in range(3):
+        with pytest.raises(Stopped, match=r"stopped after 1e-09 minutes at step \d+") as stop:
+            start(quadratic(), tmp_path / "cut", config)
+        assert stop.value.exit_code == 0
+        steps.append(last_checkpoint(tmp_path / "cut", quadratic())[1]["step"])
+    assert steps == [2, 4, 5]
+    assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
 
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest is None
-    for step in (3, 5, 9):
-        checkpoints.save(step, arrays(step), {"at": step})
-    checkpoints.save(9, arrays(0), {"at": -1})  # is there already
+
+@pytest.mark.parametrize("seeds", [3, DEVICES])
+def test_many_seeds_are_each_as_if_alone(seeds, tmp_path):
+    # Between what x is after two and three epochs: noise, each seed's own, decides which is best.
+    task = quadratic(validation_target=0.68)
+    config = dataclasses.replace(CONFIG, epochs=12, patience=2, seed=5, num_seeds=seeds)
+    result = start(task, tmp_path / "many", config)
+    epochs = set()
+    for n in range(seeds):
+        alone = dataclasses.replace(config, seed=5 + n, num_seeds=1)
+        single = start(task, tmp_path / str(n), alone)
+        epochs.add(single["epochs"])
+        run = result["runs"][n]
+        assert run["seed"] == 5 + n
+        for name in ("best_epoch", "epochs"):
+            assert run[name] == single[name]
+        for name in ("validation_cost", "test_cost"):
+            np.testing.assert_allclose(run[name], single[name], rtol=1e-5)
+        entries = [e for e in history(tmp_path / "many") if e["seed"] == 5 + n]
+        wanted = history(tmp_path / str(n))
+        assert [e["step"] for e in entries] == [e["step"] for e in wanted]
+        for entry, other in zip(entries, wanted, strict=True):
+            np.testing.assert_allclose(entry["train_cost"], other["train_cost"], rtol=1e-5)
+    assert len(epochs) > 1  # otherwise patience was not put to the test
+    costs = [run["test_cost"] for run in result["runs"]]
+    assert result["test_cost"] == pytest.approx(np.mean(costs))
+    assert result["test_cost_sd"] == pytest.approx(np.std(costs, ddof=1))
+
+
+def test_many_seeds_go_on_where_they_were_cut_off(tmp_path, monkeypatch):
+    def crash():
+        raise Cut
+
+    config = dataclasses.replace(CONFIG, num_seeds=3, checkpoint_steps=3)
+    whole = start(quadratic(), tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        cut_at(patch, 15, crash)
+        with pytest.raises(Cut):
+            start(quadratic(), tmp_path / "cut", config)
+    assert untimed(start(quadratic(), tmp_path / "cut", config)) == untimed(whole)
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def opened(path):
+    checkpoints = Checkpoints(path)
+    yield checkpoints
     checkpoints.close()
+
+
+def arrays(number):
+    return {"x": np.full(2, number, np.float32)}, np.array([number], np.int32)
+
+
+def last_checkpoint(path, task, seeds=1):
+    """Arrays and progress of a run's last checkpoint, for one seed without the axis of seeds."""
+    state = TrainState.create(task.init(jax.random.key(0)), task.optimizer)
+    like = jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), (state, state.params))
+    with opened(path / "checkpoints") as checkpoints:
+        (state, best), progress = checkpoints.restore(like, print)
+    state = TrainState(*state)._asdict()
+    return jax.tree.map(lambda x: x[0] if seeds == 1 else x, (state, best)), progress
+
+
+def test_checkpoints_keep_two_and_restore_the_last(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest is None
+        for step in (3, 5, 9):
+            checkpoints.save(step, arrays(step), {"at": step, "best": math.inf})
+        checkpoints.save(9, arrays(0), {"at": -1})  # is there already
     assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "9"]
-    checkpoints = Checkpoints(tmp_path)
-    restored, progress = checkpoints.restore(arrays(0))
-    checkpoints.close()
+    with opened(tmp_path) as checkpoints:
+        restored, progress = checkpoints.restore(arrays(0), pytest.fail)
     jax.tree.map(np.testing.assert_array_equal, tuple(restored), arrays(9))
-    assert progress == {"at": 9}
+    assert progress == {"at": 9, "best": math.inf}
+
+
+def damage(checkpoint, how):
+    """Does to the files of a checkpoint what disks and people do."""
+    files = sorted(
+        (f for f in checkpoint.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+    )
+    if how == "emptied":
+        for file in files:
+            file.write_bytes(b"")
+    elif how == "cut short":
+        files[-1].write_bytes(files[-1].read_bytes()[:-20])
+    elif how == "half removed":
+        shutil.rmtree(checkpoint / "arrays")
+    elif how == "another progress":
+        (file,) = (checkpoint / "progress").glob("metadata")
+        file.write_text(file.read_text().replace("at", "ta"))
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut short", "half removed", "another progress"])
+def test_a_damaged_checkpoint_is_set_aside(how, tmp_path):
+    folder = tmp_path / "checkpoints"
+    with opened(folder) as checkpoints:
+        for step in (5, 9):
+            checkpoints.save(step, arrays(step), {"at": step})
+    damage(folder / "9", how)
+    said = []
+    with opened(folder) as checkpoints:
+        restored, progress = checkpoints.restore(arrays(0), said.append)
+        assert progress == {"at": 5}
+        jax.tree.map(np.testing.assert_array_equal, tuple(restored), arrays(5))
+        checkpoints.save(9, arrays(9), {"at": 9})
+    assert len(said) == 1 and "the checkpoint of step 9 cannot be read" in said[0]
+    assert (tmp_path / "unreadable_checkpoints" / "9").exists()
+    with opened(folder) as checkpoints:
+        assert checkpoints.restore(arrays(0), pytest.fail)[1] == {"at": 9}
+
+
+def test_any_byte_of_the_values_counts(tmp_path):
+    rng = np.random.default_rng(0)
+    saved = {"x": rng.normal(size=3000).astype(np.float32)}
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, saved, {})
+    files = [f for f in (tmp_path / "checkpoints" / "1" / "arrays").rglob("*") if f.is_file()]
+    file = max(files, key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(RunError, match="no checkpoint .* can be read; they are left as they"):
+            checkpoints.restore(saved, lambda line: None)
+    assert (tmp_path / "checkpoints" / "1").exists()
+
+
+def test_a_disk_that_is_full_while_saving(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)
+    config = dataclasses.replace(CONFIG, checkpoint_steps=2)
+    with monkeypatch.context() as patch:
+        cut_at(patch, 5, lambda: patch.setattr(ocp.CheckpointManager, "save", full))
+        words = "cannot write a checkpoint to .*: No space left on device; that of step 4 is intact"
+        with pytest.raises(RunError, match=words):
+            start(quadratic(), tmp_path, config)
+    result = start(quadratic(), tmp_path, config)
+    assert result["resumed"] == 1 and result["steps"] == 30

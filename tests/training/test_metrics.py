@@ -5,16 +5,16 @@ import os
 
 import pytest
 
-from zoneout_jax.training import RunDirectory, draw_curves, write_json
-from zoneout_jax.training.metrics import MetricLog, versions
+from zoneout_jax.training import RunDirectory, RunError, draw_curves, versions, write_json
+from zoneout_jax.training.metrics import MetricLog
 
 SETTINGS = {"seed": 0, "sizes": (1, 2), "rate": 0.5}
 
 
 def opened(path, settings=None, resume=True):
     run = RunDirectory(path, settings or SETTINGS, resume)
-    run.begin()
-    return run
+    with run.opened():
+        return run
 
 
 def entry(epoch, **more):
@@ -25,7 +25,8 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
     run = RunDirectory(tmp_path / "a" / "b", SETTINGS)
     assert not (tmp_path / "a").exists()
     assert run.history() == [] and run.result() is None
-    run.begin()
+    with run.opened():
+        pass
     config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
     assert config == {"settings": SETTINGS | {"sizes": [1, 2]}, "versions": versions()}
 
@@ -60,39 +61,78 @@ def test_directories_that_are_no_run(tmp_path):
     assert file.read_text() == "mine"
 
 
-def test_log_drops_half_a_line_and_what_comes_after_the_checkpoint(tmp_path):
+def test_a_kill_at_the_very_start_leaves_a_directory_that_can_be_used(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on a")
+    (tmp_path / "config.json.tmp").write_text('{"sett')
+    assert opened(tmp_path).config_file.exists()
+
+
+def test_two_runs_at_once_in_one_directory(tmp_path):
+    first = RunDirectory(tmp_path, SETTINGS)
+    with first.opened():
+        with pytest.raises(
+            RunError, match=rf"in use by another run \(process {os.getpid()}"
+        ) as error:
+            opened(tmp_path)
+        assert error.value.exit_code == 2
+    opened(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    run = RunDirectory(tmp_path / "file" / "run", SETTINGS)
+    with pytest.raises(RunError, match="cannot write to workdir .*Not a directory") as error:
+        with run.opened():
+            pass
+    assert error.value.exit_code == 2
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_log_begins_with_what_the_checkpoint_knows(tmp_path):
     run = opened(tmp_path)
-    log = MetricLog(run, 0)
+    log = MetricLog(run, 0, [], [])
     for epoch in (1, 2, 3):
-        log.append(entry(epoch))
+        log.append([entry(epoch)], {"step": 10 * epoch, "seconds": 0.5})
     log.close()
-    assert run.history() == log.history == [entry(1), entry(2), entry(3)]
-    with run.metrics_file.open("a") as file:
-        file.write('{"epoch": 4, "st')
-    log = MetricLog(run, 25)
-    assert log.history == [entry(1), entry(2)]
-    assert run.metrics_file.read_text() == "".join(json.dumps(entry(e)) + "\n" for e in (1, 2))
-    log.append(entry(3, seconds=4.5))
+    assert run.history() == [entry(1), entry(2), entry(3)]
+    # Whatever a kill or a full disk has left there.
+    run.metrics_file.write_text(json.dumps(entry(9)) + '\n{"epoch": 4, "st')
+    run.times_file.unlink()
+    log = MetricLog(run, 10, [entry(1)], [{"step": 10, "seconds": 0.5}])
+    assert run.history() == [entry(1)]
+    log.append([entry(2), entry(2, seed=1)], {"step": 20, "seconds": 4.5})
     log.close()
-    assert run.history() == [entry(1), entry(2), entry(3, seconds=4.5)]
+    assert run.history() == [entry(1), entry(2), entry(2, seed=1)]
+    assert [line["step"] for line in lines(run.times_file)] == [10, 20]
 
 
-def test_half_a_line_may_be_whole_json(tmp_path):
+def test_events_hold_the_metrics(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
     run = opened(tmp_path)
-    run.metrics_file.write_text(json.dumps(entry(1)) + "\n" + json.dumps(entry(2)))
-    log = MetricLog(run, 100)
+    log = MetricLog(run, 0, [], [])
+    log.append([entry(1, seed=7)], {"step": 10, "seconds": 0.5})
     log.close()
-    assert log.history == [entry(1)]
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    content, events = file.read_bytes(), []
+    while content:  # a record: length, its checksum, data, its checksum
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    values = {v.tag: (e.step, v.simple_value) for e in events for v in e.summary.value}
+    assert values == {"train_bpc/seed7": (10, 1.0), "seconds": (10, 0.5)}
 
 
-def test_log_forgets_everything_without_a_checkpoint(tmp_path):
+def test_log_says_what_it_cannot_write(tmp_path):
     run = opened(tmp_path)
-    log = MetricLog(run, 0)
-    log.append(entry(1))
-    log.close()
-    log = MetricLog(run, 0)
-    log.close()
-    assert log.history == [] and run.metrics_file.read_text() == ""
+    log = MetricLog(run, 0, [], [])
+    run.metrics_file.unlink()
+    run.metrics_file.mkdir()
+    with pytest.raises(RunError, match="cannot write .*metrics.jsonl: Is a directory"):
+        log.append([entry(1)], {"step": 10})
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

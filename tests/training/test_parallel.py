@@ -1,5 +1,7 @@
 """Steps and sums over all devices against a plain loop on one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,9 +51,26 @@ def plain_steps(optimizer, rows, key):
     return params, opt_state, total, count
 
 
-def start(optimizer):
+def seeds_of(tree, seeds=1):
+    """A leading axis of so many equal seeds."""
+    return jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), tree)
+
+
+def start(optimizer, placement):
     """State and data on all devices."""
-    return parallel.replicate(TrainState.create(PARAMS, optimizer)), parallel.replicate(DATA)
+    state = TrainState.create(PARAMS, optimizer)
+    return placement.put(seeds_of(state, placement.seeds)), parallel.replicate(DATA)
+
+
+def stepper(optimizer, placement, loss=loss, calls=6, **options):
+    """`run(state, data, rows, first, stop, seeds' keys)` and the placement of rows."""
+    run = parallel.train_steps(loss, optimizer, placement, calls, **options)
+
+    def call(state, data, rows, first, stop, *keys):
+        keys = placement.put(jnp.stack(keys))
+        return run(state, data, placement.rows(rows), first, stop, keys, np.int32(0))[:3]
+
+    return call
 
 
 def assert_close(actual, wanted, rtol=1e-5):
@@ -65,67 +84,141 @@ def assert_close(actual, wanted, rtol=1e-5):
 def test_steps_are_those_of_a_plain_loop(missing):
     rows = np.array(jax.random.randint(jax.random.key(1), (6, 2 * DEVICES), 0, 50))
     rows[:, 2 * DEVICES - missing :] = -1
-    optimizer, key = optax.adam(0.05), jax.random.key(2)
-    state, data = start(optimizer)
-    run = parallel.train_steps(loss, optimizer)
-    state, total, count = run(state, data, parallel.shard(rows), 0, 6, key)
+    optimizer, key, placement = optax.adam(0.05), jax.random.key(2), parallel.Placement()
+    state, data = start(optimizer, placement)
+    run = stepper(optimizer, placement)
+    state, totals, counts = run(state, data, rows[None], 0, 6, key)
     params, opt_state, wanted_total, wanted_count = plain_steps(optimizer, rows, key)
-    assert_close(parallel.unreplicate(state.params), params)
-    assert_close(parallel.unreplicate(state.opt_state), opt_state)
-    assert int(state.step[0]) == 6
-    assert_close((total[0], count[0]), (wanted_total, wanted_count))
-    assert count[0] == 6 * (2 * DEVICES - missing)
+    assert_close(placement.get(state.params), seeds_of(params))
+    assert_close(placement.get(state.opt_state), seeds_of(opt_state))
+    assert placement.get(state.step).tolist() == [6]
+    assert totals.shape == counts.shape == (DEVICES, 6, 1)
+    assert_close((totals[0].sum(), counts[0].sum()), (wanted_total, wanted_count))
+    np.testing.assert_array_equal(counts, 2 * DEVICES - missing)
+
+
+@pytest.mark.parametrize("seeds", [2, DEVICES, 2 * DEVICES])
+def test_many_seeds_are_each_alone(seeds):
+    rng = np.random.default_rng(seeds)
+    rows = rng.integers(0, 50, (seeds, 4, DEVICES))
+    optimizer, placement = optax.adam(0.05), parallel.Placement(seeds)
+    assert placement.spread == (seeds % DEVICES == 0)
+    keys = [jax.random.key(n) for n in range(seeds)]
+    state, data = start(optimizer, placement)
+    state, totals, _ = stepper(optimizer, placement)(state, data, rows, 0, 4, *keys)
+    totals = placement.get(jnp.swapaxes(totals, 1, 2))
+    for n in range(seeds):
+        params, opt_state, total, _ = plain_steps(optimizer, rows[n], keys[n])
+        assert_close(jax.tree.map(lambda x, n=n: x[n], placement.get(state.params)), params)
+        assert_close(jax.tree.map(lambda x, n=n: x[n], placement.get(state.opt_state)), opt_state)
+        assert_close(totals[n].sum(), total)
 
 
 def test_many_calls_are_one_call_and_compile_once():
-    rows = parallel.shard(np.arange(6 * DEVICES).reshape(6, DEVICES) % 50)
-    optimizer, key = optax.sgd(0.1, momentum=0.9), jax.random.key(2)
+    rows = np.arange(6 * DEVICES).reshape(1, 6, DEVICES) % 50
+    optimizer, key, placement = (
+        optax.sgd(0.1, momentum=0.9),
+        jax.random.key(2),
+        parallel.Placement(),
+    )
     compiled = []
 
     def counted_loss(*arguments):
         compiled.append(1)
         return loss(*arguments)
 
-    run = parallel.train_steps(counted_loss, optimizer)
-    state, data = start(optimizer)
-    whole, whole_total, _ = run(state, data, rows, 0, 6, key)
+    run = stepper(optimizer, placement, counted_loss)
+    state, data = start(optimizer, placement)
+    whole, whole_totals, _ = run(state, data, rows, 0, 6, key)
     traces = len(compiled)
-    state, data = start(optimizer)
+    state, data = start(optimizer, placement)
     totals = []
     for first, stop in ((0, 1), (1, 4), (4, 4), (4, 6)):
         state, total, _ = run(state, data, rows, first, stop, key)
-        totals.append(float(total[0]))
+        totals += total[0, : stop - first].tolist()
     assert len(compiled) == traces
     jax.tree.map(np.testing.assert_array_equal, state, whole)
-    np.testing.assert_allclose(sum(totals), whole_total[0], rtol=1e-6)
+    np.testing.assert_array_equal(np.float32(totals), whole_totals[0])
 
 
 def test_all_devices_end_with_the_same_parameters():
-    rows = parallel.shard(np.arange(3 * DEVICES).reshape(3, DEVICES) % 50)
-    optimizer = optax.adam(0.05)
-    state, data = start(optimizer)
-    run = parallel.train_steps(loss, optimizer)
-    state, *_ = run(state, data, rows, 0, 3, jax.random.key(0))
+    rows = np.arange(3 * DEVICES).reshape(1, 3, DEVICES) % 50
+    optimizer, placement = optax.adam(0.05), parallel.Placement()
+    state, data = start(optimizer, placement)
+    state, *_ = stepper(optimizer, placement)(state, data, rows, 0, 3, jax.random.key(0))
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[0] == DEVICES
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
 
 
-def test_evaluation_sums_with_a_batch_that_is_filled_up():
+def broken(bad, params, data, examples, key):
+    """A loss that is not finite, or whose gradient is not, where the first example is 13."""
+    total, count = loss(params, data, jnp.where(examples == 13, 0, examples), key)
+    here = jnp.any(examples == 13)
+    if bad == "loss":
+        return total / jnp.where(here, 0.0, 1.0), count
+    # √x at 0: finite itself, with an infinite derivative.
+    return total + jnp.sqrt(jnp.where(here, 0.0 * params["b"], 1.0)), count
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+@pytest.mark.parametrize("seeds", [1, 3, DEVICES])
+def test_a_step_that_is_not_finite_stops_all_or_is_left_out(seeds, bad):
+    rows = np.arange(seeds * 5 * DEVICES).reshape(seeds, 5, DEVICES) % 10
+    rows[0, 2, DEVICES - 1] = 13
+    optimizer, placement = optax.adam(0.05), parallel.Placement(seeds)
+    keys = [jax.random.key(n) for n in range(seeds)]
+
+    def run(rows, stop, **options):
+        state, data = start(optimizer, placement)
+        run = stepper(optimizer, placement, functools.partial(broken, bad), **options)
+        state, totals, counts = run(state, data, rows, 0, stop, *keys)
+        return placement.get((state, jnp.swapaxes(totals, 1, 2), jnp.swapaxes(counts, 1, 2)))
+
+    before, _, _ = run(rows, 2)
+    state, totals, _ = run(rows, 5)
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+    assert np.argwhere(np.isnan(totals)).tolist() == [[0, 2]]
+    state, totals, counts = run(rows, 5, skip_not_finite=True)
+    assert np.all(np.isfinite(totals)) and state.step.tolist() == [5] * seeds
+    assert np.argwhere(counts[:, :5] == 0).tolist() == [[0, 2]]
+    # The seeds beside it do not notice, and its own parameters are kept as they were.
+    healthy = rows.copy()
+    healthy[0, 2, DEVICES - 1] = 0
+    other, _, _ = run(healthy, 5)
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(leaf[1:], wanted[1:], rtol=1e-6, atol=1e-7)
+    three, _, _ = run(rows, 3, skip_not_finite=True)
+    for leaf, wanted in zip(
+        jax.tree.leaves(three.params), jax.tree.leaves(before.params), strict=True
+    ):
+        np.testing.assert_array_equal(leaf[0], wanted[0])
+
+
+def test_votes_are_summed_over_processes():
+    placement, optimizer = parallel.Placement(), optax.sgd(0.1)
+    state, data = start(optimizer, placement)
+    run = parallel.train_steps(loss, optimizer, placement, 1)
+    rows = placement.rows(np.zeros((1, 1, DEVICES), np.int32))
+    keys = placement.put(jnp.stack([jax.random.key(0)]))
+    for vote in (0, 1):
+        state, _, _, votes = run(state, data, rows, 0, 1, keys, np.int32(vote))
+        assert bool(votes[0]) == bool(vote)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, DEVICES])
+def test_evaluation_sums_with_a_batch_that_is_filled_up(seeds):
     rows = np.arange(3 * 5).reshape(3, 5)  # three of eight devices get padding alone
-    run = parallel.evaluation_sums(loss)
-    totals, counts = run(
-        parallel.replicate(PARAMS), parallel.replicate(DATA), parallel.shard(rows, pad=True)
-    )
+    placement = parallel.Placement(seeds)
+    run = parallel.evaluation_sums(loss, placement)
+    params = placement.put(seeds_of(PARAMS, seeds))
+    sums = run(params, parallel.replicate(DATA), placement.shared_rows(rows))
+    totals, counts = placement.get(sums)
     errors = DATA[:15] @ np.asarray(PARAMS["w"]) - 1
-    np.testing.assert_allclose(totals[0], (errors**2).reshape(3, 5).sum(1), rtol=1e-5)
-    np.testing.assert_array_equal(counts[0], [5, 5, 5])
-    np.testing.assert_allclose(parallel.mean(totals, counts), np.mean(errors**2), rtol=1e-5)
-
-
-def test_mean_weighs_rows_by_their_counts():
-    totals, counts = jnp.array([[1.0, 9.0]]), jnp.array([[1.0, 3.0]])
-    assert parallel.mean(totals, counts) == 2.5
+    assert totals.shape == counts.shape == (seeds, 3)
+    wanted = np.broadcast_to((errors**2).reshape(3, 5).sum(1), totals.shape)
+    np.testing.assert_allclose(totals, wanted, rtol=1e-5)
+    np.testing.assert_array_equal(counts, 5)
 
 
 def test_batch_must_divide():
@@ -134,18 +227,24 @@ def test_batch_must_divide():
         parallel.check_divides(DEVICES + 1)
 
 
-def test_shard_keeps_the_order_of_examples():
-    rows = np.arange(3 * 2 * DEVICES * 4).reshape(3, 2 * DEVICES, 4)
-    spread = parallel.shard(rows)
-    assert spread.shape == (DEVICES, 3, 2, 4)
-    np.testing.assert_array_equal(np.swapaxes(spread, 0, 1).reshape(rows.shape), rows)
-    np.testing.assert_array_equal(spread[1, 2], rows[2, 2:4])
+def test_seeds_that_divide_need_no_batch_that_does():
+    parallel.check_divides(DEVICES + 1, num_seeds=2 * DEVICES)
+    with pytest.raises(ValueError, match="does not divide"):
+        parallel.check_divides(DEVICES + 1, num_seeds=DEVICES + 1)
+
+
+def test_rows_keep_the_order_of_examples():
+    rows = np.arange(2 * 3 * 2 * DEVICES * 4).reshape(2, 3, 2 * DEVICES, 4)
+    spread = parallel.Placement(2).rows(rows)
+    assert spread.shape == (DEVICES, 2, 3, 2, 4)
+    np.testing.assert_array_equal(np.moveaxis(spread, 0, 2).reshape(rows.shape), rows)
+    np.testing.assert_array_equal(spread[1, 1, 2], rows[1, 2, 2:4])
 
 
 @pytest.mark.parametrize("batch", [1, DEVICES - 1, DEVICES, DEVICES + 1])
-def test_shard_fills_up_at_the_end(batch):
+def test_shared_rows_are_filled_up_at_the_end(batch):
     tree = {"a": jnp.arange(2 * batch).reshape(2, batch), "b": jnp.ones((2, batch, 3), jnp.int32)}
-    spread = parallel.shard(tree, pad=True)
+    spread = parallel.Placement().shared_rows(tree)
     for name, rows in tree.items():
         flat = np.swapaxes(spread[name], 0, 1).reshape(2, -1, *rows.shape[2:])
         assert spread[name].dtype == rows.dtype
@@ -154,15 +253,28 @@ def test_shard_fills_up_at_the_end(batch):
         assert np.all(flat[:, batch:] == -1)
 
 
-def test_replicate_and_back():
-    tree = {"a": np.arange(3, dtype=np.uint8), "b": (np.float32(2.5), jnp.int32(7))}
-    copies = parallel.replicate(tree)
-    assert copies["a"].shape == (DEVICES, 3)
-    assert len(copies["a"].sharding.device_set) == DEVICES
-    back = parallel.unreplicate(copies)
+@pytest.mark.parametrize("seeds", [1, 3, DEVICES, 2 * DEVICES])
+def test_put_and_get(seeds):
+    tree = {"a": np.arange(3 * seeds, dtype=np.uint8).reshape(seeds, 3)}
+    tree["b"] = (np.arange(seeds, dtype=np.float32), jnp.arange(seeds))
+    placement = parallel.Placement(seeds)
+    placed = placement.put(tree)
+    local = seeds // DEVICES if placement.spread else seeds
+    assert placed["a"].shape == (DEVICES, local, 3)
+    assert len(placed["a"].sharding.device_set) == DEVICES
+    back = placement.get(placed)
     jax.tree.map(np.testing.assert_array_equal, back, tree)
     assert back["a"].dtype == np.uint8 and back["b"][1].dtype == np.int32
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back))
+
+
+def test_alone_the_first_process_decides_for_itself():
+    assert parallel.is_first() and not parallel.several()
+    assert parallel.on_first(lambda: {"a": [1.5]}) == {"a": [1.5]}
+    with pytest.raises(KeyError):
+        parallel.on_first(lambda: {}["missing"])
+    tree = {"a": np.arange(3)}
+    assert parallel.share(tree) is tree
 
 
 def test_streams_differ_and_repeat():

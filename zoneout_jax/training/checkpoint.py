@@ -1,48 +1,151 @@
 """Checkpoints: all that is needed to go on as if nothing had happened."""
 
+import hashlib
+import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from zoneout_jax.training.config import RunError, one_line
 
 
 class Checkpoints:
     """The checkpoints of a run, the last two kept.
 
-    A checkpoint is a tree of NumPy arrays and a JSON-able dict. It is written to a temporary name
-    and renamed, so that a kill at any moment leaves the one before intact.
+    A checkpoint is a tree of NumPy arrays and a JSON-able dict, with a SHA-256 of both. It is
+    written in the background, to a temporary name that is renamed when it is whole, so that a kill
+    at any moment leaves the one before intact. Of several processes one alone may make this.
     """
 
     def __init__(self, directory: pathlib.Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._directory = directory.absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            create=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            ),
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     @property
     def latest(self) -> int | None:
-        """Step of the last checkpoint, None if there is none."""
+        """Step of the last whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Writes the checkpoint of a step; one that exists already is left as it is."""
+        """Begins to write the checkpoint of a step; one that exists already is left as it is.
+
+        Raises:
+          RunError: this checkpoint or the one before cannot be written.
+        """
         if step == self.latest:
             return
+        text = json.dumps(progress)
+        content = {"progress": text, "sha256": _digest(arrays, text)}
         args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
+            arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(content)
         )
-        self._manager.save(step, args=args)
+        self._attempt(lambda: self._manager.save(step, args=args))
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads the last checkpoint.
+    def wait(self) -> None:
+        """Returns when all checkpoints are written.
+
+        Raises:
+          RunError: one cannot be written.
+        """
+        self._attempt(self._manager.wait_until_finished)
+
+    def check(self) -> None:
+        """Raises RunError if a checkpoint could not be written since the last call."""
+        self._attempt(self._manager.check_for_errors)
+
+    def restore(self, like: Any, say: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
+        """Reads the last checkpoint that is whole; unreadable newer ones are set aside.
 
         Args:
           like: arrays of the structure, shapes and types that were saved.
+          say: told of each checkpoint that cannot be read.
+
+        Raises:
+          RunError: none can be read. All are left as they are.
         """
-        args = ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
+        bad = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._read(step, like)
+            except Exception as error:  # orbax and tensorstore raise whatever they meet
+                say(f"the checkpoint of step {step:,} cannot be read ({one_line(error)[:200]})")
+                bad.append(step)
+            else:
+                self._set_aside(bad)
+                return restored
+        raise RunError(
+            f"no checkpoint in {self._directory} can be read; they are left as they are: repair "
+            "them, or begin anew in another --workdir"
         )
-        restored = self._manager.restore(self.latest, args=args)
-        return restored.arrays, restored.progress
 
     def close(self) -> None:
         """Ends the manager's threads."""
         self._manager.close()
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        content = restored.progress
+        if content["sha256"] != _digest(restored.arrays, content["progress"]):
+            raise ValueError("its content does not have the SHA-256 that was noted")
+        return restored.arrays, json.loads(content["progress"])
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints so that their steps can be saved again."""
+        for step in steps:
+            target = self._directory.with_name("unreadable_checkpoints") / str(step)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            target.parent.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(target)
+        if steps:
+            self._manager.reload()
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # orbax and tensorstore raise whatever they meet
+            raise RunError(
+                f"cannot write a checkpoint to {self._directory}: {_reason(error)}; "
+                f"{self._on_disk()}"
+            ) from error
+
+    def _on_disk(self) -> str:
+        """What is left after a failure."""
+        steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()]
+        return f"that of step {max(steps):,} is intact" if steps else "none was written before"
+
+
+def _digest(arrays: Any, text: str) -> str:
+    """SHA-256 of the arrays' types, shapes and values in the order of their paths, and a text."""
+    found = hashlib.sha256(text.encode())
+    for array in map(np.asarray, jax.tree.leaves(arrays)):
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """What to tell people of an error from orbax: the system's own words where there are any."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if "No space left on device" in str(error):
+            return "No space left on device"
+        last, error = error, error.__cause__ or error.__context__
+    return one_line(last)[:300]

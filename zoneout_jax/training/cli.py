@@ -1,13 +1,17 @@
 """From a command line to a finished run."""
 
+import contextlib
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from zoneout_jax.training import parallel
-from zoneout_jax.training.config import RunConfig, fail, parse_preset
+from zoneout_jax.training.config import RunConfig, RunError, Stopped, fail, one_line, parse_preset
 from zoneout_jax.training.loop import Task, fit
-from zoneout_jax.training.metrics import RunDirectory
+from zoneout_jax.training.run_directory import RunDirectory
 
 
 def launch(
@@ -30,20 +34,55 @@ def launch(
       The final figures, see `fit`.
 
     Raises:
-      SystemExit: code 2 after one line for bad input, before anything is compiled or written; 130
-        after a stop that the same command resumes.
+      SystemExit: code 2 after one line for bad input, before anything is compiled or written; see
+        `exits` for the others.
     """
-    config = parse_preset(presets, argv, f"python -m experiments.{experiment}", about)
+    command = f"python -m experiments.{experiment}"
+    config = parse_preset(presets, argv, command, about)
     try:
+        parallel.connect(
+            config.coordinator, config.num_processes, config.process_id, config.heartbeat_timeout
+        )
         task, run = prepare(experiment, presets, build, config)
     except (ValueError, OSError) as error:
         fail(error)
-    print(f"{task.name}: run directory {run.path}", file=sys.stderr)
-    try:
+    if parallel.is_first():
+        print(f"{task.name}: run directory {run.path}", file=sys.stderr)
+    with exits(f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"):
         return fit(task, config, run)
+
+
+@contextlib.contextmanager
+def exits(command: str) -> Iterator[None]:
+    """Ends the program with one line where a run ends before its end.
+
+    Args:
+      command: what to call to go on.
+
+    Raises:
+      SystemExit: code 2 if the run directory is in use or cannot be written to; 1 if the run
+        cannot go on; 130 or 143 after SIGINT or SIGTERM, 0 after `max_minutes`.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        print(f"{stop}; resume with: {command}", file=sys.stderr)
+        parallel.leave(stop.exit_code)
+    except RunError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        parallel.leave(error.exit_code)
     except KeyboardInterrupt as stop:
-        print(f"{task.name}: {stop}", file=sys.stderr)
-        raise SystemExit(130) from None
+        print(stop, file=sys.stderr)
+        parallel.leave(130)
+    except jax.errors.JaxRuntimeError as error:
+        if not parallel.several():
+            raise
+        print(
+            f"error: another process is gone or out of reach ({one_line(error)[:200]}); start all "
+            f"of them again, this one with: {command}",
+            file=sys.stderr,
+        )
+        parallel.leave(1)
 
 
 def prepare(
@@ -57,7 +96,14 @@ def prepare(
     Raises:
       ValueError: settings, data or a run directory that do not fit.
     """
-    parallel.check_divides(config.batch_size)
-    path = config.run_directory(experiment, presets[config.preset])
-    run = RunDirectory(path, config.identity(), config.resume)
-    return build(config), run
+
+    def check() -> tuple[Task, RunDirectory]:
+        parallel.check_divides(config.batch_size, config.num_seeds)
+        path = config.run_directory(experiment, presets[config.preset])
+        run = RunDirectory(path, config.identity(), config.resume)
+        return build(config), run
+
+    if parallel.several():
+        # The first prepares the data, alone, and what it complains of is told by all.
+        parallel.on_first(lambda: check() and None)
+    return check()

@@ -5,13 +5,82 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import pathlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_type_hints
 
 import tyro
+
+PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
+
+
+class RunError(Exception):
+    """A run cannot go on; the message is one line for people, and nothing that was kept is lost."""
+
+    exit_code = 1
+
+
+class Stopped(RunError):
+    """A run was stopped before its end, with a checkpoint from which it goes on."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a number may have: `Annotated[float, Range(0, 1)]`.
+
+    Attributes:
+      low: least value.
+      high: greatest value; None means any finite one.
+      above: `low` itself is not allowed.
+    """
+
+    low: float
+    high: float | None = None
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        high_enough = value > self.low if self.above else value >= self.low
+        return high_enough and math.isfinite(value) and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high is not None:
+            return f"in {'(' if self.above else '['}{self.low}, {self.high}]"
+        return f"above {self.low}" if self.above else f"at least {self.low}"
+
+
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Probability = Annotated[float, Range(0, 1)]
+
+
+def ranges(settings: Any) -> dict[str, Range]:
+    """The range of each field of a dataclass, or of its items, that was given one."""
+    found = {}
+    for name, hint in get_type_hints(settings, include_extras=True).items():
+        for part in (hint, *get_args(hint)):
+            for note in getattr(part, "__metadata__", ()):
+                if isinstance(note, Range):
+                    found[name] = note
+    return found
+
+
+def check_ranges(settings: Any) -> None:
+    """Raises ValueError unless each field of a dataclass is in its range; None always is."""
+    for name, allowed in ranges(type(settings)).items():
+        value = getattr(settings, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and item not in allowed:
+                unbounded = allowed.high is None and not math.isfinite(item)
+                finite = "finite and " if unbounded else ""
+                raise ValueError(f"{name} must be {finite}{allowed}, got {item}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,22 +89,30 @@ class RunConfig:
 
     preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Settings to start from; a flag given by hand beats them."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of all randomness."""
-    epochs: int = 200
+    num_seeds: Count = 1
+    """Seeds trained at once in one program: seed, seed + 1, …"""
+    epochs: Count = 200
     """Epochs at most."""
-    patience: int = 25
+    patience: Count = 25
     """Stop after so many epochs without a better validation figure."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Examples in a batch, over all devices."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the operands of matrix products."""
     rng_impl: Literal["threefry2x32", "rbg"] = "threefry2x32"
     """Generator of random numbers: the same everywhere, or the hardware's own, fast on TPUs."""
-    steps_per_call: int = 10
+    on_nan: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is not finite: stop before the step, or leave it out."""
+    steps_per_call: Count = 10
     """Training steps in one call of the compiled function."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_minutes: NotNegative = 1.0
     """Save when so much time has passed since the last checkpoint."""
+    checkpoint_steps: Count | None = None
+    """Save also after every so many steps."""
+    max_minutes: Positive | None = None
+    """End with a checkpoint after so much time; the same command goes on."""
     workdir: str | None = None
     """Run directory; by default runs/<experiment>/<the settings that were changed>."""
     resume: bool = True
@@ -44,23 +121,48 @@ class RunConfig:
     """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
     data_dir: str | None = None
     """Folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    coordinator: str | None = None
+    """Address host:port of the first of several processes. On a TPU pod and under Slurm's srun
+    none of these four flags is needed."""
+    num_processes: Count | None = None
+    """Number of processes that train together."""
+    process_id: Annotated[int, Range(0)] | None = None
+    """Number of this process, from 0; only process 0 writes."""
+    heartbeat_timeout: Count = 100
+    """Seconds of silence after which another process counts as dead, and all end."""
+
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
+        "on_nan steps_per_call checkpoint_minutes checkpoint_steps max_minutes workdir resume "
+        "raw_data_dir data_dir coordinator num_processes process_id heartbeat_timeout".split()
+    )
+    """Settings that decide no number of a run; they may change when it goes on."""
 
     def __post_init__(self):
-        for name in ("epochs", "patience", "batch_size", "steps_per_call"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in [0, 2^32), got {self.seed}")
-        seconds = self.checkpoint_seconds
-        if not seconds >= 0:
-            raise ValueError(f"checkpoint_seconds must be at least 0, got {seconds}")
+        check_ranges(self)
+        last = self.seed + self.num_seeds - 1
+        if last >= 2**32:
+            raise ValueError(f"the last seed must be in [0, {2**32 - 1}], got {last}")
+        together = {name: getattr(self, name) for name in PROCESS_FLAGS}
+        missing = [name for name, value in together.items() if value is None]
+        if missing and len(missing) < len(together):
+            flags = " ".join(f"--{name}" for name in together)
+            raise ValueError(f"{flags} must be given together, {missing[0]} is missing")
+        if self.coordinator is not None:
+            if not re.fullmatch(r".+:[0-9]{1,5}", self.coordinator):
+                raise ValueError(f"coordinator must be host:port, got {self.coordinator!r}")
+            if self.process_id >= self.num_processes:
+                raise ValueError(
+                    f"process_id must be in [0, {self.num_processes - 1}] as num_processes is "
+                    f"{self.num_processes}, got {self.process_id}"
+                )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run: all but where and how often it writes."""
-        kept = dataclasses.asdict(self)
-        for name in ("workdir", "resume", "raw_data_dir", "data_dir", "checkpoint_seconds"):
-            del kept[name]
-        return kept
+        """The settings that decide the numbers of a run."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in self.INCIDENTAL
+        }
 
     def run_directory(self, experiment: str, preset: "RunConfig") -> pathlib.Path:
         """Where the run is kept: `workdir`, or a name made of what differs from the preset."""
@@ -74,8 +176,13 @@ class RunConfig:
 
 def fail(message: object) -> NoReturn:
     """Ends the program for bad input: one line on standard error, exit code 2."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    print("error: " + one_line(message), file=sys.stderr)
     raise SystemExit(2)
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(message).split())
 
 
 def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:

@@ -1,9 +1,10 @@
 """The training loop: epochs, evaluation, early stopping, checkpoints and the final figures."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import math
-import signal
-import threading
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,17 +16,12 @@ import optax
 
 from zoneout_jax.training import parallel
 from zoneout_jax.training.checkpoint import Checkpoints
-from zoneout_jax.training.config import RunConfig
-from zoneout_jax.training.metrics import (
-    MetricLog,
-    Progress,
-    RunDirectory,
-    draw_curves,
-    peak_memory_bytes,
-    versions,
-    write_json,
-)
+from zoneout_jax.training.config import RunConfig, RunError
+from zoneout_jax.training.metrics import MetricLog, draw_curves
+from zoneout_jax.training.progress import Progress, peak_memory_bytes
+from zoneout_jax.training.run_directory import RunDirectory, versions, write_json, writing
 from zoneout_jax.training.state import Streams, TrainState
+from zoneout_jax.training.stop import StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,222 +77,358 @@ def fit(task: Task, config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Trains, and returns the final figures.
 
     The run goes on from its last checkpoint, if there is one, and ends with the same figures, to
-    the last bit, as one that was never cut off. A run that is done is not run again. SIGINT and
-    SIGTERM end it with a checkpoint.
+    the last bit, as one that was never cut off. A run that is done is not run again. SIGINT,
+    SIGTERM and the end of `max_minutes` stop it with a checkpoint.
+
+    With several seeds each is trained, validated, stopped and measured as if it were alone.
 
     Returns:
       The content of `result.json`: `validation_<metric>` of the best epoch, `<name>_<metric>` of
-      each final evaluation with that epoch's parameters, and facts about the run.
+      each final evaluation with that epoch's parameters, and facts about the run. With several
+      seeds the figures are means, with `<figure>_sd` beside them, and `runs` has those of each.
 
     Raises:
-      FloatingPointError: the training loss is not finite.
-      KeyboardInterrupt: after SIGINT or SIGTERM, when the checkpoint is written.
+      Stopped: the run was stopped, and its checkpoint is written.
+      RunError: the workdir is in use, a file cannot be written, no checkpoint can be read, or a
+        loss or gradient is not finite.
+      KeyboardInterrupt: at a second SIGINT.
     """
-    done = run.result()
+    done = parallel.on_first(run.result)
     if done is not None:
         return done
-    run.begin()
-    precision = "float32" if config.precision == "float32" else "default"
-    with jax.default_matmul_precision(precision), _StopRequest() as stop:
-        return _Fit(task, config, run).train(stop)
+    with contextlib.ExitStack() as stack:
+        parallel.on_first(lambda: stack.enter_context(run.opened()) and None)
+        precision = "float32" if config.precision == "float32" else "default"
+        stack.enter_context(jax.default_matmul_precision(precision))
+        stop = stack.enter_context(StopRequest(config.max_minutes))
+        return _Fit(task, config, run, stop, stack).train()
 
 
 class _Fit:
-    """One run in progress."""
+    """One run in progress. Arrays that differ between seeds have them along their first axis."""
 
-    def __init__(self, task: Task, config: RunConfig, run: RunDirectory):
-        self.task, self.config, self.run = task, config, run
-        self.streams = Streams.from_seed(config.seed, config.rng_impl)
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        run: RunDirectory,
+        stop: StopRequest,
+        stack: contextlib.ExitStack,
+    ):
+        self.task, self.config, self.run, self.stop = task, config, run, stop
+        self.first = parallel.is_first()
+        self.seeds = range(config.seed, config.seed + config.num_seeds)
+        self.streams = [Streams.from_seed(seed, config.rng_impl) for seed in self.seeds]
         self.total_steps = config.epochs * task.steps_per_epoch
-        state = TrainState.create(task.init(self.streams.init), task.optimizer)
+        # Not vmapped: a seed's first parameters are those of its run alone, bit for bit.
+        states = [
+            TrainState.create(task.init(streams.init), task.optimizer) for streams in self.streams
+        ]
+        state = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *states)
         self.best_params = jax.tree.map(np.array, state.params)
-        # What a checkpoint holds besides arrays: the position, and sums of the epoch in progress.
-        self.progress = {
+        self.bar = stack.enter_context(Progress(self.total_steps, task.name, shown=self.first))
+        many = len(self.seeds)
+        # What a checkpoint holds besides arrays: the position, what was measured so far, and sums
+        # of the epoch in progress.
+        self.progress: dict[str, Any] = {
             "step": 0,
-            "epoch_total": 0.0,
-            "epoch_count": 0.0,
+            "epoch_totals": [0.0] * many,
+            "epoch_counts": [0.0] * many,
+            "skipped": [0] * many,
             "epoch_seconds": 0.0,
+            "best": [math.inf] * many,
+            "best_epoch": [0] * many,
+            "metrics": [],
+            "times": [],
             "seconds": 0.0,
-            "best": math.inf,
-            "best_epoch": 0,
+            "checkpoint_seconds": 0.0,
             "resumed": 0,
         }
-        self.checkpoints = Checkpoints(run.path / "checkpoints")
-        if self.checkpoints.latest is not None:
-            like = jax.tree.map(np.array, (state, self.best_params))
-            (state, self.best_params), self.progress = self.checkpoints.restore(like)
-            state = TrainState(*state)
-            # Strict JSON has no infinity.
-            self.progress["best"] = float(self.progress["best"])
-            self.progress["resumed"] += 1
+        self.checkpoints = None
+        if self.first:
+            self.checkpoints = Checkpoints(run.path / "checkpoints")
+            stack.callback(self.checkpoints.close)
+        if parallel.on_first(lambda: self.checkpoints.latest) is not None:
+            state = self._restore(state)
         self.saved_at = time.monotonic()
-        self.state = parallel.replicate(state)
+        self.log = None
+        if self.first:
+            progress = self.progress
+            self.log = MetricLog(run, progress["step"], progress["metrics"], progress["times"])
+            stack.callback(self.log.close)
+        self.drawing = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        self.drawn = self.drawing.submit(int)
+        self.placement = parallel.Placement(many)
+        self.state = self.placement.put(state)
         self.data = parallel.replicate(task.data)
-        self.log = MetricLog(run, self.progress["step"])
-        self.train_steps = parallel.train_steps(task.loss, task.optimizer)
+        self.keys = self.placement.put(jnp.stack([streams.noise for streams in self.streams]))
+        self.train_steps = parallel.train_steps(
+            task.loss,
+            task.optimizer,
+            self.placement,
+            config.steps_per_call,
+            skip_not_finite=config.on_nan == "skip",
+        )
         self.plan = jax.jit(task.plan)
-        self.validate = _evaluator(task.validation)
+        self.validate = _evaluator(task.validation, self.placement)
 
-    def train(self, stop: "_StopRequest") -> dict[str, Any]:
+    def _restore(self, state: TrainState) -> TrainState:
+        """Takes everything from the last checkpoint; every process is given the first one's."""
+        arrays = jax.tree.map(np.array, (state, self.best_params))
+        read: dict[str, Any] = {}
+
+        def restore():
+            read["arrays"], progress = self.checkpoints.restore(arrays, self.bar.say)
+            return progress
+
+        self.progress = parallel.on_first(restore)
+        state, self.best_params = parallel.share(read.get("arrays", arrays))
+        self.progress["resumed"] += 1
+        self.bar.start(self.progress["step"])
+        self.bar.say(f"going on from step {self.progress['step']:,}")
+        return TrainState(*state)
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end, or until told to stop."""
         progress = self.progress
-        bar = Progress(self.total_steps, progress["step"], self.task.name)
-        if progress["step"]:
-            bar.say(f"going on from step {progress['step']:,}")
-        try:
-            while progress["step"] < self.total_steps and not self._out_of_patience():
-                self._epoch(bar, stop)
-                entry = self._end_epoch()
-                bar.say(_describe(entry))
-                self._save_if_due(stop.requested)
-            self._save()
-            bar.say(f"best validation at epoch {progress['best_epoch']}; final figures next")
-            return self._finish()
-        finally:
-            bar.close()
-            self.log.close()
-            self.checkpoints.close()
+        while progress["step"] < self.total_steps and any(self._going()):
+            self._epoch()
+            self._end_epoch()
+            self._save_if_due()
+        self._save(wait=True)
+        epochs = ", ".join(map(str, progress["best_epoch"]))
+        self.bar.say(f"best validation at epoch {epochs}; final figures next")
+        return self._finish()
 
-    def _epoch(self, bar: Progress, stop: "_StopRequest") -> None:
+    def _going(self) -> list[bool]:
+        """Which seeds have not run out of patience."""
+        epoch = self.progress["step"] // self.task.steps_per_epoch
+        return [epoch - best < self.config.patience for best in self.progress["best_epoch"]]
+
+    def _epoch(self) -> None:
         """Trains to the end of the epoch."""
         progress, per_epoch = self.progress, self.task.steps_per_epoch
         epoch = progress["step"] // per_epoch
-        rows = parallel.shard(self.plan(jax.random.fold_in(self.streams.data, epoch)))
-        done = progress["step"] - epoch * per_epoch
-        while done < per_epoch:
+        plans = [self.plan(jax.random.fold_in(s.data, epoch)) for s in self.streams]
+        rows = self.placement.rows(jax.tree.map(lambda *plan: jnp.stack(plan), *plans))
+        while (done := progress["step"] - epoch * per_epoch) < per_epoch:
             start = time.monotonic()
-            end = min(done + self.config.steps_per_call, per_epoch)
-            self.state, total, count = self.train_steps(
-                self.state, self.data, rows, done, end, self.streams.noise
+            end = self._end_of_call(done)
+            vote = np.int32(self.stop.requested)
+            self.state, totals, counts, votes = self.train_steps(
+                self.state, self.data, rows, done, end, self.keys, vote
             )
-            total, count = float(total[0]), float(count[0])
-            if not math.isfinite(total):
-                raise FloatingPointError(
-                    f"the loss is {total} in steps {progress['step']} to "
-                    f"{progress['step'] + end - done} of {self.run.path}"
-                )
-            progress["step"] += end - done
-            progress["epoch_total"] += total
-            progress["epoch_count"] += count
+            totals, counts = (self._by_seed(x)[:, : end - done] for x in (totals, counts))
+            bad = np.isnan(totals).any(axis=0)
+            steps = int(bad.argmax()) if bad.any() else end - done
+            for n in range(len(self.seeds)):
+                # One by one: their order, and the sums, do not depend on the steps of a call.
+                for total, count in zip(totals[n, :steps], counts[n, :steps], strict=True):
+                    progress["epoch_totals"][n] += float(total)
+                    progress["epoch_counts"][n] += float(count)
+                    progress["skipped"][n] += int(count == 0)
+            progress["step"] += steps
             progress["epoch_seconds"] += time.monotonic() - start
-            done = end
-            figure = self.task.figure(total / count)
-            bar.update(
+            if bad.any():
+                self._end_before(plans, done + steps, totals[:, steps])
+            figure = self.task.figure(totals.sum() / max(counts.sum(), 1.0))
+            self.bar.update(
                 progress["step"], f"epoch {epoch + 1}, train {self.task.metric} {figure:.3f}"
             )
-            if done < per_epoch:
-                self._save_if_due(stop.requested)
+            if end < per_epoch:
+                self._save_if_due(bool(votes[0]))
 
-    def _end_epoch(self) -> dict[str, Any]:
+    def _end_of_call(self, done: int) -> int:
+        """The first of: a whole call, the next checkpoint, the end of the epoch."""
+        ends = [done + self.config.steps_per_call, self.task.steps_per_epoch]
+        if every := self.config.checkpoint_steps:
+            ends.append(done + every - self.progress["step"] % every)
+        return min(ends)
+
+    def _by_seed(self, sums: jax.Array) -> np.ndarray:
+        """Sums `[devices, steps, seeds of the device]` as `[seeds, steps]`, in float64."""
+        return self.placement.get(jnp.swapaxes(sums, 1, 2)).astype(np.float64)
+
+    def _end_before(self, plans: list[Any], row: int, totals: np.ndarray) -> None:
+        """Ends the run before a step whose loss or gradient is not finite."""
+        self._save(wait=True)
+        step = self.progress["step"]
+        n = int(np.isnan(totals).argmax())
+        key = jax.random.fold_in(self.streams[n].noise, step)
+        batch = {
+            "seed": self.seeds[n],
+            "step": step,
+            "epoch": step // self.task.steps_per_epoch + 1,
+            "examples": jax.tree.map(lambda rows: np.asarray(rows[row]).tolist(), plans[n]),
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "rng_impl": self.config.rng_impl,
+        }
+        path = self.run.path / "not_finite.json"
+        if self.first:
+            with writing(path):
+                write_json(path, batch)
+        raise RunError(
+            f"the loss or its gradient is not finite at step {step:,} (epoch {batch['epoch']}, "
+            f"seed {batch['seed']}); the checkpoint is of the state before it, {path} has the "
+            "batch and its key: go on with --on_nan=skip, or begin anew with another setting"
+        )
+
+    def _end_epoch(self) -> None:
         """Validates, keeps the best parameters and logs."""
         progress, task = self.progress, self.task
         start = time.monotonic()
-        validation = task.figure(self.validate(self.state.params))
-        progress["seconds"] += progress["epoch_seconds"] + time.monotonic() - start
+        figures = [task.figure(mean) for mean in self.validate(self.state.params)]
+        evaluation_seconds = time.monotonic() - start
         epoch = progress["step"] // task.steps_per_epoch
-        if validation < progress["best"]:
-            progress["best"], progress["best_epoch"] = validation, epoch
-            self.best_params = parallel.unreplicate(self.state.params)
-        train = task.figure(progress["epoch_total"] / progress["epoch_count"])
-        entry = {
-            "epoch": epoch,
-            "step": progress["step"],
-            f"train_{task.metric}": train,
-            f"validation_{task.metric}": validation,
+        place = {"epoch": epoch, "step": progress["step"]}
+        entries = []
+        for n, (seed, validation) in enumerate(zip(self.seeds, figures, strict=True)):
+            if epoch - 1 - progress["best_epoch"][n] >= self.config.patience:
+                continue
+            if not progress["epoch_counts"][n]:
+                raise RunError(f"no step of epoch {epoch} had a finite loss and gradient")
+            if validation < progress["best"][n]:
+                progress["best"][n], progress["best_epoch"][n] = validation, epoch
+                params = self.placement.get(self.state.params)
+                for best, new in zip(
+                    jax.tree.leaves(self.best_params), jax.tree.leaves(params), strict=True
+                ):
+                    best[n] = new[n]
+            train = task.figure(progress["epoch_totals"][n] / progress["epoch_counts"][n])
+            entry = {"seed": seed} if len(self.seeds) > 1 else {}
+            entry |= place | {
+                f"train_{task.metric}": train,
+                f"validation_{task.metric}": validation,
+            }
+            if progress["skipped"][n]:
+                entry["skipped"] = progress["skipped"][n]
+            entries.append(entry)
+        progress["seconds"] += progress["epoch_seconds"] + evaluation_seconds
+        times = place | {
             "steps_per_second": task.steps_per_epoch / progress["epoch_seconds"],
             "seconds": progress["seconds"],
+            "evaluation_seconds": evaluation_seconds,
+            "checkpoint_seconds": progress["checkpoint_seconds"],
         }
-        self.log.append(entry)
-        progress.update(epoch_total=0.0, epoch_count=0.0, epoch_seconds=0.0)
-        return entry
+        if self.first:
+            self.log.append(entries, times)
+        progress["metrics"] += entries
+        progress["times"].append(times)
+        many = len(self.seeds)
+        progress.update(
+            epoch_totals=[0.0] * many,
+            epoch_counts=[0.0] * many,
+            skipped=[0] * many,
+            epoch_seconds=0.0,
+            checkpoint_seconds=0.0,
+        )
+        for entry in entries:
+            self.bar.say(_describe(entry))
 
-    def _out_of_patience(self) -> bool:
-        epoch = self.progress["step"] // self.task.steps_per_epoch
-        at_start = self.progress["step"] % self.task.steps_per_epoch == 0
-        return at_start and epoch - self.progress["best_epoch"] >= self.config.patience
-
-    def _save(self) -> None:
-        arrays = (parallel.unreplicate(self.state), self.best_params)
-        progress = self.progress | {"best": str(self.progress["best"])}
-        self.checkpoints.save(self.progress["step"], arrays, progress)
-        self._draw()
+    def _save(self, wait: bool = False) -> None:
+        """Begins to write a checkpoint and to draw the curves; `wait` until both are done."""
+        start = time.monotonic()
+        if self.first:
+            arrays = (self.placement.get(self.state), self.best_params)
+            self.checkpoints.save(self.progress["step"], arrays, self.progress)
+            self._draw(wait)
+            if wait:
+                self.checkpoints.wait()
         self.saved_at = time.monotonic()
+        self.progress["checkpoint_seconds"] += self.saved_at - start
 
-    def _save_if_due(self, stopping: bool) -> None:
-        if stopping or time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
-            self._save()
+    def _save_if_due(self, votes: bool = False) -> None:
+        """Saves at the chosen intervals, and at a request to stop, which is then met."""
+        stopping = votes if parallel.several() else self.stop.requested
+        minutes = (time.monotonic() - self.saved_at) / 60
+        every = self.config.checkpoint_steps
+        at_step = every is not None and self.progress["step"] % every == 0
+        if stopping or at_step or minutes >= self.config.checkpoint_minutes:
+            self._save(wait=stopping)
         if stopping:
-            raise KeyboardInterrupt(
-                f"stopped at step {self.progress['step']:,}; the same command goes on from there"
-            )
+            raise self.stop.stopped(self.progress["step"])
+        if self.first:
+            self.checkpoints.check()
 
-    def _draw(self) -> None:
-        if self.log.history:
-            curves = {self.task.name: [self.log.history]}
-            draw_curves(self.run.path / "curves.png", curves, self.task.metric)
+    def _draw(self, wait: bool) -> None:
+        """Draws the curves in the background, unless that is still being done."""
+        if not (wait or self.drawn.done()):
+            return
+        self.drawn.result()  # raises what went wrong
+        if entries := list(self.progress["metrics"]):
+            runs = [[e for e in entries if e.get("seed", seed) == seed] for seed in self.seeds]
+            path, curves = self.run.path / "curves.png", {self.task.name: runs}
+            self.drawn = self.drawing.submit(draw_curves, path, curves, self.task.metric)
+        if wait:
+            self.drawn.result()
 
     def _finish(self) -> dict[str, Any]:
         """Measures the final figures with the best parameters."""
         progress, task = self.progress, self.task
-        params = parallel.replicate(self.best_params)
+        params = self.placement.put(self.best_params)
         start = time.monotonic()
-        figures = {
-            f"{name}_{task.metric}": task.figure(_evaluator(evaluation)(params))
-            for name, evaluation in task.final.items()
-        }
+        figures = {f"validation_{task.metric}": progress["best"]}
+        for name, evaluation in task.final.items():
+            means = _evaluator(evaluation, self.placement)(params)
+            figures[f"{name}_{task.metric}"] = [task.figure(mean) for mean in means]
+        whole = progress["step"] // task.steps_per_epoch
+        figures["best_epoch"] = progress["best_epoch"]
+        figures["epochs"] = [min(whole, b + self.config.patience) for b in progress["best_epoch"]]
         result = {
             "name": task.name,
-            f"validation_{task.metric}": progress["best"],
-            **figures,
-            "best_epoch": progress["best_epoch"],
-            "epochs": progress["step"] // task.steps_per_epoch,
+            **_over_seeds(figures, self.seeds),
             "steps": progress["step"],
-            "steps_per_second": float(
-                np.median([entry["steps_per_second"] for entry in self.log.history])
+            "steps_per_second": statistics.median(
+                entry["steps_per_second"] for entry in progress["times"]
             ),
             "seconds": progress["seconds"] + time.monotonic() - start,
             "peak_memory_bytes": peak_memory_bytes(),
             "resumed": progress["resumed"],
-            "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+            "devices": f"{jax.device_count()} × {jax.local_devices()[0].device_kind}",
             **task.facts,
             "versions": versions(),
         }
-        write_json(self.run.result_file, result)
+        if self.first:
+            with writing(self.run.result_file):
+                write_json(self.run.result_file, result)
         return result
 
 
-class _StopRequest:
-    """Turns SIGINT and SIGTERM into a request that the loop meets between two calls."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self) -> "_StopRequest":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number, frame) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt("stopped at once; the last checkpoint stands")
-        self.requested = True
-
-
-def _evaluator(evaluation: Evaluation) -> Callable[[Any], float]:
-    """Compiles an evaluation: `run(replicated params) -> mean loss`."""
-    sums = parallel.evaluation_sums(evaluation.loss)
+def _evaluator(
+    evaluation: Evaluation, placement: parallel.Placement
+) -> Callable[[Any], list[float]]:
+    """Compiles an evaluation: `run(placed params) -> mean loss of each seed`."""
+    sums = parallel.evaluation_sums(evaluation.loss, placement)
     data = parallel.replicate(evaluation.data)
-    rows = parallel.shard(jax.tree.map(jnp.asarray, evaluation.rows), pad=True)
-    return lambda params: parallel.mean(*sums(params, data, rows))
+    rows = placement.shared_rows(jax.tree.map(jnp.asarray, evaluation.rows))
+
+    def run(params):
+        totals, counts = (
+            placement.get(x).astype(np.float64).sum(axis=1) for x in sums(params, data, rows)
+        )
+        return (totals / counts).tolist()
+
+    return run
+
+
+def _over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:
+    """Figures of each seed as a result: as they are for one, mean and deviation for several."""
+    if len(seeds) == 1:
+        return {name: values[0] for name, values in figures.items()}
+    result: dict[str, Any] = {}
+    for name, values in figures.items():
+        result[name] = statistics.fmean(values)
+        result[f"{name}_sd"] = statistics.stdev(values)
+    runs = [
+        dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
+    ]
+    result["runs"] = [{"seed": seed} | run for seed, run in zip(seeds, runs, strict=True)]
+    return result
 
 
 def _describe(entry: Mapping[str, Any]) -> str:
     """One line for people."""
-    shown = {k: v for k, v in entry.items() if k not in ("epoch", "step")}
+    seed = f"seed {entry['seed']}, " if "seed" in entry else ""
+    shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", "seed")}
     words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
-    return f"epoch {entry['epoch']}: {words}"
+    return f"{seed}epoch {entry['epoch']}: {words}"

@@ -1,5 +1,13 @@
-"""Training and evaluation over all local devices: the only file that knows of devices."""
+"""Training and evaluation over all devices of all processes: the only file that knows of them.
 
+A batch is spread over the devices, whose gradients are summed, or, where the number of seeds
+divides by that of the devices, each device trains whole seeds and nothing is exchanged.
+"""
+
+import importlib.util
+import json
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,19 +15,104 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from zoneout_jax.training.state import TrainState
 
 AXIS = "data"
 """Name of the mapped axis over which a batch is spread."""
+SEEDS = "seeds"
+"""Name of the mapped axis over which seeds are spread."""
 
 Loss = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def check_divides(batch_size: int) -> None:
-    """Raises ValueError unless a batch divides evenly among the devices."""
-    devices = jax.local_device_count()
-    if batch_size % devices:
+def connect(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
+) -> None:
+    """Joins several processes into one run; alone where there is only one.
+
+    Args:
+      coordinator: address `host:port` of process 0; None to find it on a TPU pod or under Slurm.
+      num_processes, process_id: None with the coordinator.
+      timeout: seconds of silence after which a process counts as dead and the others end.
+
+    Raises:
+      ValueError: the processes cannot be joined.
+    """
+    named = coordinator is not None
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    tpu = importlib.util.find_spec("libtpu") is not None and not jax.config.jax_platforms
+    if not (named or slurm or tpu) or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=timeout
+        )
+    except (ValueError, RuntimeError) as error:
+        if named or slurm:
+            raise ValueError(f"the processes cannot be joined: {error}") from error
+        print(f"alone on this host, as JAX finds no TPU pod ({error})", file=sys.stderr)
+
+
+def several() -> bool:
+    """Whether other processes take part."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], Any]) -> Any:
+    """The first process's result of an action, on every process.
+
+    The result must be JSON-able. What the first process cannot do is a ValueError on the others.
+    """
+    if not several():
+        return action()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    message = None if failure is None else str(failure)
+    result, message = _share_json([result, message])
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise ValueError(message)
+    return result
+
+
+def share(tree: Any) -> Any:
+    """The first process's NumPy arrays, on every process."""
+    if not several():
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def _share_json(value: Any) -> Any:
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(share(np.int32(len(text))))
+    return json.loads(bytes(share(text if is_first() else np.zeros(size, np.uint8))))
+
+
+def leave(code: int) -> None:
+    """Ends the process; others, if there are any, are not waited for."""
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def check_divides(batch_size: int, num_seeds: int = 1) -> None:
+    """Raises ValueError unless a batch, or the seeds, divide evenly among the devices."""
+    devices = jax.device_count()
+    if batch_size % devices and not Placement(num_seeds).spread:
         raise ValueError(
             f"a batch of {batch_size} does not divide by the {devices} devices; "
             f"choose a multiple of {devices}"
@@ -27,40 +120,105 @@ def check_divides(batch_size: int) -> None:
 
 
 def replicate(tree: Any) -> Any:
-    """Copies every array to all devices, under a new first axis."""
+    """Copies every array to all devices of this process, under a new first axis."""
     # Named as in `train_steps`, which would else be compiled again for its own output.
     copy = jax.pmap(lambda _, tree: tree, axis_name=AXIS, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), tree)
 
 
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy, as NumPy arrays of its own memory."""
-    return jax.tree.map(lambda x: np.array(x[0]), tree)
+class Placement:
+    """Where the state and the examples of each seed go.
 
-
-def shard(tree: Any, pad: bool = False) -> Any:
-    """Spreads rows of examples `[rows, batch, …]` over the devices: `[devices, rows, local, …]`.
-
-    Device d gets examples d·local … (d + 1)·local − 1 of every row.
-
-    Args:
-      tree: arrays of rows.
-      pad: fill rows that do not divide by the devices up with -1.
+    Attributes:
+      seeds: number of seeds.
+      spread: whether each device has seeds of its own, instead of a part of the batch of all.
     """
-    devices = jax.local_device_count()
 
-    def split(rows):
-        if pad:
-            missing = -rows.shape[1] % devices
-            widths = [(0, 0), (0, missing)] + [(0, 0)] * (rows.ndim - 2)
-            rows = jnp.pad(rows, widths, constant_values=-1)
-        rows = rows.reshape(rows.shape[0], devices, -1, *rows.shape[2:])
-        return jnp.swapaxes(rows, 0, 1)
+    def __init__(self, seeds: int = 1):
+        devices = jax.device_count()
+        self.seeds = seeds
+        self.spread = seeds > 1 and devices > 1 and not several() and seeds % devices == 0
+        self.axis = SEEDS if self.spread else AXIS
+        self._each = seeds // devices if self.spread else seeds
 
-    return jax.tree.map(split, tree)
+    def put(self, tree: Any) -> Any:
+        """Arrays `[seeds, …]` to the devices: `[devices, seeds of the device, …]`."""
+        if not self.spread:
+            return replicate(tree)
+        split = jax.tree.map(lambda x: np.reshape(x, (-1, self._each, *np.shape(x)[1:])), tree)
+        return jax.pmap(lambda tree: tree, axis_name=self.axis)(split)
+
+    def get(self, tree: Any) -> Any:
+        """What `put` has put, or what was made of it, as NumPy arrays of their own memory."""
+        if not self.spread:
+            return jax.tree.map(lambda x: np.array(x[0]), tree)
+        return jax.tree.map(lambda x: np.reshape(np.array(x), (-1, *x.shape[2:])), tree)
+
+    def rows(self, tree: Any) -> Any:
+        """Rows of examples of each seed, `[seeds, rows, batch, …]`, to the devices.
+
+        Returns:
+          `[devices of this process, seeds of the device, rows, examples of the device, …]`.
+          Device d gets examples d·local … (d + 1)·local − 1 of every row, or seeds likewise.
+        """
+        return self.put(tree) if self.spread else jax.tree.map(lambda x: _split(x, 2), tree)
+
+    def shared_rows(self, tree: Any) -> Any:
+        """Rows of examples that all seeds have in common, `[rows, batch, …]`, to the devices.
+
+        Rows that do not divide by the devices are filled up with -1.
+        """
+        if self.spread:
+            return replicate(tree)
+
+        def pad(rows):
+            widths = [(0, 0), (0, -rows.shape[1] % jax.device_count())]
+            widths += [(0, 0)] * (rows.ndim - 2)
+            return _split(jnp.pad(rows, widths, constant_values=-1), 1)
+
+        return jax.tree.map(pad, tree)
+
+    def each_seed(self, function: Callable, in_axes: tuple) -> Callable:
+        """A function of one seed as one of all seeds of a device; inside `pmap` over `axis`.
+
+        `in_axes` is as in `jax.vmap`. The axis `AXIS`, over which the function sums, is of one
+        device where seeds are spread.
+        """
+        if self.spread:
+            whole = function
+
+            def function(*args):
+                alone = jax.vmap(whole, None, 0, axis_name=AXIS, axis_size=1)
+                return jax.tree.map(lambda x: x[0], alone(*args))
+
+        if self._each > 1:
+            return jax.vmap(function, in_axes)
+
+        def single(*args):
+            picked = [
+                arg if axis is None else jax.tree.map(lambda x: x[0], arg)
+                for arg, axis in zip(args, in_axes, strict=True)
+            ]
+            return jax.tree.map(lambda x: x[None], function(*picked))
+
+        return single
 
 
-def train_steps(loss: Loss, optimizer: optax.GradientTransformation) -> Callable:
+def _split(rows: jax.Array, axis: int) -> jax.Array:
+    """Cuts an axis among all devices, and takes the parts of this process's to the front."""
+    devices = jax.device_count()
+    rows = rows.reshape(*rows.shape[:axis], devices, -1, *rows.shape[axis + 1 :])
+    mine = [n for n, d in enumerate(jax.devices()) if d.process_index == jax.process_index()]
+    return jnp.moveaxis(rows, axis, 0)[np.array(mine)]
+
+
+def train_steps(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    placement: Placement,
+    calls: int,
+    skip_not_finite: bool = False,
+) -> Callable:
     """Compiles many training steps into one call.
 
     Args:
@@ -68,55 +226,98 @@ def train_steps(loss: Loss, optimizer: optax.GradientTransformation) -> Callable
         runs inside the mapped axis `AXIS`. The gradient taken is that of Σ total / Σ count over
         all devices, so that neither padding nor an uneven spread biases it.
       optimizer: an optax optimizer.
+      placement: of the seeds.
+      calls: steps in a call at most.
+      skip_not_finite: go on without a step whose loss or gradient is not finite; otherwise all
+        seeds stop before it.
 
     Returns:
-      `run(state, data, rows, first, stop, key) -> (state, total, count)`, which does one step for
-      each row in [first, stop) and sums the losses. `state` and `data` are replicated (`state` is
-      donated), `rows` sharded; step t draws from `fold_in(key, t)`. Nothing is compiled again for
-      another first or stop.
+      `run(state, data, rows, first, stop, key, vote) -> (state, totals, counts, votes)`, which
+      does one step for each row in [first, stop). `state` (donated), `rows` and the `key` of each
+      seed are placed, `data` replicated; step t draws from `fold_in(key, t)`. `totals` and
+      `counts` have the sums of each step and seed, `[calls, seeds of the device]`: not a number
+      for the step that stopped the run, a count of 0 for one that was skipped. `votes` is the sum
+      of all processes' `vote`. Nothing is compiled again for another first, stop or vote.
     """
 
-    def run(state: TrainState, data, rows, first, stop, key):
-        def body(row, carried):
-            state, total, count = carried
-            examples = jax.tree.map(lambda r: r[row], rows)
-            step_key = jax.random.fold_in(key, state.step)
-            gradient = jax.value_and_grad(loss, has_aux=True)
-            (row_total, row_count), grads = gradient(state.params, data, examples, step_key)
-            row_total, row_count, grads = jax.lax.psum((row_total, row_count, grads), AXIS)
-            grads = jax.tree.map(lambda g: g / row_count.astype(g.dtype), grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            state = TrainState(state.step + 1, params, opt_state)
-            return state, total + row_total, count + row_count
+    def gradient(state: TrainState, data, rows, row, key):
+        examples = jax.tree.map(lambda r: r[row], rows)
+        step_key = jax.random.fold_in(key, state.step)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (total, count), grads = gradient(state.params, data, examples, step_key)
+        total, count, grads = jax.lax.psum((total, count, grads), AXIS)
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((total, grads))]
+        return grads, total, count, jnp.all(jnp.stack(finite))
 
-        zero = jnp.zeros((), jnp.float32)
-        return jax.lax.fori_loop(first, stop, body, (state, zero, zero))
+    def update(state: TrainState, grads):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
-    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, 0, None, None, None), donate_argnums=(0,))
+    def leave_out(state: TrainState, grads, finite):
+        new = update(state, grads)
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        return new._replace(step=state.step + 1)
+
+    gradients = placement.each_seed(gradient, (0, None, 0, None, 0))
+    updates = placement.each_seed(update, (0, 0))
+    some_updates = placement.each_seed(leave_out, (0, 0, 0))
+
+    def run(state: TrainState, data, rows, first, stop, key, vote):
+        seeds = state.step.shape[0]
+
+        def body(carried):
+            row, state, totals, counts, _ = carried
+            grads, total, count, finite = gradients(state, data, rows, row, key)
+            bad = jnp.sum((~finite).astype(jnp.int32))
+            if placement.spread:
+                bad = jax.lax.psum(bad, SEEDS)
+            stopped = (bad > 0) & (not skip_not_finite)
+            if skip_not_finite:
+                total, count = (jnp.where(finite, x, 0) for x in (total, count))
+                otherwise = some_updates
+            else:
+                total = jnp.where(finite, total, jnp.nan)
+                otherwise = lambda state, grads, finite: state  # noqa: E731
+            state = jax.lax.cond(
+                bad == 0,
+                lambda state, grads, finite: updates(state, grads),
+                otherwise,
+                *(state, grads, finite),
+            )
+            at = row - first
+            totals, counts = totals.at[at].set(total), counts.at[at].set(count)
+            return row + 1, state, totals, counts, stopped
+
+        def more(carried):
+            return (carried[0] < stop) & ~carried[-1]
+
+        zeros = jnp.zeros((calls, seeds), jnp.float32)
+        start = (jnp.asarray(first, jnp.int32), state, zeros, zeros, jnp.zeros((), bool))
+        _, state, totals, counts, _ = jax.lax.while_loop(more, body, start)
+        return state, totals, counts, jax.lax.psum(vote, placement.axis)
+
+    axes = (0, 0, 0, None, None, 0, None)
+    return jax.pmap(run, axis_name=placement.axis, in_axes=axes, donate_argnums=(0,))
 
 
-def evaluation_sums(loss: Loss) -> Callable:
+def evaluation_sums(loss: Loss, placement: Placement) -> Callable:
     """Compiles the sum of a loss over rows of examples.
 
     Args:
       loss: `loss(params, data, examples) -> (total, count)`, over one device's examples.
+      placement: of the seeds.
 
     Returns:
-      `run(params, data, rows) -> (totals, counts)`, one number for each row. `params` and `data`
-      are replicated, `rows` sharded.
+      `run(params, data, rows) -> (totals, counts)`, one number for each seed and row. `params` are
+      placed, `data` replicated, `rows` placed as shared.
     """
 
-    def run(params, data, rows):
+    def all_rows(params, data, rows):
         def row(examples):
             return jax.lax.psum(loss(params, data, examples), AXIS)
 
         return jax.lax.map(row, rows)
 
-    return jax.pmap(run, axis_name=AXIS)
-
-
-def mean(totals: jax.Array, counts: jax.Array) -> float:
-    """Σ totals / Σ counts in float64, of the first device's copies."""
-    totals, counts = (np.asarray(x[0], np.float64) for x in (totals, counts))
-    return float(totals.sum() / counts.sum())
+    run = placement.each_seed(all_rows, (0, None, None))
+    return jax.pmap(run, axis_name=placement.axis)

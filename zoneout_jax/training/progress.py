@@ -1,0 +1,82 @@
+"""How far a run is, for people."""
+
+import sys
+import time
+
+import jax
+
+
+class Progress:
+    """Shows how far a run is: a bar in a terminal, otherwise a line now and then."""
+
+    LINE_SECONDS = 15.0
+
+    def __init__(self, total_steps: int, label: str, shown: bool = True):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._total, self._label, self._shown = total_steps, label, shown
+        self.start(0)
+        console = Console(stderr=True)
+        self._bar = None
+        if shown and console.is_terminal:
+            columns = (
+                TextColumn(label),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(label, total=total_steps, text="")
+            self._bar.start()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, done: int) -> None:
+        """Counts time and steps from here on, with so many steps done before."""
+        self._first = done
+        self._start = self._last_line = time.monotonic()
+
+    def update(self, step: int, text: str) -> None:
+        """Tells of the steps done so far and of what is worth showing."""
+        now = time.monotonic()
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        text = f"{text}, {rate:.3g} steps/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        elif self._shown and now - self._last_line >= self.LINE_SECONDS:
+            self._last_line = now
+            left = (self._total - step) / max(rate, 1e-9)
+            self.say(f"step {step:,} of at most {self._total:,}: {text}, {_clock(left)} left")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(f"{self._label}: {line}", highlight=False, markup=False)
+        elif self._shown:
+            print(f"{self._label}: {line}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process, or its accelerator, has used so far, in bytes."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

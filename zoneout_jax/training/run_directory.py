@@ -1,0 +1,165 @@
+"""The directory of a run: who may write to it, and what is in it."""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zoneout_jax.training.config import RunError
+
+BEFORE_CONFIG = {".lock", "config.json.tmp"}
+"""What a run that is killed at its very start may leave."""
+PACKAGES = ("zoneout_jax", "jax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what goes wrong while `path` is written into a RunError that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a figure depends on."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class RunDirectory:
+    """A directory that holds one run.
+
+    config.json      the settings that decide its numbers, and the versions it began with
+    metrics.jsonl    one JSON object an epoch (and seed); nothing in it depends on the clock
+    times.jsonl      how long each epoch took
+    checkpoints/     what it takes to go on
+    events.out.*     metrics and times for TensorBoard
+    curves.png       learning curves
+    not_finite.json  the batch that ended the run, if a loss or gradient was not finite
+    result.json      final figures, when the run is done
+    """
+
+    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any], resume: bool = True):
+        """Opens a run directory; nothing is written yet.
+
+        Raises:
+          ValueError: `path` is no directory, is of a run with other settings, is not empty and no
+            run's, or is not new though `resume` is False.
+        """
+        self.path, self._settings = path, json.loads(json.dumps(settings))
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"workdir {path} is a file; give another --workdir")
+        if not path.exists() or {file.name for file in path.iterdir()} <= BEFORE_CONFIG:
+            return
+        if not resume:
+            raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no-resume")
+        if not self.config_file.exists():
+            raise ValueError(f"workdir {path} is not empty and no run's; give another --workdir")
+        there = json.loads(self.config_file.read_text())["settings"]
+        names = sorted(there.keys() | self._settings.keys())
+        differing = [
+            f"{name} is {there.get(name)!r} there, {self._settings.get(name)!r} here"
+            for name in names
+            if there.get(name) != self._settings.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"workdir {path} holds a run of another configuration ({'; '.join(differing)}); "
+                "give another --workdir"
+            )
+
+    @property
+    def config_file(self) -> pathlib.Path:
+        """Settings and versions."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> pathlib.Path:
+        """One JSON object an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> pathlib.Path:
+        """Final figures."""
+        return self.path / "result.json"
+
+    @property
+    def times_file(self) -> pathlib.Path:
+        """One JSON object an epoch."""
+        return self.path / "times.jsonl"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Makes the directory and its configuration, and keeps other processes out.
+
+        Raises:
+          RunError: another process has it open, or it cannot be written; exit code 2.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.path / ".lock").open("a+"))
+                self._lock(lock)
+                if not self.config_file.exists():
+                    write_json(
+                        self.config_file, {"settings": self._settings, "versions": versions()}
+                    )
+            except OSError as error:
+                raise _refused(
+                    f"cannot write to workdir {self.path}: {error.strerror or error}; "
+                    "give another --workdir"
+                ) from error
+            yield
+
+    def _lock(self, lock) -> None:
+        """Takes the lock, which ends with the process, however that ends."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            lock.seek(0)
+            raise _refused(
+                f"workdir {self.path} is in use by another run ({lock.read().strip()}); wait for "
+                "its end, or give another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The metrics written so far."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def result(self) -> dict[str, Any] | None:
+        """The final figures, None while the run is not done."""
+        return json.loads(self.result_file.read_text()) if self.result_file.exists() else None
+
+
+def _refused(message: str) -> RunError:
+    """An error that is met before anything is run."""
+    error = RunError(message)
+    error.exit_code = 2
+    return error
