@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from zoneout_jax.training import (
+    Calibration,
     Evaluation,
     RunConfig,
     RunDirectory,
@@ -139,6 +140,36 @@ def test_patience_ends_a_run_and_the_best_parameters_count(patience, tmp_path):
     assert result["best_epoch"] == 2 and result["validation_cost"] == costs[1] == min(costs)
     # The final figure is 100 x²: of epoch 2, not of the last.
     assert result["test_cost"] == pytest.approx(100 * 0.65**2, rel=0.1)
+
+
+def test_calibration_goes_before_evaluation_and_is_kept(tmp_path):
+    # The mean of examples 0 … 2n-1 of the data becomes a part of the parameters.
+    data = np.arange(2 * DEVICES, dtype=np.float32)
+
+    def sums(params, data, examples):
+        return {"mean": jnp.sum(data[examples])}, jnp.float32(examples.size)
+
+    calibration = Calibration(
+        sums, data, np.arange(2 * DEVICES).reshape(2, DEVICES), lambda params, m: params | m
+    )
+
+    def seen(params, data, examples):
+        counted = jnp.sum((examples >= 0).astype(jnp.float32))
+        return {"cost": counted * params["x"], "mean": counted * params["mean"]}, counted
+
+    evaluation = Evaluation(seen, np.zeros(1), np.zeros((1, 3), np.int32))
+    task = quadratic(
+        init=lambda key: {"x": jnp.zeros(()), "mean": jnp.full((), -1.0)},
+        calibration=calibration,
+        validation=evaluation,
+        final={"test": evaluation},
+        chosen_by="mean",
+    )
+    result = start(task, tmp_path)
+    assert [entry["validation_mean"] for entry in history(tmp_path)] == [DEVICES - 0.5] * 6
+    assert result["validation_mean"] == result["test_mean"] == DEVICES - 0.5
+    # Chosen by the mean, which never changes: the first epoch is the best.
+    assert result["best_epoch"] == 1 and result["test_cost"] == result["validation_cost"]
 
 
 def test_a_figure_that_only_stands_still_is_not_better(tmp_path):

@@ -15,6 +15,7 @@ from zoneout_jax.training.config import check_ranges as check_ranges
 from zoneout_jax.training.config import fail as fail
 from zoneout_jax.training.config import parse as parse
 from zoneout_jax.training.config import parse_preset as parse_preset
+from zoneout_jax.training.loop import Calibration as Calibration
 from zoneout_jax.training.loop import Evaluation as Evaluation
 from zoneout_jax.training.loop import Task as Task
 from zoneout_jax.training.loop import fit as fit

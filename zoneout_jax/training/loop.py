@@ -29,7 +29,8 @@ class Evaluation:
     """A figure to measure.
 
     Attributes:
-      loss: `loss(params, data, examples) -> (total, count)` over one device's examples.
+      loss: `loss(params, data, examples) -> (total, count)` over one device's examples. The total
+        may be a dict of totals, one of them of the task's metric.
       data: arrays, copied to every device.
       rows: examples `[rows, batch, …]`, each row spread over the devices. Where a batch does not
         divide by them it is filled up with -1, which the loss must not count.
@@ -38,6 +39,22 @@ class Evaluation:
     loss: parallel.Loss
     data: Any
     rows: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What is estimated over data before every evaluation, such as population statistics.
+
+    Attributes:
+      sums: as the loss of an `Evaluation`, with any tree of arrays as the total.
+      data, rows: as in `Evaluation`.
+      apply: `apply(params, means) -> params`, with the tree of Σ total / Σ count.
+    """
+
+    sums: Callable[..., Any]
+    data: Any
+    rows: Any
+    apply: Callable[[Any, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +72,8 @@ class Task:
       metric: name of the figure, such as `bpc`; lower is better.
       figure: turns a mean loss into that figure.
       validation: measured after each epoch; chooses the parameters and the end.
+      chosen_by: name of the validation's total that does so, if it is not the metric.
+      calibration: done before each evaluation; the parameters kept are those that it gives.
       final: measured once, with the best parameters, by name.
       facts: what else to keep beside the result, such as sizes of the data.
     """
@@ -70,6 +89,8 @@ class Task:
     figure: Callable[[float], float]
     validation: Evaluation
     final: Mapping[str, Evaluation]
+    chosen_by: str | None = None
+    calibration: Calibration | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -138,6 +159,7 @@ class _Fit:
             "epoch_seconds": 0.0,
             "best": [math.inf] * many,
             "best_epoch": [0] * many,
+            "best_figures": [{}] * many,
             "metrics": [],
             "times": [],
             "seconds": 0.0,
@@ -170,7 +192,8 @@ class _Fit:
             skip_not_finite=config.on_nan == "skip",
         )
         self.plan = jax.jit(task.plan)
-        self.validate = _evaluator(task.validation, self.placement)
+        self.calibrate = _calibrator(task.calibration, self.placement)
+        self.validate = _evaluator(task, task.validation, self.placement)
 
     def _restore(self, state: TrainState) -> TrainState:
         """Takes everything from the last checkpoint; every process is given the first one's."""
@@ -277,29 +300,31 @@ class _Fit:
         """Validates, keeps the best parameters and logs."""
         progress, task = self.progress, self.task
         start = time.monotonic()
-        figures = [task.figure(mean) for mean in self.validate(self.state.params)]
+        params = self.calibrate(self.state.params)
+        figures = self.validate(params)
+        chosen = figures[task.chosen_by or task.metric]
         evaluation_seconds = time.monotonic() - start
         epoch = progress["step"] // task.steps_per_epoch
         place = {"epoch": epoch, "step": progress["step"]}
         entries = []
-        for n, (seed, validation) in enumerate(zip(self.seeds, figures, strict=True)):
+        for n, seed in enumerate(self.seeds):
             if epoch - 1 - progress["best_epoch"][n] >= self.config.patience:
                 continue
             if not progress["epoch_counts"][n]:
                 raise RunError(f"no step of epoch {epoch} had a finite loss and gradient")
-            if validation < progress["best"][n]:
-                progress["best"][n], progress["best_epoch"][n] = validation, epoch
-                params = self.placement.get(self.state.params)
+            if chosen[n] < progress["best"][n]:
+                progress["best"][n], progress["best_epoch"][n] = chosen[n], epoch
+                progress["best_figures"][n] = {k: values[n] for k, values in figures.items()}
                 for best, new in zip(
-                    jax.tree.leaves(self.best_params), jax.tree.leaves(params), strict=True
+                    jax.tree.leaves(self.best_params),
+                    jax.tree.leaves(self.placement.get(params)),
+                    strict=True,
                 ):
                     best[n] = new[n]
             train = task.figure(progress["epoch_totals"][n] / progress["epoch_counts"][n])
             entry = {"seed": seed} if len(self.seeds) > 1 else {}
-            entry |= place | {
-                f"train_{task.metric}": train,
-                f"validation_{task.metric}": validation,
-            }
+            entry |= place | {f"train_{task.metric}": train}
+            entry |= {f"validation_{name}": values[n] for name, values in figures.items()}
             if progress["skipped"][n]:
                 entry["skipped"] = progress["skipped"][n]
             entries.append(entry)
@@ -367,10 +392,13 @@ class _Fit:
         progress, task = self.progress, self.task
         params = self.placement.put(self.best_params)
         start = time.monotonic()
-        figures = {f"validation_{task.metric}": progress["best"]}
+        figures = {
+            f"validation_{name}": [best.get(name, math.inf) for best in progress["best_figures"]]
+            for name in progress["best_figures"][0] or {task.metric: None}
+        }
         for name, evaluation in task.final.items():
-            means = _evaluator(evaluation, self.placement)(params)
-            figures[f"{name}_{task.metric}"] = [task.figure(mean) for mean in means]
+            for total, means in _evaluator(task, evaluation, self.placement)(params).items():
+                figures[f"{name}_{total}"] = means
         whole = progress["step"] // task.steps_per_epoch
         figures["best_epoch"] = progress["best_epoch"]
         figures["epochs"] = [min(whole, b + self.config.patience) for b in progress["best_epoch"]]
@@ -395,20 +423,38 @@ class _Fit:
 
 
 def _evaluator(
-    evaluation: Evaluation, placement: parallel.Placement
-) -> Callable[[Any], list[float]]:
-    """Compiles an evaluation: `run(placed params) -> mean loss of each seed`."""
-    sums = parallel.evaluation_sums(evaluation.loss, placement)
+    task: Task, evaluation: Evaluation, placement: parallel.Placement
+) -> Callable[[Any], dict[str, list[float]]]:
+    """Compiles an evaluation: `run(placed params) -> figures of each seed, by name`."""
+
+    def named(params, data, examples):
+        total, count = evaluation.loss(params, data, examples)
+        return total if isinstance(total, dict) else {task.metric: total}, count
+
+    sums = parallel.evaluation_sums(named, placement)
     data = parallel.replicate(evaluation.data)
     rows = placement.shared_rows(jax.tree.map(jnp.asarray, evaluation.rows))
 
     def run(params):
-        totals, counts = (
-            placement.get(x).astype(np.float64).sum(axis=1) for x in sums(params, data, rows)
+        totals, counts = jax.tree.map(
+            lambda x: x.astype(np.float64).sum(axis=1), placement.get(sums(params, data, rows))
         )
-        return (totals / counts).tolist()
+        means = {name: (total / counts).tolist() for name, total in totals.items()}
+        return means | {task.metric: [task.figure(mean) for mean in means[task.metric]]}
 
     return run
+
+
+def _calibrator(
+    calibration: Calibration | None, placement: parallel.Placement
+) -> Callable[[Any], Any]:
+    """Compiles a calibration of placed parameters."""
+    if calibration is None:
+        return lambda params: params
+    run = parallel.calibrated(calibration.sums, calibration.apply, placement)
+    data = parallel.replicate(calibration.data)
+    rows = placement.shared_rows(jax.tree.map(jnp.asarray, calibration.rows))
+    return lambda params: run(params, data, rows)
 
 
 def _over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:

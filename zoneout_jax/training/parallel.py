@@ -305,7 +305,8 @@ def evaluation_sums(loss: Loss, placement: Placement) -> Callable:
     """Compiles the sum of a loss over rows of examples.
 
     Args:
-      loss: `loss(params, data, examples) -> (total, count)`, over one device's examples.
+      loss: `loss(params, data, examples) -> (total, count)`, over one device's examples; the total
+        may be a tree.
       placement: of the seeds.
 
     Returns:
@@ -320,4 +321,32 @@ def evaluation_sums(loss: Loss, placement: Placement) -> Callable:
         return jax.lax.map(row, rows)
 
     run = placement.each_seed(all_rows, (0, None, None))
+    return jax.pmap(run, axis_name=placement.axis)
+
+
+def calibrated(sums: Callable, apply: Callable, placement: Placement) -> Callable:
+    """Compiles an estimate over rows of examples that becomes a part of the parameters.
+
+    Args:
+      sums: `sums(params, data, examples) -> (tree, count)`, over one device's examples.
+      apply: `apply(params, means) -> params`, with the tree of Σ tree / Σ count over all rows.
+      placement: of the seeds.
+
+    Returns:
+      `run(params, data, rows) -> params`, placed as in `evaluation_sums`.
+    """
+
+    def estimate(params, data, rows):
+        def row(examples):
+            return jax.lax.psum(sums(params, data, examples), AXIS)
+
+        def add(found, examples):
+            return jax.tree.map(jnp.add, found, row(examples)), None
+
+        first = row(jax.tree.map(lambda r: r[0], rows))
+        rest = jax.tree.map(lambda r: r[1:], rows)
+        (total, count), _ = jax.lax.scan(add, first, rest)
+        return apply(params, jax.tree.map(lambda x: x / count.astype(x.dtype), total))
+
+    run = placement.each_seed(estimate, (0, None, None))
     return jax.pmap(run, axis_name=placement.axis)
