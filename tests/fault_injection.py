@@ -1,0 +1,500 @@
+"""Kills runs at random moments, spoils their disks and files, and mistypes their commands.
+
+    python -m tests.fault_injection                  # everything; a report at the end
+    python -m tests.fault_injection --parts kills    # one part: kills, days or commands
+
+Kills: a small training that saves after every step is killed by SIGKILL at a random moment, again
+and again, until its end; it must end with the bits of the run that was never killed. Days: what
+goes wrong on a bad one is done for real, and what the run says of it is shown. Commands: bad values
+of every flag of every experiment, made from the flags' types and ranges.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import http.server
+import importlib
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+
+from zoneout_jax.training import Range, versions, write_json
+from zoneout_jax.training.config import ranges
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENTS = ("char_ptb",)
+# Overshoots, so that patience, too, must come out the same.
+TRAINING = (
+    *("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--learning_rate=0.1"),
+    *("--epochs=8", "--patience=2", "--checkpoint_steps=1", "--steps_per_call=5"),
+)
+TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to do."""
+
+    parts: tuple[Literal["kills", "days", "commands"], ...] = ("kills", "days", "commands")
+    """Parts."""
+    kills: int = 50
+    """Kills at least."""
+    commands: int = 200
+    """Bad command lines at least."""
+    seed: int = 0
+    """Seed of the moments and values."""
+    out: pathlib.Path | None = None
+    """File of the report, as JSON."""
+
+
+def launch(
+    experiment: str, flags: Sequence[str], log: pathlib.Path, patch: Callable | None
+) -> None:
+    """Runs an experiment in this process, which was just forked."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if patch is not None:
+        patch()
+    importlib.import_module(f"experiments.{experiment}").main(list(flags))
+
+
+class Runs:
+    """Starts runs in a folder, quickly: everything is imported once, and compiled once."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["experiments.char_ptb"])
+
+    def start(self, workdir: pathlib.Path, *flags: str, patch=None, experiment="char_ptb"):
+        """A process that trains in a workdir."""
+        log = workdir.with_name(workdir.name + ".log")
+        arguments = (experiment, (*flags, f"--workdir={workdir}"), log, patch)
+        process = self._context.Process(target=launch, args=arguments)
+        process.start()
+        return process
+
+    def run(self, workdir: pathlib.Path, *flags: str, **options) -> tuple[int, str]:
+        """Trains to the end; exit code and the last line that was printed."""
+        process = self.start(workdir, *flags, **options)
+        process.join()
+        lines = workdir.with_name(workdir.name + ".log").read_text().splitlines()
+        return process.exitcode, lines[-1] if lines else ""
+
+
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+    """All that a run has to show, apart from times: bytes, numbers and bits."""
+    result = json.loads((workdir / "result.json").read_text())
+    folder = workdir / "checkpoints"
+    step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore(folder.absolute() / str(step) / "arrays")
+    flat = ocp.utils.to_flat_dict(arrays)
+    return {
+        "step": step,
+        "metrics": (workdir / "metrics.jsonl").read_bytes(),
+        "result": {name: value for name, value in result.items() if name not in TIMED},
+        "arrays": {path: np.asarray(flat[path]).tobytes() for path in sorted(flat)},
+    }
+
+
+def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
+    """Kills runs at random moments until the number is reached; all must end as the whole one."""
+    start = time.monotonic()
+    warm = runs.folder / "warm"
+    runs.run(warm, *TRAINING)  # fills the compilation cache
+    begun = time.monotonic()
+    whole = runs.folder / "whole"
+    code, line = runs.run(whole, *TRAINING)
+    if code:
+        raise SystemExit(f"the run to compare with failed: {line}")
+    seconds = time.monotonic() - begun
+    wanted = outcome(whole)
+    report = {"kills": 0, "in the middle of writing": 0, "runs": 0, "identical": 0, "different": []}
+    while report["kills"] < at_least:
+        workdir = runs.folder / f"killed{report['runs']}"
+        for _ in range(rng.randint(1, 4)):
+            process = runs.start(workdir, *TRAINING)
+            process.join(rng.uniform(0.2, 1.1) * seconds)
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            report["kills"] += 1
+            left = [path.name for path in workdir.rglob("*") if "tmp" in path.name]
+            report["in the middle of writing"] += bool(left)
+        code, line = runs.run(workdir, *TRAINING)
+        report["runs"] += 1
+        if code == 0 and outcome(workdir) == wanted:
+            report["identical"] += 1
+        else:
+            report["different"].append({"workdir": workdir.name, "code": code, "line": line})
+        print(f"{report['kills']} kills, {report['identical']} of {report['runs']} identical")
+        shutil.rmtree(workdir, ignore_errors=True)
+    report["steps"], report["epochs"] = wanted["step"], wanted["result"]["epochs"]
+    report["best_epoch"] = wanted["result"]["best_epoch"]
+    report["seconds of a run"] = round(seconds, 1)
+    report["seconds"] = round(time.monotonic() - start)
+    return report
+
+
+def tmpfs(folder: pathlib.Path, options: str) -> bool:
+    """Mounts a small disk; False where that is not allowed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
+    """Does each thing that can go wrong; what happened, what was said, whether all was well."""
+    whole = runs.folder / "days" / "whole"
+    whole.parent.mkdir(exist_ok=True)
+    runs.run(whole, *TRAINING)
+    wanted = outcome(whole)
+    report = []
+
+    def note(what: str, code: int, said: str, well: bool) -> None:
+        report.append({"what": what, "exit code": code, "said": said, "as it should": well})
+        print(f"{'ok ' if well else 'BAD'} {what}: exit code {code}: {said}")
+
+    def begun(name: str, steps: int = 30) -> pathlib.Path:
+        """A run that was killed after so many steps."""
+        workdir = whole.with_name(name)
+        process = runs.start(workdir, *TRAINING)
+        folder = workdir / "checkpoints"
+        while not folder.exists() or not any(
+            path.name.isdecimal() and int(path.name) >= steps for path in folder.iterdir()
+        ):
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+        return workdir
+
+    def newest(workdir: pathlib.Path) -> pathlib.Path:
+        steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()]
+        return max(steps, key=lambda path: int(path.name))
+
+    def largest(checkpoint: pathlib.Path) -> pathlib.Path:
+        files = [path for path in (checkpoint / "arrays").rglob("*") if path.is_file()]
+        return max(files, key=lambda path: path.stat().st_size)
+
+    def said_of(workdir: pathlib.Path, words: str) -> str:
+        lines = workdir.with_name(workdir.name + ".log").read_text().splitlines()
+        return next((line for line in lines if words in line), "")
+
+    def cut(file: pathlib.Path) -> None:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    def flip(file: pathlib.Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+
+    for name, spoil in (("truncated", cut), ("one bit flipped", flip)):
+        workdir = begun(name.replace(" ", "_"))
+        spoil(largest(newest(workdir)))
+        code, _ = runs.run(workdir, *TRAINING)
+        said = said_of(workdir, "cannot be read")
+        well = code == 0 and bool(said) and outcome(workdir) == wanted
+        note(f"newest checkpoint {name}", code, said, well)
+
+    for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
+        workdir = whole.with_name(name)
+        process = runs.start(workdir, *TRAINING)
+        while (
+            not (workdir / "metrics.jsonl").exists()
+            or not (workdir / "metrics.jsonl").stat().st_size
+        ):
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        process.join()
+        said = said_of(workdir, "resume with")
+        runs.run(workdir, *TRAINING)
+        well = process.exitcode == 128 + number and bool(said) and outcome(workdir) == wanted
+        note(name, process.exitcode, said, well)
+
+    workdir = whole.with_name("minutes")
+    code, said = runs.run(workdir, *TRAINING, "--max_minutes=0.03")
+    runs.run(workdir, *TRAINING)
+    note("--max_minutes=0.03", code, said, code == 0 and outcome(workdir) == wanted)
+
+    disk = whole.with_name("disk")
+    if tmpfs(disk, "size=3m"):
+        try:
+            for name, room in (("while saving", 500_000), ("while logging", 0)):
+                workdir = disk / name.replace(" ", "_")
+                process = runs.start(workdir, *TRAINING)
+                while not (workdir / "checkpoints" / "20").exists():
+                    time.sleep(0.005)
+                filler = disk / "filler"
+                with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):  # all that is left, but for some room
+                        pass
+                if room:
+                    os.truncate(filler, max(0, filler.stat().st_size - room))
+                process.join()
+                said = said_of(workdir, "No space left")
+                filler.unlink()
+                code, _ = runs.run(workdir, *TRAINING)
+                well = process.exitcode == 1 and bool(said) and code == 0
+                well = well and outcome(workdir) == wanted
+                note(f"disk full {name}", process.exitcode, said, well)
+                shutil.rmtree(workdir)
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    else:
+        print("no small disk can be mounted here: full and read-only disks are left out")
+
+    workdir = whole.with_name("nan")
+    bad = [*TRAINING, "--learning_rate=1e38", "--clip_norm=1e38", "--epochs=2"]
+    code, said = runs.run(workdir, *bad)
+    batch = json.loads((workdir / "not_finite.json").read_text())
+    well = (
+        code == 1 and f"step {batch['step']}" in said and newest(workdir).name == str(batch["step"])
+    )
+    note("loss not finite", code, said, well)
+    code, said = runs.run(workdir, *bad, "--on_nan=skip")
+    note("the same with --on_nan=skip", code, said, code in (0, 1) and "Traceback" not in said)
+
+    workdir = whole.with_name("two")
+    first = runs.start(workdir, *TRAINING)
+    while not (workdir / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    second = workdir.with_name("second")
+    code, said = runs.run(second, *TRAINING, f"--workdir={workdir}")
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.char_ptb", *TRAINING, f"--workdir={workdir}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    first.join()
+    said = process.stderr.splitlines()[-1]
+    well = process.returncode == 2 and "in use" in said and outcome(workdir) == wanted
+    note("two runs in one workdir", process.returncode, said, well)
+
+    code, said = runs.run(whole, *TRAINING, "--seed=1")
+    note("another configuration", code, said, code == 2 and "seed is 0 there, 1 here" in said)
+
+    data_days(runs, note)
+    return report
+
+
+def data_days(runs: Runs, note: Callable) -> None:
+    """Folders and downloads of data that are not as they should be."""
+    smoke = ("--preset=smoke", "--dataset=ptb", "--train_size=2000", "--eval_size=500")
+    folder = runs.folder / "data"
+    folder.mkdir()
+    raw = os.environ.get("ZONEOUT_RAW_DATA")
+    if raw is None:
+        print("$ZONEOUT_RAW_DATA is not set: days of the data are left out")
+        return
+    disk = folder / "readonly"
+    if tmpfs(disk, "size=1m"):
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        try:
+            code, said = runs.run(folder / "a", *smoke, f"--data_dir={disk}")
+            note("read-only data folder", code, said, code == 2 and "Read-only" in said)
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    copy = folder / "raw"
+    shutil.copytree(pathlib.Path(raw) / "ptb", copy / "ptb")
+    file = copy / "ptb" / "ptb.valid.txt"
+    original = file.read_bytes()
+    file.write_bytes(original[:-1])
+    flags = (*smoke, f"--data_dir={folder / 'prepared'}", f"--raw_data_dir={copy}")
+    code, said = runs.run(folder / "b", *flags)
+    file.write_bytes(original)
+    again, _ = runs.run(folder / "b", *flags)
+    well = code == 2 and "SHA-256" in said and again == 0
+    note("wrong checksum, then the right file", code, said, well)
+
+    empty = folder / "empty"
+    empty.mkdir()
+    flags = (*smoke, f"--data_dir={folder / 'downloaded'}", f"--raw_data_dir={empty}")
+    with http.server.ThreadingHTTPServer(("localhost", 0), Mirror) as server:
+        server.folder = pathlib.Path(raw) / "ptb"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://localhost:{server.server_port}"
+        code, said = runs.run(folder / "c", *flags, patch=Redirect(f"{address}/cut"))
+        again, _ = runs.run(folder / "c", *flags, patch=Redirect(f"{address}/whole"))
+        server.shutdown()
+    parts = list((folder / "downloaded").rglob("*.part"))
+    note("interrupted download, then a whole one", code, said, (code, again, parts) == (2, 0, []))
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves files of `server.folder`; below /cut the connection ends half-way."""
+
+    def do_GET(self) -> None:
+        """Answers a request."""
+        content = (self.server.folder / self.path.rsplit("/", 1)[1]).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        half = self.path.startswith("/cut")
+        self.wfile.write(content[: len(content) // 2] if half else content)
+
+    def log_message(self, *arguments) -> None:
+        """Says nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Redirect:
+    """Lets every download come from an address."""
+
+    address: str
+
+    def __call__(self) -> None:
+        """Puts it in place, in the process that calls it."""
+        original = urllib.request.urlopen
+
+        def urlopen(url: str, timeout: float):
+            return original(f"{self.address}/{url.rsplit('/', 1)[1]}", timeout=timeout)
+
+        urllib.request.urlopen = urlopen
+
+
+def atoms(hint: Any) -> Iterator[Any]:
+    """The plain types and Literals that a type hint is made of."""
+    if get_origin(hint) is Annotated:
+        yield from atoms(get_args(hint)[0])
+    elif get_origin(hint) in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from atoms(part)
+    else:
+        yield hint
+
+
+def bad_values(hint: Any, allowed: Range | None) -> Iterator[str]:
+    """Values that a flag of a type and range does not take, as they are typed."""
+    parts = set(atoms(hint))
+    choices = [
+        str(value) for part in parts if get_origin(part) is Literal for value in get_args(part)
+    ]
+    if choices:
+        yield from ("", "nothing", choices[0].upper(), choices[0] + "x")
+    if parts & {int, float}:
+        yield from ("", "x", "1,5", "0x", "--", "[1]", "nan", "inf", "-inf", "1e999")
+    if int in parts:
+        yield from ("1.5", "1e3")
+    if allowed is not None:
+        below = allowed.low if allowed.above else allowed.low - 1
+        yield from (f"{below:.0f}", f"{allowed.low - 12345:.0f}")
+        if allowed.high is not None:
+            yield from (f"{allowed.high + 1:.0f}", f"{10 * allowed.high + 5:.0f}")
+
+
+def bad_commands(experiment: str) -> list[tuple[str, ...]]:
+    """Each flag of an experiment with each bad value, and what is no flag at all."""
+    config = type(importlib.import_module(f"experiments.{experiment}").PRESETS["smoke"])
+    hints, allowed = get_type_hints(config, include_extras=True), ranges(config)
+    here = "--coordinator=here"
+    return [
+        *(("--no_such_flag",), ("--epoch=3",), ("stray",), ("--preset",), ("--batch_size",)),
+        *(("--num_processes=2",), (here, "--num_processes=2", "--process_id=0")),
+        *((f"{here}:1", "--num_processes=2", "--process_id=2"), ("--dataset=none",)),
+        *(
+            (f"--{field.name}={value}",)
+            for field in dataclasses.fields(config)
+            for value in bad_values(hints[field.name], allowed.get(field.name))
+        ),
+    ]
+
+
+def commands(folder: pathlib.Path, at_least: int, rng: random.Random) -> dict[str, Any]:
+    """Calls experiments with bad command lines, each in a process of its own."""
+    lines = [(name, flags) for name in EXPERIMENTS for flags in bad_commands(name)]
+    chosen = rng.sample(lines, min(at_least, len(lines)))
+    folder.mkdir()
+    raw = {"ZONEOUT_RAW_DATA": os.environ.get("ZONEOUT_RAW_DATA", "")}
+    environment = os.environ | raw | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+    def call(line: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
+        name, flags = line
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", "--preset=smoke", *flags],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        seconds = time.monotonic() - start
+        one_line = done.stderr.count("\n") == 1 and not done.stdout
+        well = done.returncode == 2 and one_line and done.stderr.startswith("error: ")
+        return {
+            "command": " ".join((name, *flags)),
+            "exit code": done.returncode,
+            "said": done.stderr.strip()[-300:],
+            "seconds": round(seconds, 2),
+            "as it should": well and seconds < 10,
+        }
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(call, chosen))
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    report = {
+        "possible": len(lines),
+        "called": len(found),
+        "as they should": sum(line["as it should"] for line in found),
+        "others": [line for line in found if not line["as it should"]],
+        "slowest seconds": max(line["seconds"] for line in found),
+        "files left behind": left,
+        "examples": found[:10],
+    }
+    print(
+        f"{report['as they should']} of {report['called']} as they should, {len(left)} files left"
+    )
+    for line in report["others"]:
+        print(f"BAD {line}")
+    return report
+
+
+def main() -> None:
+    """Does the parts, and writes the report."""
+    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    rng = random.Random(options.seed)
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        folder = pathlib.Path(directory)
+        if "kills" in options.parts:
+            report["kills"] = kills(Runs(folder), options.kills, rng)
+        if "days" in options.parts:
+            report["days"] = bad_days(Runs(folder), rng)
+        if "commands" in options.parts:
+            report["commands"] = commands(folder / "commands", options.commands, rng)
+    report["versions"] = versions()
+    if options.out is not None:
+        write_json(options.out, report)
+    print(json.dumps({k: v for k, v in report.items() if k != "days"}, indent=2))
+    well = all(day["as it should"] for day in report.get("days", []))
+    well = well and report.get("kills", {"different": []})["different"] == []
+    others = report.get("commands", {"others": [], "files left behind": []})
+    if not well or others["others"] or others["files left behind"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
