@@ -276,6 +276,7 @@ LABEL_ARRAY = np.array([9, 0, 5])
         (idx(IMAGES[:1]), r"it holds an array of shape (1, 3, 4), expected (2, 3, 4)"),
         (idx(IMAGES.reshape(2, 4, 3)), "it holds an array of shape (2, 4, 3), expected (2, 3, 4)"),
     ],
+    ids="empty header cut bare long type rank png count transposed".split(),
 )
 def test_wrong_idx_files(tmp_path, content, message):
     path = tmp_path / "some-images.gz"
@@ -286,7 +287,11 @@ def test_wrong_idx_files(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(idx(IMAGES))[:-3], idx(IMAGES), b"\x1f\x8b\x08"])
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(idx(IMAGES))[:-3], idx(IMAGES), b"\x1f\x8b\x08"],
+    ids="cut not-packed start".split(),
+)
 def test_wrong_gzip_files(tmp_path, packed):
     path = tmp_path / "some-images.gz"
     path.write_bytes(packed)

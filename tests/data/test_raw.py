@@ -235,6 +235,7 @@ def test_gzip_files_are_downloaded_as_they_are(tmp_path):
         (CONTENT, "not a whole gzip file"),
         (b"", "of what it holds is"),
     ],
+    ids="other cut sum data type more text empty".split(),
 )
 def test_damaged_gzip_files(tmp_path, no_network, packed, message):
     write_packed(tmp_path / "raw", packed)
