@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import absl.logging
 import jax
 
 from zoneout_jax.training import parallel
@@ -38,6 +39,8 @@ def launch(
         `exits` for the others.
     """
     command = f"python -m experiments.{experiment}"
+    # What orbax's threads log of their failures is raised as well, and told in one line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     config = parse_preset(presets, argv, command, about)
     try:
         parallel.connect(
