@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoneout_jax.data import chunk_starts, epoch_plan, gather, pad_rows, steps_per_epoch
+from zoneout_jax.data import (
+    chunk_starts,
+    epoch_plan,
+    gather,
+    image_epoch_plan,
+    pad_rows,
+    steps_per_epoch,
+)
 
 SHAPES = [(1_000, 10, 8), (1_003, 10, 1), (29, 10, 2), (57, 1, 7), (10, 10, 1), (19, 10, 1)]
 SHAPES = [shape for shape in SHAPES if (shape[0] - shape[1] + 1) // shape[1] >= shape[2]]
@@ -97,6 +104,47 @@ def test_every_chunk_of_an_offset_has_the_same_chance(length, batch_size):
             assert np.all(np.abs(np.array(counts) - len(rows) * share) < bound)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def many_image_plans(seed: int, plans: int, examples: int, batch_size: int) -> jax.Array:
+    """Plans of many epochs at once."""
+    keys = jax.random.split(jax.random.key(seed), plans)
+    return jax.vmap(lambda key: image_epoch_plan(key, examples, batch_size))(keys)
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(100, 10), (103, 10), (7, 7), (5, 1), (1, 1)])
+def test_image_plans_take_an_example_once(examples, batch_size):
+    plans = np.asarray(many_image_plans(0, 50, examples, batch_size))
+    steps = examples // batch_size
+    assert plans.shape == (50, steps, batch_size)
+    assert plans.dtype == np.int32
+    assert plans.min() >= 0
+    assert plans.max() < examples
+    for plan in plans.reshape(50, -1):
+        assert len(set(plan)) == steps * batch_size
+
+
+def test_image_plan_is_a_function_of_its_key():
+    plans = [np.asarray(image_epoch_plan(jax.random.key(seed), 1_000, 8)) for seed in (0, 0, 1)]
+    jitted = jax.jit(image_epoch_plan, static_argnums=(1, 2))(jax.random.key(0), 1_000, 8)
+    np.testing.assert_array_equal(plans[0], plans[1])
+    np.testing.assert_array_equal(plans[0], jitted)
+    assert not np.array_equal(plans[0], plans[2])
+
+
+def test_image_plan_is_int32_with_64_bits(x64):
+    assert image_epoch_plan(jax.random.key(0), 10, 5).dtype == jnp.int32
+
+
+def test_every_example_has_the_same_chance():
+    """In every place of the epoch, and of being dropped."""
+    examples, plans = 11, 6_000
+    drawn = np.asarray(many_image_plans(1, plans, examples, 4)).reshape(plans, -1)
+    bound = 5 * np.sqrt(plans * 1 / examples * (1 - 1 / examples))
+    for place in range(8):
+        counts = np.bincount(drawn[:, place], minlength=examples)
+        assert np.all(np.abs(counts - plans / examples) < bound)
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
 def test_pad_rows(count):
     indices = np.arange(10, 10 + count)
@@ -134,6 +182,9 @@ def test_gather_accepts_padding():
         (lambda: steps_per_epoch(100, 10, 0), "batch_size must be at least 1, got 0"),
         (lambda: steps_per_epoch(28, 10, 2), "28 symbols is shorter than one batch.* take 29"),
         (lambda: epoch_plan(jax.random.key(0), 28, 10, 2), "shorter than one batch"),
+        (lambda: image_epoch_plan(jax.random.key(0), 9, 10), "9 examples are fewer .* of 10"),
+        (lambda: image_epoch_plan(jax.random.key(0), 9, 0), "batch_size must be at least 1, got 0"),
+        (lambda: image_epoch_plan(jax.random.key(0), 0, 1), "examples must be at least 1, got 0"),
         (lambda: pad_rows(np.zeros((2, 2)), 2), r"got shape \(2, 2\)"),
         (lambda: pad_rows(np.zeros(0), 2), r"got shape \(0,\)"),
         (lambda: pad_rows(np.zeros(3), 0), "batch_size must be at least 1"),

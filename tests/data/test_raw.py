@@ -1,6 +1,7 @@
 """Finding, checking and downloading raw files."""
 # ruff: noqa: D103 (a test's name says what it tests)
 
+import gzip
 import hashlib
 import io
 import pathlib
@@ -191,3 +192,61 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path / "raw")
     assert raw.fetch(make_raw_file(), "~/raw", tmp_path / "data") == path
+
+
+def make_packed_file(url: str = "https://nowhere.invalid/part.txt.gz") -> raw.RawFile:
+    """The description of a gzip file that holds CONTENT."""
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    return raw.RawFile(path=f"{PATH}.gz", url=url, sha256=sha256)
+
+
+def write_packed(folder: pathlib.Path, packed: bytes) -> pathlib.Path:
+    """Puts a gzip file below a folder."""
+    path = folder / f"{PATH}.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(packed)
+    return path
+
+
+@pytest.mark.parametrize(("level", "time"), [(9, 0), (1, 1_000_000_000)])
+def test_gzip_files_are_known_by_what_they_hold(tmp_path, no_network, level, time):
+    path = write_packed(tmp_path / "raw", gzip.compress(CONTENT, level, mtime=time))
+    assert raw.fetch(make_packed_file(), tmp_path / "raw", tmp_path / "data") == path
+    source = write_packed(tmp_path / "server", path.read_bytes())
+    assert raw.sha256_of(source) != raw.sha256_of(source, packed=True)
+
+
+def test_gzip_files_are_downloaded_as_they_are(tmp_path):
+    source = write_packed(tmp_path / "server", gzip.compress(CONTENT))
+    path = raw.fetch(make_packed_file(source.as_uri()), data_dir=tmp_path / "data")
+    assert path.read_bytes() == source.read_bytes()
+    assert files_below(tmp_path / "data") == [path]
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (gzip.compress(b"other"), f"of what it holds is {hashlib.sha256(b'other').hexdigest()}"),
+        (gzip.compress(CONTENT)[:-20], "not a whole gzip file"),
+        (gzip.compress(CONTENT)[:-8] + bytes(8), "not a whole gzip file"),
+        (gzip.compress(CONTENT)[:12] + bytes(100), "not a whole gzip file"),
+        (gzip.compress(CONTENT)[:10] + b"\xff" * 100, "not a whole gzip file"),
+        (gzip.compress(CONTENT) + b"more", "not a whole gzip file"),
+        (CONTENT, "not a whole gzip file"),
+        (b"", "of what it holds is"),
+    ],
+    ids="other cut sum data type more text empty".split(),
+)
+def test_damaged_gzip_files(tmp_path, no_network, packed, message):
+    write_packed(tmp_path / "raw", packed)
+    with pytest.raises(raw.DataError) as error:
+        raw.fetch(make_packed_file(), tmp_path / "raw", tmp_path / "data")
+    assert_one_line(error, f"{PATH}.gz", message, "unset --raw_data_dir")
+
+
+def test_cut_download_of_a_gzip_file_is_refused(tmp_path):
+    source = write_packed(tmp_path / "server", gzip.compress(CONTENT)[:-1])
+    with pytest.raises(raw.DataError) as error:
+        raw.fetch(make_packed_file(source.as_uri()), data_dir=tmp_path / "data")
+    assert_one_line(error, f"{PATH}.gz", "not a whole gzip file", "try again")
+    assert files_below(tmp_path / "data") == []

@@ -1,12 +1,17 @@
-"""Corpora as NumPy arrays and their batches; nothing here knows of models."""
+"""Corpora and images as NumPy arrays, and their batches; nothing here knows of models."""
 
 from zoneout_jax.data.batching import chunk_starts as chunk_starts
 from zoneout_jax.data.batching import epoch_plan as epoch_plan
 from zoneout_jax.data.batching import gather as gather
+from zoneout_jax.data.batching import image_epoch_plan as image_epoch_plan
 from zoneout_jax.data.batching import pad_rows as pad_rows
 from zoneout_jax.data.batching import steps_per_epoch as steps_per_epoch
 from zoneout_jax.data.corpus import Corpus as Corpus
 from zoneout_jax.data.corpus import load_corpus as load_corpus
+from zoneout_jax.data.images import Images as Images
+from zoneout_jax.data.images import ImageSplit as ImageSplit
+from zoneout_jax.data.images import load_images as load_images
+from zoneout_jax.data.images import permutation as permutation
 from zoneout_jax.data.raw import DataError as DataError
 from zoneout_jax.data.raw import RawFile as RawFile
 from zoneout_jax.data.raw import default_data_dir as default_data_dir

@@ -1,4 +1,4 @@
-"""Cutting a text held in memory into batches for a language model.
+"""Cutting a text held in memory into batches for a language model, and images into batches.
 
 Positions are planned on the host or once an epoch; `gather` then reads them inside the jitted step.
 For next-token prediction over chunks of T inputs, plan with the length of the text less one, so
@@ -85,6 +85,36 @@ def epoch_plan(key: jax.Array, length: int, chunk: int, batch_size: int) -> jax.
     past_end = order >= (length - offset) // chunk
     order = order[jnp.argsort(past_end, stable=True)]
     return (offset + chunk * order[: steps * batch_size]).reshape(steps, batch_size)
+
+
+def image_epoch_plan(key: jax.Array, examples: int, batch_size: int) -> jax.Array:
+    """Indices of the examples of one epoch, shuffled.
+
+    All examples have the same chance of every place; those that do not fill a batch are dropped,
+    other ones in each epoch.
+
+    Args:
+      key: a JAX random key.
+      examples: number of examples; static under `jit`.
+      batch_size: examples in a batch; static under `jit`.
+
+    Returns:
+      int32 array `[examples // batch_size, batch_size]`; no index occurs twice.
+
+    Raises:
+      ValueError: an argument below one, or fewer examples than one batch takes.
+
+    Example:
+      >>> plan = image_epoch_plan(jax.random.key(0), examples=1_000, batch_size=32)
+      >>> plan.shape
+      (31, 32)
+    """
+    _check_positive(examples=examples, batch_size=batch_size)
+    steps = examples // batch_size
+    if steps < 1:
+        raise ValueError(f"{examples} examples are fewer than one batch of {batch_size}")
+    order = jax.random.permutation(key, jnp.arange(examples, dtype=jnp.int32))
+    return order[: steps * batch_size].reshape(steps, batch_size)
 
 
 def pad_rows(indices: np.ndarray, batch_size: int) -> np.ndarray:

