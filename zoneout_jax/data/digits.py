@@ -1,14 +1,13 @@
 """The 8×8 digits that come with scikit-learn, for trying things out with no download.
 
-1,797 grey images with values 0…16 of the digits 0…9. They are the test part of a set of the UCI
-repository; figures measured on them say nothing about MNIST.
+1,797 grey images with values 0…16 of the digits 0…9, written by 13 people: the test part of the
+"Optical Recognition of Handwritten Digits". Figures measured on them say nothing about MNIST.
 
 Split: the images are shuffled, by NumPy's `RandomState` with seed 0, and cut into 1,197 / 300 / 300
-for train / validation / test. The classes are about balanced in each. The same people wrote the
-digits of all three, as scikit-learn does not say who wrote which.
+for train / validation / test, not stratified: a class has 109 to 136 images in train and 21 to 40
+in the others. The same people may have written digits of all three.
 
-Source: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI repository,
-doi:10.24432/C50P49 (CC BY 4.0).
+Source: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49 (CC BY 4.0).
 """
 
 import hashlib
