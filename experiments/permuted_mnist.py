@@ -268,6 +268,9 @@ def build(config: Config) -> Task:
         _, count, found = sums(params, data, examples, masks=masks, axis_name=AXIS)
         return jax.tree.map(lambda s: count * s, found), count
 
+    def plan(key):
+        return image_epoch_plan(key, sizes["train"], config.batch_size)
+
     train = split("train")
     calibration = None
     if batch_norm and config.popstats == "reestimate":
@@ -292,8 +295,8 @@ def build(config: Config) -> Task:
         ),
         loss=loss,
         data=train,
-        plan=lambda key: image_epoch_plan(key, sizes["train"], config.batch_size),
-        steps_per_epoch=sizes["train"] // config.batch_size,
+        plan=plan,
+        steps_per_epoch=len(jax.eval_shape(plan, jax.random.key(0))),
         metric="nats",
         figure=lambda nats: nats,
         validation=evaluation("validation"),
