@@ -46,7 +46,7 @@ from zoneout_jax.training import (
 class Config(RunConfig):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
-    dataset: str = "ptb"
+    dataset: Literal["ptb", "stdlib"] = "ptb"
     """Corpus: ptb, or stdlib, which needs no files."""
     char_convention: Literal["mikolov", "rbn"] = "mikolov"
     """How a line of ptb ends: with a newline, or with a blank and a newline."""

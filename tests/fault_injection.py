@@ -39,7 +39,7 @@ from zoneout_jax.training import Range, versions, write_json
 from zoneout_jax.training.config import ranges
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXPERIMENTS = ("char_ptb",)
+EXPERIMENTS = ("char_ptb", "permuted_mnist")
 # Overshoots, so that patience, too, must come out the same.
 TRAINING = (
     *("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--learning_rate=0.1"),
