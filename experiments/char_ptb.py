@@ -39,6 +39,7 @@ from zoneout_jax.training import (
     RunConfig,
     Task,
     launch,
+    shown,
 )
 
 
@@ -227,9 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the experiment and prints our figures beside the paper's."""
     result = launch("char_ptb", PRESETS, build, "Character-level Penn Treebank.", argv)
     print(
-        f"{result['name']}: validation {result['validation_bpc']:.4f} BPC (carried "
-        f"{result['validation_carried_bpc']:.4f}), test {result['test_bpc']:.4f} after "
-        f"{result['epochs']} epochs; paper: LSTM 1.466 / 1.356, zoneout 1.362 / 1.27"
+        f"{result['name']}: validation {shown(result, 'validation_bpc')} BPC (carried "
+        f"{shown(result, 'validation_carried_bpc')}), test {shown(result, 'test_bpc')} after "
+        f"{result['epochs']:g} epochs; paper: LSTM 1.466 / 1.356, zoneout 1.362 / 1.27"
     )
 
 

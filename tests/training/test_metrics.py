@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from zoneout_jax.training import RunDirectory, RunError, draw_curves, versions, write_json
+from zoneout_jax.training import RunDirectory, RunError, draw_curves, shown, versions, write_json
 from zoneout_jax.training.metrics import MetricLog
 
 SETTINGS = {"seed": 0, "sizes": (1, 2), "rate": 0.5}
@@ -159,3 +159,8 @@ def test_curves_of_many_runs(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert list(tmp_path.iterdir()) == [path]
     draw_curves(path, {"a": [history]}, "bpc", splits=("validation",))
+
+
+def test_figures_are_shown_with_their_deviation():
+    assert shown({"bpc": 1.23456}, "bpc") == "1.2346"
+    assert shown({"bpc": 1.23456, "bpc_sd": 0.01}, "bpc") == "1.2346 ± 0.0100"

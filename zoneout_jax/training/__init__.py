@@ -20,6 +20,7 @@ from zoneout_jax.training.loop import Evaluation as Evaluation
 from zoneout_jax.training.loop import Task as Task
 from zoneout_jax.training.loop import fit as fit
 from zoneout_jax.training.metrics import draw_curves as draw_curves
+from zoneout_jax.training.metrics import shown as shown
 from zoneout_jax.training.parallel import AXIS as AXIS
 from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
 from zoneout_jax.training.run_directory import versions as versions

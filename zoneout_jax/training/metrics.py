@@ -68,6 +68,12 @@ class MetricLog:
             self._events.close()
 
 
+def shown(result: Mapping[str, Any], name: str) -> str:
+    """A figure of a result for people: with its deviation where there are several seeds."""
+    deviation = f" ± {result[f'{name}_sd']:.4f}" if f"{name}_sd" in result else ""
+    return f"{result[name]:.4f}{deviation}"
+
+
 def draw_curves(
     path: pathlib.Path,
     curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
