@@ -42,8 +42,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = ("char_ptb", "permuted_mnist")
 # Overshoots, so that patience, too, must come out the same.
 TRAINING = (
-    *("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--learning_rate=0.1"),
-    *("--epochs=8", "--patience=2", "--checkpoint_steps=1", "--steps_per_call=5"),
+    *("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--learning_rate=0.3"),
+    *("--epochs=8", "--patience=1", "--checkpoint_steps=1", "--steps_per_call=5"),
 )
 TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
 
@@ -134,9 +134,9 @@ def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
     report = {"kills": 0, "in the middle of writing": 0, "runs": 0, "identical": 0, "different": []}
     while report["kills"] < at_least:
         workdir = runs.folder / f"killed{report['runs']}"
-        for _ in range(rng.randint(1, 4)):
+        for _ in range(rng.randint(2, 5)):
             process = runs.start(workdir, *TRAINING)
-            process.join(rng.uniform(0.2, 1.1) * seconds)
+            process.join(rng.uniform(0.2, 1.0) * seconds)
             if process.exitcode is not None:
                 break
             process.kill()
@@ -178,7 +178,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         report.append({"what": what, "exit code": code, "said": said, "as it should": well})
         print(f"{'ok ' if well else 'BAD'} {what}: exit code {code}: {said}")
 
-    def begun(name: str, steps: int = 30) -> pathlib.Path:
+    def begun(name: str, steps: int = 20) -> pathlib.Path:
         """A run that was killed after so many steps."""
         workdir = whole.with_name(name)
         process = runs.start(workdir, *TRAINING)
