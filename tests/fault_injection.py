@@ -119,6 +119,16 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def wait_for(process, workdir: pathlib.Path, step: int) -> None:
+    """Returns when a run has a checkpoint of a step or a later one, or has ended."""
+    folder = workdir / "checkpoints"
+    while process.exitcode is None:
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        if any(name.isdecimal() and int(name) >= step for name in names):
+            return
+        process.join(0.01)
+
+
 def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
     """Kills runs at random moments until the number is reached; all must end as the whole one."""
     start = time.monotonic()
@@ -136,7 +146,8 @@ def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
         workdir = runs.folder / f"killed{report['runs']}"
         for _ in range(rng.randint(2, 5)):
             process = runs.start(workdir, *TRAINING)
-            process.join(rng.uniform(0.2, 1.0) * seconds)
+            wait_for(process, workdir, rng.randrange(wanted["step"]))
+            process.join(rng.uniform(0, 0.3))
             if process.exitcode is not None:
                 break
             process.kill()
@@ -182,11 +193,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         """A run that was killed after so many steps."""
         workdir = whole.with_name(name)
         process = runs.start(workdir, *TRAINING)
-        folder = workdir / "checkpoints"
-        while not folder.exists() or not any(
-            path.name.isdecimal() and int(path.name) >= steps for path in folder.iterdir()
-        ):
-            time.sleep(0.02)
+        wait_for(process, workdir, steps)
         process.kill()
         process.join()
         return workdir
@@ -245,8 +252,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
             for name, room in (("while saving", 40_000), ("while logging", 0)):
                 workdir = disk / name.replace(" ", "_")
                 process = runs.start(workdir, *TRAINING)
-                while not (workdir / "checkpoints" / "20").exists():
-                    time.sleep(0.005)
+                wait_for(process, workdir, 20)
                 filler = disk / "filler"
                 with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                     while file.write(bytes(4096)):  # all that is left, but for some room
