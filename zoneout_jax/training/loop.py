@@ -215,9 +215,9 @@ class _Fit:
         """Trains to the end, or until told to stop."""
         progress = self.progress
         while progress["step"] < self.total_steps and any(self._going()):
-            self._epoch()
+            votes = self._epoch()
             self._end_epoch()
-            self._save_if_due()
+            self._save_if_due(votes)
         self._save(wait=True)
         epochs = ", ".join(map(str, progress["best_epoch"]))
         self.bar.say(f"best validation at epoch {epochs}; final figures next")
@@ -228,8 +228,8 @@ class _Fit:
         epoch = self.progress["step"] // self.task.steps_per_epoch
         return [epoch - best < self.config.patience for best in self.progress["best_epoch"]]
 
-    def _epoch(self) -> None:
-        """Trains to the end of the epoch."""
+    def _epoch(self) -> bool:
+        """Trains to the end of the epoch; whether a process was asked to stop in its last call."""
         progress, per_epoch = self.progress, self.task.steps_per_epoch
         epoch = progress["step"] // per_epoch
         plans = [self.plan(jax.random.fold_in(s.data, epoch)) for s in self.streams]
@@ -260,6 +260,7 @@ class _Fit:
             )
             if end < per_epoch:
                 self._save_if_due(bool(votes[0]))
+        return bool(votes[0])
 
     def _end_of_call(self, done: int) -> int:
         """The first of: a whole call, the next checkpoint, the end of the epoch."""
@@ -362,7 +363,7 @@ class _Fit:
         self.saved_at = time.monotonic()
         self.progress["checkpoint_seconds"] += self.saved_at - start
 
-    def _save_if_due(self, votes: bool = False) -> None:
+    def _save_if_due(self, votes: bool) -> None:
         """Saves at the chosen intervals, and at a request to stop, which is then met."""
         stopping = votes if parallel.several() else self.stop.requested
         minutes = (time.monotonic() - self.saved_at) / 60
