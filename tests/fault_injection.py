@@ -226,14 +226,21 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         well = code == 0 and bool(said) and outcome(workdir) == wanted
         note(f"newest checkpoint {name}", code, said, well)
 
+    workdir = begun("both")
+    for checkpoint in (workdir / "checkpoints").iterdir():
+        cut(largest(checkpoint))
+    code, said = runs.run(workdir, *TRAINING)
+    note("both checkpoints truncated", code, said, code == 1 and "left as they are" in said)
+
+    workdir = begun("configuration")
+    (workdir / "config.json").write_text("")
+    code, said = runs.run(workdir, *TRAINING)
+    note("configuration emptied", code, said, code == 2 and "config.json cannot be read" in said)
+
     for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
         workdir = whole.with_name(name)
         process = runs.start(workdir, *TRAINING)
-        while (
-            not (workdir / "metrics.jsonl").exists()
-            or not (workdir / "metrics.jsonl").stat().st_size
-        ):
-            time.sleep(0.02)
+        wait_for(process, workdir, 12)
         os.kill(process.pid, number)
         process.join()
         said = said_of(workdir, "resume with")
@@ -286,8 +293,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     workdir = whole.with_name("two")
     long = (*TRAINING, "--epochs=1000", "--patience=1000", f"--workdir={workdir}")
     first = runs.start(workdir, *long)
-    while not (workdir / "metrics.jsonl").exists():
-        time.sleep(0.02)
+    wait_for(first, workdir, 12)
     second = subprocess.run(
         [sys.executable, "-m", "experiments.char_ptb", *long],
         cwd=ROOT,

@@ -177,6 +177,14 @@ class Together:
             for n, log in enumerate(self.logs)
         ]
 
+    def wait_for_metrics(self, workdir: pathlib.Path, epochs: int) -> None:
+        """Returns when so many epochs are logged."""
+        file = workdir / "metrics.jsonl"
+        while not file.exists() or len(file.read_text().splitlines()) < epochs:
+            time.sleep(0.01)
+            if any(process.poll() is not None for process in self.processes):
+                raise SystemExit(f"a process ended too early: {self.logs[0].read_text()[-2000:]}")
+
     def wait(self) -> list[int]:
         """Exit codes."""
         return [process.wait() for process in self.processes]
@@ -212,10 +220,7 @@ def processes(folder: pathlib.Path, counts: Sequence[int]) -> list[dict[str, Any
             workdir = folder / f"{count}-killed{victim}"
             slow = (*flags[:-3], "--epochs=2000", "--patience=2000", *flags[-2:])
             run = Together(count, workdir, slow)
-            while not (workdir / "checkpoints" / "100").exists():
-                time.sleep(0.01)
-                if any(process.poll() is not None for process in run.processes):
-                    raise SystemExit(f"a process ended too early: {run.said(0)}")
+            run.wait_for_metrics(workdir, 8)
             run.processes[victim].kill()
             killed = time.monotonic()
             codes = run.wait()
@@ -240,8 +245,7 @@ def processes(folder: pathlib.Path, counts: Sequence[int]) -> list[dict[str, Any
     # Whole epochs in a call: the request is met at the end of one.
     whole = ("--epochs=2000", "--patience=2000", "--steps_per_call=12")
     run = Together(2, workdir, (*ZONEOUT, *whole))
-    while not (workdir / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    run.wait_for_metrics(workdir, 1)
     run.processes[1].send_signal(signal.SIGTERM)
     codes = run.wait()
     report.append(

@@ -42,7 +42,13 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"max_minutes": float("inf")}, "max_minutes must be finite and above 0, got inf"),
         ({"coordinator": "a:1"}, "--num_processes --process_id must be given together, num_proc"),
         ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
-        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "must be host:port, got 'a'"),
+        ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "got 'a:65536'"),
+        ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for num_seeds"),
+        ({"steps_per_call": 3 * 10**9}, r"steps_per_call must be in \[1, 100000\]"),
+        (
+            {"coordinator": "a", "num_processes": 2, "process_id": 0},
+            "must be host:port with a port in .* got 'a'",
+        ),
         (
             {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
             r"process_id must be in \[0, 1\] as num_processes is 2, got 2",

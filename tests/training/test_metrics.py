@@ -130,9 +130,25 @@ def test_log_says_what_it_cannot_write(tmp_path):
     run = opened(tmp_path)
     log = MetricLog(run, 0, [], [])
     run.metrics_file.unlink()
+    with pytest.raises(RunError, match="cannot write .*metrics.jsonl: No such file"):
+        log.append([entry(1)], {"step": 10})
     run.metrics_file.mkdir()
     with pytest.raises(RunError, match="cannot write .*metrics.jsonl: Is a directory"):
         log.append([entry(1)], {"step": 10})
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]", '{"settings": 3}'])
+def test_a_configuration_that_cannot_be_read(content, tmp_path):
+    opened(tmp_path).config_file.write_text(content)
+    with pytest.raises(ValueError, match="config.json cannot be read .* give another --workdir"):
+        RunDirectory(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("content", ["", '{"a":', "[]"])
+def test_a_result_that_cannot_be_read_is_made_anew(content, tmp_path):
+    run = opened(tmp_path)
+    run.result_file.write_text(content)
+    assert run.result() is None
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

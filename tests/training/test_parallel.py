@@ -62,13 +62,15 @@ def start(optimizer, placement):
     return placement.put(seeds_of(state, placement.seeds)), parallel.replicate(DATA)
 
 
-def stepper(optimizer, placement, loss=loss, calls=6, **options):
+def stepper(optimizer, placement, loss=loss, calls=6, alive=None, **options):
     """`run(state, data, rows, first, stop, seeds' keys)` and the placement of rows."""
     run = parallel.train_steps(loss, optimizer, placement, calls, **options)
 
     def call(state, data, rows, first, stop, *keys):
+        going = placement.put(np.ones(len(keys), bool) if alive is None else np.array(alive))
         keys = placement.put(jnp.stack(keys))
-        return run(state, data, placement.rows(rows), first, stop, keys, np.int32(0))[:3]
+        rows = placement.rows(rows)
+        return run(state, data, rows, first, stop, keys, going, np.int32(0))[:3]
 
     return call
 
@@ -188,6 +190,11 @@ def test_a_step_that_is_not_finite_stops_all_or_is_left_out(seeds, bad):
     other, _, _ = run(healthy, 5)
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(leaf[1:], wanted[1:], rtol=1e-6, atol=1e-7)
+    # A seed that is done already stops no other.
+    if seeds > 1:
+        done, totals, _ = run(rows, 5, alive=[False] + [True] * (seeds - 1))
+        assert np.all(np.isfinite(totals))
+        jax.tree.map(np.testing.assert_array_equal, done, state)
     three, _, _ = run(rows, 3, skip_not_finite=True)
     for leaf, wanted in zip(
         jax.tree.leaves(three.params), jax.tree.leaves(before.params), strict=True
@@ -195,15 +202,16 @@ def test_a_step_that_is_not_finite_stops_all_or_is_left_out(seeds, bad):
         np.testing.assert_array_equal(leaf[0], wanted[0])
 
 
-def test_votes_are_summed_over_processes():
+def test_votes_are_told_to_all_devices():
     placement, optimizer = parallel.Placement(), optax.sgd(0.1)
     state, data = start(optimizer, placement)
     run = parallel.train_steps(loss, optimizer, placement, 1)
     rows = placement.rows(np.zeros((1, 1, DEVICES), np.int32))
     keys = placement.put(jnp.stack([jax.random.key(0)]))
-    for vote in (0, 1):
-        state, _, _, votes = run(state, data, rows, 0, 1, keys, np.int32(vote))
-        assert bool(votes[0]) == bool(vote)
+    going = placement.put(np.ones(1, bool))
+    for vote in (0, 15):
+        state, _, _, votes = run(state, data, rows, 0, 1, keys, going, np.int32(vote))
+        assert int(votes[0]) == vote
 
 
 @pytest.mark.parametrize("seeds", [1, 2, DEVICES])

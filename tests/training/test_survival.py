@@ -45,4 +45,4 @@ def test_two_processes_are_one_run_and_outlive_a_kill(tmp_path):
         assert end["seconds until all had ended"] < 60
         assert re.search("another (process|task)", end["said"][1 - end["killed"]])
         assert end["exit codes of the restart"] == [0, 0] and end["restart resumed"]
-    assert preempted["exit codes"] == [0, 143]
+    assert preempted["exit codes"] == [143, 143]

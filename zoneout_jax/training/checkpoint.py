@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,8 @@ class Checkpoints:
         """
         if step == self.latest:
             return
+        if not self._directory.is_dir():
+            raise RunError(f"cannot write a checkpoint: {self._directory} is gone")
         text = json.dumps(progress)
         content = {"progress": text, "sha256": _digest(arrays, text)}
         args = ocp.args.Composite(
@@ -127,7 +130,8 @@ class Checkpoints:
 
     def _on_disk(self) -> str:
         """What is left after a failure."""
-        steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()]
+        names = os.listdir(self._directory) if self._directory.is_dir() else []
+        steps = [int(name) for name in names if name.isdecimal()]
         return f"that of step {max(steps):,} is intact" if steps else "none was written before"
 
 

@@ -1,6 +1,7 @@
 """From a command line to a finished run."""
 
 import contextlib
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,9 @@ from zoneout_jax.training import parallel
 from zoneout_jax.training.config import RunConfig, RunError, Stopped, fail, one_line, parse_preset
 from zoneout_jax.training.loop import Task, fit
 from zoneout_jax.training.run_directory import RunDirectory
+from zoneout_jax.training.stop import StopRequest
+
+SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
 
 
 def launch(
@@ -42,17 +46,22 @@ def launch(
     # What orbax's threads log of their failures is raised as well, and told in one line.
     absl.logging.set_verbosity(absl.logging.FATAL)
     config = parse_preset(presets, argv, command, about)
-    try:
-        parallel.connect(
-            config.coordinator, config.num_processes, config.process_id, config.heartbeat_timeout
-        )
-        task, run = prepare(experiment, presets, build, config)
-    except (ValueError, OSError) as error:
-        fail(error)
-    if parallel.is_first():
-        print(f"{task.name}: run directory {run.path}", file=sys.stderr)
-    with exits(f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"):
-        return fit(task, config, run)
+    again = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    # From here on signals wait for the first step.
+    with exits(again), StopRequest(config.max_minutes) as stop:
+        try:
+            parallel.connect(
+                config.coordinator,
+                config.num_processes,
+                config.process_id,
+                config.heartbeat_timeout,
+            )
+            task, run = prepare(experiment, presets, build, config)
+        except (ValueError, OSError) as error:
+            fail(error)
+        if parallel.is_first():
+            print(f"{task.name}: run directory {run.path}", file=sys.stderr)
+        return fit(task, config, run, stop)
 
 
 @contextlib.contextmanager
@@ -75,7 +84,7 @@ def exits(command: str) -> Iterator[None]:
         print(f"error: {one_line(error)}", file=sys.stderr)
         parallel.leave(error.exit_code)
     except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
+        print(str(stop) or "stopped before the first step", file=sys.stderr)
         parallel.leave(130)
     except jax.errors.JaxRuntimeError as error:
         if not parallel.several():
@@ -99,8 +108,15 @@ def prepare(
     Raises:
       ValueError: settings, data or a run directory that do not fit.
     """
+    # What must be the same in all processes: else they would wait for each other for ever, or
+    # each would train its own model.
+    shared = config.identity() | {name: getattr(config, name) for name in SHARED}
+    first = parallel.on_first(lambda: shared)
 
     def check() -> tuple[Task, RunDirectory]:
+        for name, value in json.loads(json.dumps(shared)).items():
+            if value != json.loads(json.dumps(first))[name]:
+                raise ValueError(f"{name} is {value} here and {first[name]} in process 0")
         parallel.check_divides(config.batch_size, config.num_seeds)
         path = config.run_directory(experiment, presets[config.preset])
         run = RunDirectory(path, config.identity(), config.resume)
@@ -109,4 +125,4 @@ def prepare(
     if parallel.several():
         # The first prepares the data, alone, and what it complains of is told by all.
         parallel.on_first(lambda: check() and None)
-    return check()
+    return parallel.on_all(check)

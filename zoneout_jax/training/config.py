@@ -20,15 +20,13 @@ PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 class RunError(Exception):
     """A run cannot go on; the message is one line for people, and nothing that was kept is lost."""
 
-    exit_code = 1
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Stopped(RunError):
     """A run was stopped before its end, with a checkpoint from which it goes on."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +89,7 @@ class RunConfig:
     """Settings to start from; a flag given by hand beats them."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of all randomness."""
-    num_seeds: Count = 1
+    num_seeds: Annotated[int, Range(1, 10_000)] = 1
     """Seeds trained at once in one program: seed, seed + 1, …"""
     epochs: Count = 200
     """Epochs at most."""
@@ -105,7 +103,7 @@ class RunConfig:
     """Generator of random numbers: the same everywhere, or the hardware's own, fast on TPUs."""
     on_nan: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is not finite: stop before the step, or leave it out."""
-    steps_per_call: Count = 10
+    steps_per_call: Annotated[int, Range(1, 100_000)] = 10
     """Training steps in one call of the compiled function."""
     checkpoint_minutes: NotNegative = 1.0
     """Save when so much time has passed since the last checkpoint."""
@@ -128,7 +126,7 @@ class RunConfig:
     """Number of processes that train together."""
     process_id: Annotated[int, Range(0)] | None = None
     """Number of this process, from 0; only process 0 writes."""
-    heartbeat_timeout: Count = 100
+    heartbeat_timeout: Annotated[int, Range(1, 86_400)] = 100
     """Seconds of silence after which another process counts as dead, and all end."""
 
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
@@ -142,14 +140,23 @@ class RunConfig:
         last = self.seed + self.num_seeds - 1
         if last >= 2**32:
             raise ValueError(f"the last seed must be in [0, {2**32 - 1}], got {last}")
+        if self.rng_impl == "rbg" and self.num_seeds > 1:
+            raise ValueError(
+                "rng_impl must be threefry2x32 for num_seeds above 1: the hardware's generator "
+                "draws other numbers for many keys at once than for each alone"
+            )
         together = {name: getattr(self, name) for name in PROCESS_FLAGS}
         missing = [name for name, value in together.items() if value is None]
         if missing and len(missing) < len(together):
             flags = " ".join(f"--{name}" for name in together)
             raise ValueError(f"{flags} must be given together, {missing[0]} is missing")
         if self.coordinator is not None:
-            if not re.fullmatch(r".+:[0-9]{1,5}", self.coordinator):
-                raise ValueError(f"coordinator must be host:port, got {self.coordinator!r}")
+            host, _, port = self.coordinator.rpartition(":")
+            if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+                raise ValueError(
+                    f"coordinator must be host:port with a port in [1, 65535], got "
+                    f"{self.coordinator!r}"
+                )
             if self.process_id >= self.num_processes:
                 raise ValueError(
                     f"process_id must be in [0, {self.num_processes - 1}] as num_processes is "

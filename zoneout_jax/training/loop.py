@@ -94,12 +94,16 @@ class Task:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def fit(task: Task, config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+def fit(
+    task: Task, config: RunConfig, run: RunDirectory, stop: StopRequest | None = None
+) -> dict[str, Any]:
     """Trains, and returns the final figures.
 
     The run goes on from its last checkpoint, if there is one, and ends with the same figures, to
     the last bit, as one that was never cut off. A run that is done is not run again. SIGINT,
     SIGTERM and the end of `max_minutes` stop it with a checkpoint.
+
+    `stop` says when to stop, if somebody listens to signals already.
 
     With several seeds each is trained, validated, stopped and measured as if it were alone.
 
@@ -121,7 +125,7 @@ def fit(task: Task, config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         parallel.on_first(lambda: stack.enter_context(run.opened()) and None)
         precision = "float32" if config.precision == "float32" else "default"
         stack.enter_context(jax.default_matmul_precision(precision))
-        stop = stack.enter_context(StopRequest(config.max_minutes))
+        stop = stop or stack.enter_context(StopRequest(config.max_minutes))
         return _Fit(task, config, run, stop, stack).train()
 
 
@@ -188,7 +192,7 @@ class _Fit:
             task.loss,
             task.optimizer,
             self.placement,
-            config.steps_per_call,
+            min(config.steps_per_call, task.steps_per_epoch),
             skip_not_finite=config.on_nan == "skip",
         )
         self.plan = jax.jit(task.plan)
@@ -215,9 +219,9 @@ class _Fit:
         """Trains to the end, or until told to stop."""
         progress = self.progress
         while progress["step"] < self.total_steps and any(self._going()):
-            votes = self._epoch()
+            asked = self._epoch()
             self._end_epoch()
-            self._save_if_due(votes)
+            self._save_if_due(asked)
         self._save(wait=True)
         epochs = ", ".join(map(str, progress["best_epoch"]))
         self.bar.say(f"best validation at epoch {epochs}; final figures next")
@@ -228,18 +232,19 @@ class _Fit:
         epoch = self.progress["step"] // self.task.steps_per_epoch
         return [epoch - best < self.config.patience for best in self.progress["best_epoch"]]
 
-    def _epoch(self) -> bool:
-        """Trains to the end of the epoch; whether a process was asked to stop in its last call."""
+    def _epoch(self) -> int:
+        """Trains to the end of the epoch; why to stop, as of its last call, or 0."""
         progress, per_epoch = self.progress, self.task.steps_per_epoch
         epoch = progress["step"] // per_epoch
         plans = [self.plan(jax.random.fold_in(s.data, epoch)) for s in self.streams]
         rows = self.placement.rows(jax.tree.map(lambda *plan: jnp.stack(plan), *plans))
+        going = self.placement.put(np.array(self._going()))
         while (done := progress["step"] - epoch * per_epoch) < per_epoch:
             start = time.monotonic()
             end = self._end_of_call(done)
             vote = np.int32(self.stop.requested)
             self.state, totals, counts, votes = self.train_steps(
-                self.state, self.data, rows, done, end, self.keys, vote
+                self.state, self.data, rows, done, end, self.keys, going, vote
             )
             totals, counts = (self._by_seed(x)[:, : end - done] for x in (totals, counts))
             bad = np.isnan(totals).any(axis=0)
@@ -259,8 +264,8 @@ class _Fit:
                 progress["step"], f"epoch {epoch + 1}, train {self.task.metric} {figure:.3f}"
             )
             if end < per_epoch:
-                self._save_if_due(bool(votes[0]))
-        return bool(votes[0])
+                self._save_if_due(int(votes[0]))
+        return int(votes[0])
 
     def _end_of_call(self, done: int) -> int:
         """The first of: a whole call, the next checkpoint, the end of the epoch."""
@@ -288,9 +293,12 @@ class _Fit:
             "rng_impl": self.config.rng_impl,
         }
         path = self.run.path / "not_finite.json"
-        if self.first:
+
+        def write():
             with writing(path):
                 write_json(path, batch)
+
+        parallel.on_first(write)
         raise RunError(
             f"the loss or its gradient is not finite at step {step:,} (epoch {batch['epoch']}, "
             f"seed {batch['seed']}); the checkpoint is of the state before it, {path} has the "
@@ -354,25 +362,32 @@ class _Fit:
     def _save(self, wait: bool = False) -> None:
         """Begins to write a checkpoint and to draw the curves; `wait` until both are done."""
         start = time.monotonic()
-        if self.first:
-            arrays = (self.placement.get(self.state), self.best_params)
+
+        def save():
+            # Copied, as it is written while the run goes on.
+            arrays = (self.placement.get(self.state), jax.tree.map(np.copy, self.best_params))
             self.checkpoints.save(self.progress["step"], arrays, self.progress)
             self._draw(wait)
             if wait:
                 self.checkpoints.wait()
+
+        if wait:  # all of them: a process that leaves ends those that are still writing
+            parallel.on_first(save)
+        elif self.first:
+            save()
         self.saved_at = time.monotonic()
         self.progress["checkpoint_seconds"] += self.saved_at - start
 
-    def _save_if_due(self, votes: bool) -> None:
+    def _save_if_due(self, asked: int) -> None:
         """Saves at the chosen intervals, and at a request to stop, which is then met."""
-        stopping = votes if parallel.several() else self.stop.requested
+        stopping = asked if parallel.several() else self.stop.requested
         minutes = (time.monotonic() - self.saved_at) / 60
         every = self.config.checkpoint_steps
         at_step = every is not None and self.progress["step"] % every == 0
         if stopping or at_step or minutes >= self.config.checkpoint_minutes:
-            self._save(wait=stopping)
+            self._save(wait=bool(stopping))
         if stopping:
-            raise self.stop.stopped(self.progress["step"])
+            raise self.stop.stopped(stopping, self.progress["step"])
         if self.first:
             self.checkpoints.check()
 
@@ -395,7 +410,7 @@ class _Fit:
         start = time.monotonic()
         figures = {
             f"validation_{name}": [best.get(name, math.inf) for best in progress["best_figures"]]
-            for name in progress["best_figures"][0] or {task.metric: None}
+            for name in max(progress["best_figures"], key=len) or {task.metric: None}
         }
         for name, evaluation in task.final.items():
             for total, means in _evaluator(task, evaluation, self.placement)(params).items():
@@ -464,8 +479,8 @@ def _over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:
         return {name: values[0] for name, values in figures.items()}
     result: dict[str, Any] = {}
     for name, values in figures.items():
-        result[name] = statistics.fmean(values)
-        result[f"{name}_sd"] = statistics.stdev(values)
+        result[name] = float(np.mean(values))
+        result[f"{name}_sd"] = float(np.std(values, ddof=1))
     runs = [
         dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
     ]

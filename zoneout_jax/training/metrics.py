@@ -44,7 +44,9 @@ class MetricLog:
           RunError: a file cannot be written.
         """
         for path, entries in ((self._run.metrics_file, metrics), (self._run.times_file, [times])):
-            with writing(path), path.open("a") as file:
+            # Not made anew where somebody has removed it: the lines before would be missing.
+            with writing(path), path.open("r+") as file:
+                file.seek(0, os.SEEK_END)
                 file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         with writing(self._run.path):
             for entry in (*metrics, times):

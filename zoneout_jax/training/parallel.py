@@ -4,6 +4,7 @@ A batch is spread over the devices, whose gradients are summed, or, where the nu
 divides by that of the devices, each device trains whole seeds and nothing is exchanged.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from zoneout_jax.training.config import RunError
 from zoneout_jax.training.state import TrainState
 
 AXIS = "data"
@@ -68,23 +70,53 @@ def is_first() -> bool:
 def on_first(action: Callable[[], Any]) -> Any:
     """The first process's result of an action, on every process.
 
-    The result must be JSON-able. What the first process cannot do is a ValueError on the others.
+    The result must be JSON-able. What the first process raises the others raise as a RunError if it
+    is one, as a ValueError otherwise.
     """
     if not several():
         return action()
-    result, failure = None, None
+    result, failure, told = None, None, None
     if is_first():
         try:
             result = action()
         except Exception as error:
             failure = error
-    message = None if failure is None else str(failure)
-    result, message = _share_json([result, message])
+            told = [str(error), getattr(error, "exit_code", None)]
+    result, told = _share_json([result, told])
     if failure is not None:
         raise failure
-    if message is not None:
-        raise ValueError(message)
+    if told is not None:
+        raise _told(*told)
     return result
+
+
+def on_all(action: Callable[[], Any]) -> Any:
+    """Each process's own result of an action; a ValueError on all if it fails on one.
+
+    Raises:
+      ValueError: what the first process that raised a ValueError or OSError has to say.
+    """
+    if not several():
+        return action()
+    result, failure = None, ""
+    try:
+        result = action()
+    except (ValueError, OSError) as error:
+        failure = f"process {jax.process_index()}: {error}"
+    padded = np.zeros(1000, np.uint8)
+    text = np.frombuffer(failure.encode()[:1000], np.uint8)
+    padded[: len(text)] = text
+    for told in np.asarray(multihost_utils.process_allgather(padded)):
+        if message := bytes(told).rstrip(b"\0").decode(errors="replace"):
+            raise ValueError(message)
+    return result
+
+
+def _told(message: str, exit_code: int | None) -> Exception:
+    """What the first process raised, on another."""
+    if exit_code is None:
+        return ValueError(message)
+    return RunError(message, exit_code)
 
 
 def share(tree: Any) -> Any:
@@ -121,9 +153,18 @@ def check_divides(batch_size: int, num_seeds: int = 1) -> None:
 
 def replicate(tree: Any) -> Any:
     """Copies every array to all devices of this process, under a new first axis."""
+    return _copier()(np.arange(jax.local_device_count()), tree)
+
+
+@functools.cache
+def _copier() -> Callable:
     # Named as in `train_steps`, which would else be compiled again for its own output.
-    copy = jax.pmap(lambda _, tree: tree, axis_name=AXIS, in_axes=(0, None))
-    return copy(np.arange(jax.local_device_count()), tree)
+    return jax.pmap(lambda _, tree: tree, axis_name=AXIS, in_axes=(0, None))
+
+
+@functools.cache
+def _spreader() -> Callable:
+    return jax.pmap(lambda tree: tree, axis_name=SEEDS)
 
 
 class Placement:
@@ -146,7 +187,7 @@ class Placement:
         if not self.spread:
             return replicate(tree)
         split = jax.tree.map(lambda x: np.reshape(x, (-1, self._each, *np.shape(x)[1:])), tree)
-        return jax.pmap(lambda tree: tree, axis_name=self.axis)(split)
+        return _spreader()(split)
 
     def get(self, tree: Any) -> Any:
         """What `put` has put, or what was made of it, as NumPy arrays of their own memory."""
@@ -232,12 +273,13 @@ def train_steps(
         seeds stop before it.
 
     Returns:
-      `run(state, data, rows, first, stop, key, vote) -> (state, totals, counts, votes)`, which
-      does one step for each row in [first, stop). `state` (donated), `rows` and the `key` of each
-      seed are placed, `data` replicated; step t draws from `fold_in(key, t)`. `totals` and
-      `counts` have the sums of each step and seed, `[calls, seeds of the device]`: not a number
-      for the step that stopped the run, a count of 0 for one that was skipped. `votes` is the sum
-      of all processes' `vote`. Nothing is compiled again for another first, stop or vote.
+      `run(state, data, rows, first, stop, key, going, vote) -> (state, totals, counts, votes)`,
+      which does one step for each row in [first, stop). `state` (donated), `rows`, the `key` of
+      each seed and whether it is `going` (one that is not stops no other) are placed, `data`
+      replicated; step t draws from `fold_in(key, t)`. `totals` and `counts` have the sums of each
+      step and seed, `[calls, seeds of the device]`: not a number for the step that stopped the run,
+      a count of 0 for one that was skipped. `votes` is the greatest of all processes' `vote`.
+      Nothing is compiled again for another first, stop or vote.
     """
 
     def gradient(state: TrainState, data, rows, row, key):
@@ -263,31 +305,31 @@ def train_steps(
     updates = placement.each_seed(update, (0, 0))
     some_updates = placement.each_seed(leave_out, (0, 0, 0))
 
-    def run(state: TrainState, data, rows, first, stop, key, vote):
+    def run(state: TrainState, data, rows, first, stop, key, going, vote):
         seeds = state.step.shape[0]
 
         def body(carried):
             row, state, totals, counts, _ = carried
             grads, total, count, finite = gradients(state, data, rows, row, key)
-            bad = jnp.sum((~finite).astype(jnp.int32))
-            if placement.spread:
-                bad = jax.lax.psum(bad, SEEDS)
-            stopped = (bad > 0) & (not skip_not_finite)
-            if skip_not_finite:
-                total, count = (jnp.where(finite, x, 0) for x in (total, count))
-                otherwise = some_updates
-            else:
-                total = jnp.where(finite, total, jnp.nan)
-                otherwise = lambda state, grads, finite: state  # noqa: E731
-            state = jax.lax.cond(
-                bad == 0,
-                lambda state, grads, finite: updates(state, grads),
-                otherwise,
+            stopping = jnp.zeros((), bool)
+            if not skip_not_finite:
+                stopping = jnp.any(~finite & going)
+                if placement.spread:
+                    stopping = jax.lax.pmax(stopping.astype(jnp.int32), SEEDS) > 0
+            total = jnp.where(finite, total, jnp.where(stopping & going, jnp.nan, 0))
+            count = jnp.where(finite, count, 0)
+            state = jax.lax.switch(
+                jnp.where(stopping, 2, jnp.where(jnp.all(finite), 0, 1)),
+                [
+                    lambda state, grads, finite: updates(state, grads),
+                    some_updates,
+                    lambda state, grads, finite: state,
+                ],
                 *(state, grads, finite),
             )
             at = row - first
             totals, counts = totals.at[at].set(total), counts.at[at].set(count)
-            return row + 1, state, totals, counts, stopped
+            return row + 1, state, totals, counts, stopping
 
         def more(carried):
             return (carried[0] < stop) & ~carried[-1]
@@ -295,9 +337,9 @@ def train_steps(
         zeros = jnp.zeros((calls, seeds), jnp.float32)
         start = (jnp.asarray(first, jnp.int32), state, zeros, zeros, jnp.zeros((), bool))
         _, state, totals, counts, _ = jax.lax.while_loop(more, body, start)
-        return state, totals, counts, jax.lax.psum(vote, placement.axis)
+        return state, totals, counts, jax.lax.pmax(vote, placement.axis)
 
-    axes = (0, 0, 0, None, None, 0, None)
+    axes = (0, 0, 0, None, None, 0, 0, None)
     return jax.pmap(run, axis_name=placement.axis, in_axes=axes, donate_argnums=(0,))
 
 

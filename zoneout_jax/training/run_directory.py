@@ -75,7 +75,7 @@ class RunDirectory:
             raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no-resume")
         if not self.config_file.exists():
             raise ValueError(f"workdir {path} is not empty and no run's; give another --workdir")
-        there = json.loads(self.config_file.read_text())["settings"]
+        there = self._settings_there()
         names = sorted(there.keys() | self._settings.keys())
         differing = [
             f"{name} is {there.get(name)!r} there, {self._settings.get(name)!r} here"
@@ -87,6 +87,16 @@ class RunDirectory:
                 f"workdir {path} holds a run of another configuration ({'; '.join(differing)}); "
                 "give another --workdir"
             )
+
+    def _settings_there(self) -> dict[str, Any]:
+        try:
+            there = json.loads(self.config_file.read_text())["settings"]
+            return dict(there)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.config_file} cannot be read ({type(error).__name__}: {error}); repair it, "
+                "or give another --workdir"
+            ) from error
 
     @property
     def config_file(self) -> pathlib.Path:
@@ -125,9 +135,10 @@ class RunDirectory:
                         self.config_file, {"settings": self._settings, "versions": versions()}
                     )
             except OSError as error:
-                raise _refused(
+                raise RunError(
                     f"cannot write to workdir {self.path}: {error.strerror or error}; "
-                    "give another --workdir"
+                    "give another --workdir",
+                    exit_code=2,
                 ) from error
             yield
 
@@ -139,9 +150,10 @@ class RunDirectory:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return  # a file system without locks
             lock.seek(0)
-            raise _refused(
+            raise RunError(
                 f"workdir {self.path} is in use by another run ({lock.read().strip()}); wait for "
-                "its end, or give another --workdir"
+                "its end, or give another --workdir",
+                exit_code=2,
             ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -154,12 +166,9 @@ class RunDirectory:
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not done."""
-        return json.loads(self.result_file.read_text()) if self.result_file.exists() else None
-
-
-def _refused(message: str) -> RunError:
-    """An error that is met before anything is run."""
-    error = RunError(message)
-    error.exit_code = 2
-    return error
+        """The final figures, None while the run is not done; what cannot be read is made anew."""
+        try:
+            found = json.loads(self.result_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None

@@ -6,6 +6,9 @@ import time
 
 from zoneout_jax.training.config import Stopped
 
+TIME_IS_UP = 1_000_000
+"""Stands where the number of a signal would."""
+
 
 class StopRequest:
     """Turns SIGINT, SIGTERM and the end of the time into a request that the loop meets.
@@ -17,27 +20,30 @@ class StopRequest:
     """
 
     def __init__(self, max_minutes: float | None = None):
-        self._limit = max_minutes
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal: signal.Signals | None = None
 
     @property
-    def requested(self) -> bool:
-        """Whether to stop."""
+    def requested(self) -> int:
+        """Why to stop: the number of a signal, `TIME_IS_UP`, or 0 for not at all."""
+        if self._signal is not None:
+            return int(self._signal)
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or self._signal is not None
+        return TIME_IS_UP if late else 0
 
-    def stopped(self, step: int) -> Stopped:
+    def stopped(self, why: int, step: int) -> Stopped:
         """What to raise once the checkpoint of a step is written.
 
         The exit code is 128 + the signal's number, as of a process that the signal ended, and 0
         after `max_minutes`.
+
+        Args:
+          why: what was `requested`, of this process or another.
+          step: steps done.
         """
-        if self._signal is not None:
-            return Stopped(f"stopped by {self._signal.name} at step {step:,}", 128 + self._signal)
-        if self.requested:
-            return Stopped(f"stopped after {self._limit:g} minutes at step {step:,}", 0)
-        return Stopped(f"stopped at step {step:,}, as another process was asked to", 0)
+        if why == TIME_IS_UP:
+            return Stopped(f"stopped at step {step:,}, as the time of --max_minutes is up", 0)
+        return Stopped(f"stopped by {signal.Signals(why).name} at step {step:,}", 128 + why)
 
     def __enter__(self) -> "StopRequest":
         self._before = {}
