@@ -133,7 +133,7 @@ def write_table(
         "preset": options.preset,
         "corpus": rows[0]["runs"][0]["corpus"],
         "devices": rows[0]["runs"][0]["devices"],
-        "commit": _commit(),
+        "commit": commit(),
         "versions": versions(),
         "rows": rows,
     }
@@ -183,7 +183,7 @@ def _arguments(options: Options) -> list[str]:
     return arguments
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the checkout that runs, marked if it has changes."""
     here = pathlib.Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
