@@ -32,9 +32,9 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments import permuted_mnist
-from experiments.language_model import cross_entropy_sum
 from experiments.reproduce import commit
 from zoneout_jax import Masks
 from zoneout_jax.training import (
@@ -134,9 +134,8 @@ def probed_loss(probes, cell, params, xs, labels, masks) -> jax.Array:
 
     start = cell.initial_carry(params["lstm"], xs.shape[1])
     carry, _ = jax.lax.scan(step, start, (xs, masks, probes))
-    return cross_entropy_sum(params["readout"], cell.hidden(carry), labels, jnp.ones(len(labels)))[
-        0
-    ]
+    logits = cell.hidden(carry) @ params["readout"]["kernel"] + params["readout"]["bias"]
+    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def reach(norms: np.ndarray, factor: float = 1e3) -> int | None:
@@ -251,7 +250,7 @@ def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     panels = figure.subplots(len(STAGES), len(STATES), sharex=True)
     epochs = result["settings"]["epochs"]
-    titles = {"initialization": "at initialization", "trained": f"after {epochs} epochs"}
+    titles = {"initialization": "at initialization", "trained": f"after epoch {epochs}"}
     for row, stage in zip(panels, STAGES, strict=True):
         for axes, state in zip(row, STATES, strict=True):
             for number, (name, model) in enumerate(result["models"].items()):

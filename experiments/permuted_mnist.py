@@ -123,11 +123,28 @@ class Config(RunConfig):
         )
 
 
-_DIGITS = {"dataset": "digits", "batch_size": 32, "eval_batch_size": 300}
 PRESETS = {
     "paper": Config(),
-    "laptop": Config(preset="laptop", hidden_features=64, epochs=40, patience=40, **_DIGITS),
-    "smoke": Config(preset="smoke", hidden_features=8, epochs=2, train_size=96, **_DIGITS),
+    "laptop": Config(
+        preset="laptop",
+        dataset="digits",
+        hidden_features=64,
+        batch_size=64,
+        learning_rate=6e-3,
+        epochs=50,
+        patience=50,
+        popstats_size=320,
+        eval_batch_size=300,
+    ),
+    "smoke": Config(
+        preset="smoke",
+        dataset="digits",
+        train_size=96,
+        hidden_features=8,
+        batch_size=32,
+        epochs=2,
+        eval_batch_size=300,
+    ),
 }
 
 _ZONEOUT = ("--z_prob_cells=0.15", "--z_prob_states=0.15")
@@ -145,6 +162,11 @@ ROWS = {
     ),
 }
 """Rows of the paper's table: flags and published figures."""
+
+QUICK_ROWS = tuple(ROWS)
+"""Rows that the smaller presets are for."""
+
+PUBLISHED_ON = "MNIST"
 
 FIGURES = ("validation_error", "test_error")
 """Figures to tabulate."""
