@@ -152,6 +152,7 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
         preset,
         seed=seed,
         epochs=options.epochs,
+        patience=options.epochs,
         train_size=options.train_size or preset.train_size,
         popstats="ema",  # for the figures of the training alone, and cheap
         workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
@@ -255,10 +256,11 @@ def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
         for axes, state in zip(row, STATES, strict=True):
             for number, (name, model) in enumerate(result["models"].items()):
                 norms = np.array(model[stage][state]["norms"])
-                values = norms / norms.sum() if normalized else np.where(norms > 0, norms, np.nan)
-                style = "--" if name.startswith("batch norm") else "-"
+                values = norms / norms.sum() if normalized else norms
+                values = np.where(norms > 0, values, np.nan)  # where there is none, no line
+                style = "--" if name.startswith("batch norm") else ":" if name in EXPECTED else "-"
                 time = np.arange(1, len(norms) + 1)
-                axes.plot(time, values, style, color=f"C{number}", linewidth=1.2, label=name)
+                axes.plot(time, values, style, color=f"C{number}", linewidth=1.5, label=name)
             quantity = f"‖∂L/∂{state}ₜ‖"
             share = f"{quantity}, divided by its sum over t"
             axes.set(title=f"{state}ₜ {titles[stage]}", ylabel=share if normalized else quantity)
