@@ -143,6 +143,11 @@ ROWS = {
 }
 """Rows of the paper's table: flags and published figures."""
 
+QUICK_ROWS = ("LSTM", "zoneout")
+"""Rows that the smaller presets are for."""
+
+PUBLISHED_ON = "the full Penn Treebank"
+
 FIGURES = ("validation_bpc", "validation_carried_bpc", "test_bpc")
 """Figures to tabulate."""
 

@@ -23,6 +23,7 @@ behind the weights.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -33,7 +34,7 @@ import optax
 
 from experiments.language_model import readout_init
 from zoneout_jax import Zoneout, lstm, unroll
-from zoneout_jax.data import image_epoch_plan, load_images, pad_rows, permutation
+from zoneout_jax.data import Images, image_epoch_plan, load_images, pad_rows, permutation
 from zoneout_jax.training import (
     AXIS,
     Calibration,
@@ -122,11 +123,28 @@ class Config(RunConfig):
         )
 
 
-_DIGITS = {"dataset": "digits", "batch_size": 32, "eval_batch_size": 300}
 PRESETS = {
     "paper": Config(),
-    "laptop": Config(preset="laptop", hidden_features=64, epochs=40, patience=40, **_DIGITS),
-    "smoke": Config(preset="smoke", hidden_features=8, epochs=2, train_size=96, **_DIGITS),
+    "laptop": Config(
+        preset="laptop",
+        dataset="digits",
+        hidden_features=64,
+        batch_size=64,
+        learning_rate=6e-3,
+        epochs=50,
+        patience=50,
+        popstats_size=320,
+        eval_batch_size=300,
+    ),
+    "smoke": Config(
+        preset="smoke",
+        dataset="digits",
+        train_size=96,
+        hidden_features=8,
+        batch_size=32,
+        epochs=2,
+        eval_batch_size=300,
+    ),
 }
 
 _ZONEOUT = ("--z_prob_cells=0.15", "--z_prob_states=0.15")
@@ -144,6 +162,11 @@ ROWS = {
     ),
 }
 """Rows of the paper's table: flags and published figures."""
+
+QUICK_ROWS = tuple(ROWS)
+"""Rows that the smaller presets are for."""
+
+PUBLISHED_ON = "MNIST"
 
 FIGURES = ("validation_error", "test_error")
 """Figures to tabulate."""
@@ -181,19 +204,41 @@ def build_cell(config: Config, steps: int):
     )
 
 
-def build(config: Config) -> Task:
-    """The experiment as a task for `zoneout_jax.training.fit`."""
+def load(config: Config) -> tuple[Images, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The images, and of each split the pixels `[N, T]` in the order of their steps, and labels."""
     images = load_images(config.dataset, raw_data_dir=config.raw_data_dir, data_dir=config.data_dir)
-    height, width = images.image_shape
-    steps = height * width
+    steps = math.prod(images.image_shape)
     order = np.arange(steps) if config.unpermuted else permutation(config.permutation_seed, steps)
-    sizes = images.sizes | {"train": min(config.train_size or 2**31, images.sizes["train"])}
 
-    def split(name):
+    def split(name, size=None):
         pixels, labels = getattr(images, name)
-        return pixels.reshape(-1, steps)[: sizes[name], order], labels[: sizes[name]]
+        return pixels.reshape(-1, steps)[:size, order], labels[:size]
+
+    return images, {
+        "train": split("train", config.train_size),
+        "validation": split("validation"),
+        "test": split("test"),
+    }
+
+
+def inputs(pixels: jax.Array, max_value: int) -> jax.Array:
+    """Pixels `[B, T]` as inputs `[T, B, 1]` in [0, 1]."""
+    return pixels.T[..., None].astype(jnp.float32) / max_value
+
+
+def build(config: Config, sampled: bool = True) -> Task:
+    """The experiment as a task for `zoneout_jax.training.fit`.
+
+    Args:
+      config: settings.
+      sampled: train with sampled masks; otherwise with their expectation, as in evaluation.
+    """
+    images, splits = load(config)
+    steps = splits["train"][0].shape[1]
+    sizes = {name: len(labels) for name, (_, labels) in splits.items()}
 
     zoneout = config.zoneout()
+    expected = zoneout.without_zeros().expected()
     cell = build_cell(config, steps)
     batch_norm = config.batch_normalization
 
@@ -202,7 +247,10 @@ def build(config: Config) -> Task:
         weights = cell.init(cell_key)
         forget = jnp.arange(4 * config.hidden_features) // config.hidden_features == 1
         weights["bias"] = jnp.where(forget, weights["bias"], config.initial_beta)
-        params = {"lstm": weights, "readout": readout_init(readout_key, config.hidden_features, 10)}
+        params = {
+            "lstm": weights,
+            "readout": readout_init(readout_key, config.hidden_features, images.classes),
+        }
         if batch_norm:
             weights["cell_beta"] = jnp.full_like(weights["cell_beta"], config.initial_beta)
             params["stats"] = cell.init_stats()
@@ -211,7 +259,7 @@ def build(config: Config) -> Task:
     def sums(params, data, examples, **mode):
         """Σ nats, Σ error and number of images `[B]`, and the batch's statistics, if measured."""
         pixels, labels = (array[jnp.maximum(examples, 0)] for array in data)
-        xs = pixels.T[..., None].astype(jnp.float32) / images.max_value
+        xs = inputs(pixels, images.max_value)
         carry = None
         if config.summarize:
             c, h, *rest = cell.initial_carry(params["lstm"], len(examples))
@@ -230,15 +278,9 @@ def build(config: Config) -> Task:
         return totals, jnp.sum(weights), found
 
     def loss(params, data, examples, key):
-        totals, count, found = sums(
-            params,
-            data,
-            examples,
-            zoneout=zoneout,
-            key=key,
-            carry_noise=config.noise,
-            axis_name=AXIS,
-        )
+        mode = {"zoneout": zoneout} if sampled else {"masks": expected}
+        mode |= {"key": key, "carry_noise": config.noise, "axis_name": AXIS}
+        totals, count, found = sums(params, data, examples, **mode)
         total = totals["nats"]
         if found and config.popstats == "ema":
             # Nothing in value, but of gradient stats − batch's, which the optimizer moves along.
@@ -247,37 +289,27 @@ def build(config: Config) -> Task:
             total += count * (distance - jax.lax.stop_gradient(distance))
         return total, count
 
-    def evaluation(name):
-        def loss(params, data, examples):
-            return sums(
-                params,
-                data,
-                examples,
-                zoneout=zoneout,
-                deterministic=True,
-                stats=params.get("stats"),
-            )[:2]
+    def final_loss(params, data, examples):
+        mode = {"masks": expected, "deterministic": True, "stats": params.get("stats")}
+        return sums(params, data, examples, **mode)[:2]
 
-        return Evaluation(
-            loss, split(name), pad_rows(np.arange(sizes[name]), config.eval_batch_size)
-        )
+    def evaluation(name):
+        rows = pad_rows(np.arange(sizes[name]), config.eval_batch_size)
+        return Evaluation(final_loss, splits[name], rows)
 
     def population(params, data, examples):
-        """Statistics of a batch of the model as it is evaluated: masks are their expectation."""
-        masks = zoneout.without_zeros().expected()
-        _, count, found = sums(params, data, examples, masks=masks, axis_name=AXIS)
+        _, count, found = sums(params, data, examples, masks=expected, axis_name=AXIS)
         return jax.tree.map(lambda s: count * s, found), count
 
     def plan(key):
         return image_epoch_plan(key, sizes["train"], config.batch_size)
 
-    train = split("train")
     calibration = None
     if batch_norm and config.popstats == "reestimate":
         size = min(config.popstats_size or sizes["train"], sizes["train"])
         calibration = Calibration(
             population,
-            train,
+            splits["train"],
             pad_rows(np.arange(size), config.batch_size),
             lambda params, means: params | {"stats": means},
         )
@@ -294,7 +326,7 @@ def build(config: Config) -> Task:
             lambda params: {n: "stats" if n == "stats" else "weights" for n in params},
         ),
         loss=loss,
-        data=train,
+        data=splits["train"],
         plan=plan,
         steps_per_epoch=len(jax.eval_shape(plan, jax.random.key(0))),
         metric="nats",

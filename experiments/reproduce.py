@@ -2,9 +2,12 @@
 
     python -m experiments.reproduce char_ptb --preset=laptop  # minutes, no download
     python -m experiments.reproduce char_ptb --seeds 0 1 2    # the paper's own settings
+    python -m experiments.reproduce permuted_mnist --preset=laptop
+    python -m experiments.reproduce gradient_propagation --preset=laptop   # a figure, no table
 
 Runs that are done are skipped, runs that were cut off go on. The table (Markdown and JSON) and the
-figure of all learning curves are written anew after every run.
+figure of all learning curves are written anew after every run. An experiment that measures
+something else than rows of a table (`gradient_propagation`) writes what its own docstring says.
 """
 
 import dataclasses
@@ -41,14 +44,14 @@ from zoneout_jax.training import (
 class Options:
     """What to rerun."""
 
-    experiment: tyro.conf.Positional[Literal["char_ptb"]]
+    experiment: tyro.conf.Positional[Literal["char_ptb", "permuted_mnist", "gradient_propagation"]]
     """Experiment."""
     preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Settings: the paper's own, minutes on a laptop, or seconds."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0, 1, 2)
     """Seeds that every row is run with."""
     rows: tuple[str, ...] = ()
-    """Rows by name; by default all of the paper, for laptop and smoke the first and last."""
+    """Rows, or models, by name; by default all, or those that suit the preset."""
     epochs: Count | None = None
     """Epochs at most; by default the preset's."""
     out: pathlib.Path | None = None
@@ -64,15 +67,17 @@ def reproduce(options: Options) -> dict[str, Any]:
     """Runs every row with every seed.
 
     Returns:
-      The content of `table.json`.
+      The content of `table.json`, or of what the experiment's own `measure` writes.
 
     Raises:
       ValueError: bad rows or seeds, or what the experiment itself refuses.
     """
     experiment = importlib.import_module(f"experiments.{options.experiment}")
+    if hasattr(experiment, "measure"):
+        return experiment.measure(_measurement(options, experiment.PRESETS[options.preset]))
     names = options.rows or tuple(experiment.ROWS)
     if not options.rows and options.preset != "paper":
-        names = (names[0], names[-1])
+        names = experiment.QUICK_ROWS
     unknown = [name for name in names if name not in experiment.ROWS]
     if unknown:
         raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(experiment.ROWS)}")
@@ -108,6 +113,20 @@ def reproduce(options: Options) -> dict[str, Any]:
     return table
 
 
+def _measurement(options: Options, settings: Any) -> Any:
+    """The settings of an experiment that measures by itself, with what the options say."""
+    given = {
+        "models": options.rows or None,
+        "epochs": options.epochs,
+        "out": options.out
+        or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}",
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        settings, seeds=options.seeds, raw_data_dir=options.raw_data_dir, **given
+    )
+
+
 def write_table(
     out: pathlib.Path, options: Options, experiment: Any, results: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
@@ -127,13 +146,15 @@ def write_table(
             for figure in experiment.FIGURES
         }
         rows.append({"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)})
+    run = rows[0]["runs"][0]
     table = {
         "command": " ".join(["python -m experiments.reproduce", *_arguments(options)]),
         "experiment": options.experiment,
         "preset": options.preset,
-        "corpus": rows[0]["runs"][0]["corpus"],
-        "devices": rows[0]["runs"][0]["devices"],
-        "commit": _commit(),
+        "dataset": run.get("corpus") or run["dataset"],
+        "published_on": experiment.PUBLISHED_ON,
+        "devices": run["devices"],
+        "commit": commit(),
         "versions": versions(),
         "rows": rows,
     }
@@ -162,11 +183,11 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines.append(cells)
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     used = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
-    note = "In brackets: published, on the full Penn Treebank."
+    note = f"In brackets: published, on {table['published_on']}."
     if table["preset"] != "paper":
         note += f" Preset {table['preset']} is a smaller task; do not compare."
     return (
-        f"{table['experiment']}, preset {table['preset']}, {table['corpus']}; mean ± sd over "
+        f"{table['experiment']}, preset {table['preset']}, {table['dataset']}; mean ± sd over "
         f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"
         f"{table['devices']}; {used}; commit {table['commit']}\n"
     )
@@ -183,7 +204,7 @@ def _arguments(options: Options) -> list[str]:
     return arguments
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the checkout that runs, marked if it has changes."""
     here = pathlib.Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

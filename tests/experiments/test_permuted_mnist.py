@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import permuted_mnist
+from experiments import permuted_mnist, reproduce
 from tests import oracles
 from zoneout_jax import Zoneout, unroll, update_stats
 from zoneout_jax.data import load_images, permutation
@@ -252,20 +252,8 @@ def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_from_the_command_line(tmp_path, capsys):
-    flags = ("--batch_normalization", "--z_prob_cells=0.15", "--z_prob_states=0.15")
-    flags = ("--preset=smoke", "--epochs=1", *flags, "--share_mask", f"--workdir={tmp_path}")
-    permuted_mnist.main(flags)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["dataset"] == "digits"
-    assert result["images"] == {"train": 96, "validation": 300, "test": 300}
-    for figure in permuted_mnist.FIGURES:
-        assert 0 <= result[figure] <= 1
-        np.testing.assert_allclose(result[figure] * 300, round(result[figure] * 300), atol=1e-4)
-    assert f"{result['test_error']:.4f} test" in capsys.readouterr().out
-
-
 def test_rows_of_the_table_are_flags_that_are_understood():
+    assert permuted_mnist.QUICK_ROWS == tuple(permuted_mnist.ROWS)
     for flags, published in permuted_mnist.ROWS.values():
         config = parse_preset(permuted_mnist.PRESETS, flags, "prog", "")
         assert isinstance(config.zoneout(), Zoneout)
@@ -273,3 +261,41 @@ def test_rows_of_the_table_are_flags_that_are_understood():
     for name, preset in permuted_mnist.PRESETS.items():
         assert preset.preset == name
         assert json.loads(json.dumps(preset.identity())) == preset.identity()
+
+
+def test_a_run_and_its_table(tmp_path, capsys):
+    row = "zoneout + recurrent batch norm"
+    options = reproduce.Options(
+        experiment="permuted_mnist", preset="smoke", seeds=(0,), rows=(row,), epochs=1, out=tmp_path
+    )
+    table = reproduce.reproduce(options)
+    figures = table["rows"][0]["figures"]
+    assert figures["test_error"]["published"] == 0.041
+    text = (tmp_path / "table.md").read_text()
+    assert f"{figures['test_error']['mean']:.3f} (0.041)" in text
+    assert "preset smoke, digits;" in text and "published, on MNIST." in text
+    assert (tmp_path / "curves.png").exists()
+
+    # The same run by its own command: it is done.
+    workdir = tmp_path / f"{row.replace(' ', '_')}-seed0"
+    flags = ("--preset=smoke", "--epochs=1", *permuted_mnist.ROWS[row][0])
+    permuted_mnist.main([*flags, f"--workdir={workdir}"])
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["images"] == {"train": 96, "validation": 300, "test": 300}
+    for figure in permuted_mnist.FIGURES:
+        wrong = result[figure] * 300
+        np.testing.assert_allclose(wrong, round(wrong), atol=1e-4)
+    assert f"{result['test_error']:.4f} test" in capsys.readouterr().out
+
+
+def test_expected_masks_in_training():
+    config = smoke(z_prob_cells=0.5, z_prob_states=0.3)
+    task = permuted_mnist.build(config, sampled=False)
+    params = shaken(task)
+    examples = jnp.arange(16)
+    totals = [gradient(task, params, examples, key=key)[0] for key in (0, 1)]
+    wanted, _ = task.validation.loss(params, data(task), examples)
+    assert totals[0] == totals[1]
+    np.testing.assert_allclose(totals[0], wanted["nats"], rtol=1e-5)
+    sampled = permuted_mnist.build(config)
+    assert gradient(sampled, params, examples, key=0)[0] != totals[0]

@@ -1,0 +1,291 @@
+"""How far the loss at the last step reaches back (Krueger et al. 2017, section 4.4).
+
+    python -m experiments.gradient_propagation                   # the paper's: MNIST, one epoch
+    python -m experiments.gradient_propagation --preset=laptop   # minutes, no download
+
+The loss of permuted MNIST as a function of the state (c_t, h_t) after step t has exact gradients
+∂L/∂c_t and ∂L/∂h_t: those with respect to zeros, "probes", that are added to the state of each
+step. Measured is the mean over examples of their norms, with masks as in training, at
+initialization and after some epochs. As c_t acts on later steps alone, ∂L/∂c_t begins one step
+before the last.
+
+The paper shows ∂L/∂c_t after the first epoch, each curve divided by its sum over t, for an LSTM,
+zoneout of cells at 0.5 and recurrent dropout at 0.5. Here beside them: zoneout by its expectation,
+in training too, a static identity connection that tells the shortcut from the noise; and batch
+normalization at several initial gains γ (Cooijmans et al. 2016, section 4), where examples of a
+batch act on each other: there, and so everywhere, L is the sum over the batch.
+
+Written to `--out`: `gradient_norms.json`, with the number of steps, counted back from the last that
+has any gradient, after which its norm is below a thousandth; `normalized.png` and `norms.png`; and
+the runs, from which the same command goes on.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import permuted_mnist
+from experiments.reproduce import commit
+from zoneout_jax import Masks
+from zoneout_jax.training import (
+    Count,
+    Range,
+    RunDirectory,
+    Task,
+    check_ranges,
+    exits,
+    fail,
+    fit,
+    parse_preset,
+    prepare,
+    versions,
+    write_json,
+)
+from zoneout_jax.training.checkpoint import Checkpoints
+from zoneout_jax.training.state import Streams, TrainState
+
+GAMMAS = (0.1, 0.3, 0.5, 1.0)
+MODELS = {
+    "LSTM": {},
+    "zoneout": {"z_prob_cells": 0.5},
+    "static identity": {"z_prob_cells": 0.5},
+    "recurrent dropout": {"igate_drop": 0.5},
+} | {
+    f"batch norm {gamma}": {"batch_normalization": True, "initial_gamma": gamma} for gamma in GAMMAS
+}
+"""Settings of each model."""
+EXPECTED = ("static identity",)
+"""Models whose masks are their expectation."""
+STAGES = ("initialization", "trained")
+STATES = ("c", "h")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to measure."""
+
+    preset: Literal["paper", "laptop", "smoke"] = "paper"
+    """Settings of permuted MNIST to start from."""
+    models: tuple[str, ...] = tuple(MODELS)
+    """Models by name."""
+    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0,)
+    """Seeds; the norms are averaged over them."""
+    epochs: Count = 1
+    """Epochs of training before the second measurement."""
+    train_size: Count | None = None
+    """Training images to use; by default the preset's."""
+    examples: Annotated[int, Range(2)] = 100
+    """Validation images that the norms are averaged over, one batch."""
+    out: pathlib.Path | None = None
+    """Where runs and figures go; by default runs/gradient_propagation/<preset>."""
+    raw_data_dir: str | None = None
+    """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
+    data_dir: str | None = None
+    """Folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+    def __post_init__(self):
+        check_ranges(self)
+        unknown = [name for name in self.models if name not in MODELS]
+        if unknown:
+            raise ValueError(f"unknown model {unknown[0]!r}; choose of {', '.join(MODELS)}")
+        for name in ("models", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be given, each once, got {values}")
+
+
+PRESETS = {
+    "paper": Config(),
+    "laptop": Config(preset="laptop", epochs=20),
+    "smoke": Config(preset="smoke", models=("LSTM", "zoneout", "batch norm 0.1"), examples=16),
+}
+
+
+def gradients(
+    cell: Any, params: Any, xs: jax.Array, labels: jax.Array, masks: Masks
+) -> tuple[jax.Array, jax.Array]:
+    """(∂L/∂c_t, ∂L/∂h_t), `[T, B, H]` each, of the summed cross entropy after the last step."""
+    return jax.grad(probed_loss, 0)(probes(cell, xs), cell, params, xs, labels, masks)
+
+
+def probes(cell: Any, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Zeros to add to c and h after each step of inputs `[T, B, F]`."""
+    zeros = jnp.zeros((*xs.shape[:2], cell.hidden_features), xs.dtype)
+    return zeros, zeros
+
+
+def probed_loss(probes, cell, params, xs, labels, masks) -> jax.Array:
+    """The loss with something added to the state after each step."""
+
+    def step(carry, inputs):
+        x, masks, (at_c, at_h) = inputs
+        (c, h, *rest), _ = cell.step(params["lstm"], carry, x, masks)
+        return (c + at_c, h + at_h, *rest), None
+
+    start = cell.initial_carry(params["lstm"], xs.shape[1])
+    carry, _ = jax.lax.scan(step, start, (xs, masks, probes))
+    logits = cell.hidden(carry) @ params["readout"]["kernel"] + params["readout"]["bias"]
+    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def reach(norms: np.ndarray, factor: float = 1e3) -> int | None:
+    """Steps back from the last with any gradient to the first of less than 1/factor of its norm."""
+    back = norms[: np.flatnonzero(norms)[-1] + 1][::-1]
+    below = np.flatnonzero(back < back[0] / factor)
+    return int(below[0]) if len(below) else None
+
+
+def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
+    """Trains a model and returns its norms `[T]` by stage and state."""
+    preset = permuted_mnist.PRESETS[options.preset]
+    config = dataclasses.replace(
+        preset,
+        seed=seed,
+        epochs=options.epochs,
+        patience=options.epochs,
+        train_size=options.train_size or preset.train_size,
+        popstats="ema",  # for the figures of the training alone, and cheap
+        workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
+        raw_data_dir=options.raw_data_dir,
+        data_dir=options.data_dir,
+        **MODELS[name],
+    )
+    sampled = name not in EXPECTED
+    build = functools.partial(permuted_mnist.build, sampled=sampled)
+    task, run = prepare("permuted_mnist", permuted_mnist.PRESETS, build, config)
+    fit(dataclasses.replace(task, name=f"{name}, seed {seed}"), config, run)
+    streams = Streams.from_seed(seed)
+    params = {"initialization": task.init(streams.init)}
+    params["trained"] = last_params(task, params["initialization"], run)
+
+    images, splits = permuted_mnist.load(config)
+    pixels, labels = (jnp.asarray(x[: options.examples]) for x in splits["validation"])
+    xs = permuted_mnist.inputs(pixels, images.max_value)
+    cell = permuted_mnist.build_cell(config, len(xs))
+    zoneout = config.zoneout()
+    if sampled and zoneout.active:
+        key = jax.random.fold_in(streams.noise, 2**31)  # that of no training step
+        masks = zoneout.sample(key, *xs.shape[:2], cell.hidden_features)
+    else:
+        masks = jax.tree.map(
+            lambda rate: jnp.full((len(xs), 1, 1), rate, xs.dtype), zoneout.expected()
+        )
+    run_gradients = jax.jit(gradients, static_argnums=0)
+    norms = {}
+    for stage in STAGES:
+        found = run_gradients(cell, params[stage], xs, labels.astype(jnp.int32), masks)
+        # Squares of small gradients would be lost in float32.
+        arrays = (np.linalg.norm(np.asarray(g, np.float64), axis=-1) for g in found)
+        norms[stage] = {state: a.mean(1) for state, a in zip(STATES, arrays, strict=True)}
+    return norms
+
+
+def last_params(task: Task, params: Any, run: RunDirectory) -> Any:
+    """Parameters of the last checkpoint of a run; `params` are others of their shapes."""
+    state = TrainState.create(params, task.optimizer)
+    like = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (state, params))
+    checkpoints = Checkpoints(run.path / "checkpoints")
+    try:
+        (state, _), _ = checkpoints.restore(like, print)
+    finally:
+        checkpoints.close()
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), TrainState(*state).params)
+
+
+def measure(options: Config) -> dict[str, Any]:
+    """Measures every model, and writes data and figures anew after each.
+
+    Returns:
+      The content of `gradient_norms.json`.
+
+    Raises:
+      ValueError: data or a run directory that do not fit.
+    """
+    out = options.out or pathlib.Path("runs/gradient_propagation") / options.preset
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give another --out")
+    settings = {
+        k: v for k, v in dataclasses.asdict(options).items() if not k.endswith(("out", "dir"))
+    }
+    result = {"settings": settings, "commit": commit(), "versions": versions(), "models": {}}
+    for name in options.models:
+        runs = [measure_model(options, name, seed, out) for seed in options.seeds]
+        norms = {
+            stage: {state: np.mean([run[stage][state] for run in runs], 0) for state in STATES}
+            for stage in STAGES
+        }
+        result["models"][name] = {
+            stage: {
+                state: {"norms": values.tolist(), "steps_to_a_thousandth": reach(values)}
+                for state, values in norms[stage].items()
+            }
+            for stage in STAGES
+        }
+        write_json(out / "gradient_norms.json", result)
+        draw(out / "normalized.png", result, normalized=True)
+        draw(out / "norms.png", result, normalized=False)
+        steps = {
+            f"∂L/∂{state} {stage}": result["models"][name][stage][state]["steps_to_a_thousandth"]
+            for state in STATES
+            for stage in STAGES
+        }
+        print(f"{name}: a thousandth after so many steps: {steps}")
+    print(f"data: {out / 'gradient_norms.json'}; figures: normalized.png and norms.png beside it")
+    return result
+
+
+def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
+    """Draws the norms over time: a row of panels for each stage, a column for each state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = figure.subplots(len(STAGES), len(STATES), sharex=True)
+    epochs = result["settings"]["epochs"]
+    titles = {"initialization": "at initialization", "trained": f"after epoch {epochs}"}
+    for row, stage in zip(panels, STAGES, strict=True):
+        for axes, state in zip(row, STATES, strict=True):
+            for number, (name, model) in enumerate(result["models"].items()):
+                norms = np.array(model[stage][state]["norms"])
+                values = norms / norms.sum() if normalized else norms
+                values = np.where(norms > 0, values, np.nan)  # where there is none, no line
+                style = "--" if name.startswith("batch norm") else ":" if name in EXPECTED else "-"
+                time = np.arange(1, len(norms) + 1)
+                axes.plot(time, values, style, color=f"C{number}", linewidth=1.5, label=name)
+            quantity = f"‖∂L/∂{state}ₜ‖"
+            share = f"{quantity}, divided by its sum over t"
+            axes.set(title=f"{state}ₜ {titles[stage]}", ylabel=share if normalized else quantity)
+            if not normalized:
+                axes.set_yscale("log")
+            axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set(xlabel="step t")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures from the command line."""
+    command = "python -m experiments.gradient_propagation"
+    options = parse_preset(PRESETS, argv, command, "How far gradients reach back in time.")
+    try:
+        with exits(f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"):
+            measure(options)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
