@@ -47,8 +47,7 @@ def launch(
     absl.logging.set_verbosity(absl.logging.FATAL)
     config = parse_preset(presets, argv, command, about)
     again = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"
-    # From here on signals wait for the first step.
-    with exits(again), StopRequest(config.max_minutes) as stop:
+    with exits(again), contextlib.ExitStack() as stack:
         try:
             parallel.connect(
                 config.coordinator,
@@ -56,6 +55,8 @@ def launch(
                 config.process_id,
                 config.heartbeat_timeout,
             )
+            # After JAX has installed its own handlers. From here on signals wait for a step.
+            stop = stack.enter_context(StopRequest(config.max_minutes))
             task, run = prepare(experiment, presets, build, config)
         except (ValueError, OSError) as error:
             fail(error)
