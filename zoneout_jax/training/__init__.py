@@ -15,9 +15,6 @@ from zoneout_jax.training.config import check_ranges as check_ranges
 from zoneout_jax.training.config import fail as fail
 from zoneout_jax.training.config import parse as parse
 from zoneout_jax.training.config import parse_preset as parse_preset
-from zoneout_jax.training.loop import Calibration as Calibration
-from zoneout_jax.training.loop import Evaluation as Evaluation
-from zoneout_jax.training.loop import Task as Task
 from zoneout_jax.training.loop import fit as fit
 from zoneout_jax.training.metrics import draw_curves as draw_curves
 from zoneout_jax.training.metrics import shown as shown
@@ -25,3 +22,6 @@ from zoneout_jax.training.parallel import AXIS as AXIS
 from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
 from zoneout_jax.training.run_directory import versions as versions
 from zoneout_jax.training.run_directory import write_json as write_json
+from zoneout_jax.training.task import Calibration as Calibration
+from zoneout_jax.training.task import Evaluation as Evaluation
+from zoneout_jax.training.task import Task as Task

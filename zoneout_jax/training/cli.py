@@ -12,9 +12,10 @@ import jax
 
 from zoneout_jax.training import parallel
 from zoneout_jax.training.config import RunConfig, RunError, Stopped, fail, one_line, parse_preset
-from zoneout_jax.training.loop import Task, fit
+from zoneout_jax.training.loop import fit
 from zoneout_jax.training.run_directory import RunDirectory
 from zoneout_jax.training.stop import StopRequest
+from zoneout_jax.training.task import Task
 
 SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
 

@@ -2,96 +2,25 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from zoneout_jax.training import parallel
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig, RunError
-from zoneout_jax.training.metrics import MetricLog, draw_curves
+from zoneout_jax.training.metrics import MetricLog, describe, draw_curves, over_seeds
 from zoneout_jax.training.progress import Progress, peak_memory_bytes
 from zoneout_jax.training.run_directory import RunDirectory, versions, write_json, writing
 from zoneout_jax.training.state import Streams, TrainState
 from zoneout_jax.training.stop import StopRequest
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A figure to measure.
-
-    Attributes:
-      loss: `loss(params, data, examples) -> (total, count)` over one device's examples. The total
-        may be a dict of totals, one of them of the task's metric.
-      data: arrays, copied to every device.
-      rows: examples `[rows, batch, …]`, each row spread over the devices. Where a batch does not
-        divide by them it is filled up with -1, which the loss must not count.
-    """
-
-    loss: parallel.Loss
-    data: Any
-    rows: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """What is estimated over data before every evaluation, such as population statistics.
-
-    Attributes:
-      sums: as the loss of an `Evaluation`, with any tree of arrays as the total.
-      data, rows: as in `Evaluation`.
-      apply: `apply(params, means) -> params`, with the tree of Σ total / Σ count.
-    """
-
-    sums: Callable[..., Any]
-    data: Any
-    rows: Any
-    apply: Callable[[Any, Any], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What `fit` must know of an experiment.
-
-    Attributes:
-      name: what to call the run in its output.
-      init: `init(key) -> params`.
-      optimizer: an optax optimizer.
-      loss: `loss(params, data, examples, key) -> (total, count)` over one device's examples.
-      data: training arrays, copied to every device.
-      plan: `plan(key) -> rows`, the examples `[steps_per_epoch, batch, …]` of an epoch.
-      steps_per_epoch: rows of a plan.
-      metric: name of the figure, such as `bpc`; lower is better.
-      figure: turns a mean loss into that figure.
-      validation: measured after each epoch; chooses the parameters and the end.
-      chosen_by: name of the validation's total that does so, if it is not the metric.
-      calibration: done before each evaluation; the parameters kept are those that it gives.
-      final: measured once, with the best parameters, by name.
-      facts: what else to keep beside the result, such as sizes of the data.
-    """
-
-    name: str
-    init: Callable[[jax.Array], Any]
-    optimizer: optax.GradientTransformation
-    loss: parallel.Loss
-    data: Any
-    plan: Callable[[jax.Array], Any]
-    steps_per_epoch: int
-    metric: str
-    figure: Callable[[float], float]
-    validation: Evaluation
-    final: Mapping[str, Evaluation]
-    chosen_by: str | None = None
-    calibration: Calibration | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+from zoneout_jax.training.task import Calibration, Evaluation, Task
 
 
 def fit(
@@ -357,7 +286,7 @@ class _Fit:
             checkpoint_seconds=0.0,
         )
         for entry in entries:
-            self.bar.say(_describe(entry))
+            self.bar.say(describe(entry))
 
     def _save(self, wait: bool = False) -> None:
         """Begins to write a checkpoint and to draw the curves; `wait` until both are done."""
@@ -420,7 +349,7 @@ class _Fit:
         figures["epochs"] = [min(whole, b + self.config.patience) for b in progress["best_epoch"]]
         result = {
             "name": task.name,
-            **_over_seeds(figures, self.seeds),
+            **over_seeds(figures, self.seeds),
             "steps": progress["step"],
             "steps_per_second": statistics.median(
                 entry["steps_per_second"] for entry in progress["times"]
@@ -471,26 +400,3 @@ def _calibrator(
     data = parallel.replicate(calibration.data)
     rows = placement.shared_rows(jax.tree.map(jnp.asarray, calibration.rows))
     return lambda params: run(params, data, rows)
-
-
-def _over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:
-    """Figures of each seed as a result: as they are for one, mean and deviation for several."""
-    if len(seeds) == 1:
-        return {name: values[0] for name, values in figures.items()}
-    result: dict[str, Any] = {}
-    for name, values in figures.items():
-        result[name] = float(np.mean(values))
-        result[f"{name}_sd"] = float(np.std(values, ddof=1))
-    runs = [
-        dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
-    ]
-    result["runs"] = [{"seed": seed} | run for seed, run in zip(seeds, runs, strict=True)]
-    return result
-
-
-def _describe(entry: Mapping[str, Any]) -> str:
-    """One line for people."""
-    seed = f"seed {entry['seed']}, " if "seed" in entry else ""
-    shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", "seed")}
-    words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
-    return f"{seed}epoch {entry['epoch']}: {words}"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from zoneout_jax.training.run_directory import RunDirectory, writing
 
 
@@ -74,6 +76,29 @@ def shown(result: Mapping[str, Any], name: str) -> str:
     """A figure of a result for people: with its deviation where there are several seeds."""
     deviation = f" ± {result[f'{name}_sd']:.4f}" if f"{name}_sd" in result else ""
     return f"{result[name]:.4f}{deviation}"
+
+
+def over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:
+    """Figures of each seed as a result: as they are for one, mean and deviation for several."""
+    if len(seeds) == 1:
+        return {name: values[0] for name, values in figures.items()}
+    result: dict[str, Any] = {}
+    for name, values in figures.items():
+        result[name] = float(np.mean(values))
+        result[f"{name}_sd"] = float(np.std(values, ddof=1))
+    runs = [
+        dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
+    ]
+    result["runs"] = [{"seed": seed} | run for seed, run in zip(seeds, runs, strict=True)]
+    return result
+
+
+def describe(entry: Mapping[str, Any]) -> str:
+    """One line for people."""
+    seed = f"seed {entry['seed']}, " if "seed" in entry else ""
+    shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", "seed")}
+    words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
+    return f"{seed}epoch {entry['epoch']}: {words}"
 
 
 def draw_curves(
