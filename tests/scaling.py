@@ -1,12 +1,12 @@
 """One run on many devices, in many processes, of many seeds, and over many steps.
 
     python -m tests.scaling                            # everything; a report at the end
-    python -m tests.scaling --parts devices processes  # of: devices, processes, seeds, memory
+    python -m tests.scaling --parts devices processes  # of those below
 
 Devices: the same run on 1, 2, 4 and 8 virtual devices. Processes: as two and as four processes on
 this machine, against one; then one process is killed: what the others say and how soon they end,
 and whether the run goes on. Seeds: four in one program against four runs. Memory: what 10,000 steps
-add to it.
+add to it. Costs: the time that saving and evaluation keep a run of the paper's size from training.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ ROWS = {
 class Options:
     """What to do."""
 
-    parts: tuple[Literal["devices", "processes", "seeds", "memory"], ...] = (
-        *("devices", "processes"),
-        *("seeds", "memory"),
+    parts: tuple[Literal["devices", "processes", "seeds", "memory", "costs"], ...] = (
+        *("devices", "processes", "seeds"),
+        *("memory", "costs"),
     )
     """Parts."""
     processes: tuple[int, ...] = (2, 4)
@@ -295,6 +295,23 @@ def memory(folder: pathlib.Path) -> dict[str, Any]:
             status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
             found[step] = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
     report = {"MiB at step": found, "saves": "every 6 s", "steps": 12 * len(lines)}
+    print(report)
+    return report
+
+
+def costs(folder: pathlib.Path) -> dict[str, Any]:
+    """Seconds that saving (five times an epoch, in the background) and evaluation take."""
+    flags = ("--dataset=stdlib", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--epochs=3")
+    flags = (*flags, "--train_size=163200", "--eval_size=40000", "--checkpoint_steps=10")
+    train(folder / "costs", "char_ptb", flags)
+    lines = (folder / "costs" / "times.jsonl").read_text().splitlines()
+    newest = max(
+        (folder / "costs" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime
+    )
+    size = sum(path.stat().st_size for path in newest.rglob("*"))
+    # The first epoch compiles.
+    epochs = [json.loads(line) for line in lines[1:]]
+    report = {"flags": " ".join(flags), "MB of a checkpoint": round(size / 1e6), "epochs": epochs}
     print(report)
     return report
 
