@@ -87,10 +87,13 @@ class Runs:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["experiments.char_ptb"])
 
+    def log(self, workdir: pathlib.Path) -> pathlib.Path:
+        """What a run prints, on a disk that is not filled up."""
+        return self.folder / f"{workdir.name}.log"
+
     def start(self, workdir: pathlib.Path, *flags: str, patch=None, experiment="char_ptb"):
         """A process that trains in a workdir."""
-        log = workdir.with_name(workdir.name + ".log")
-        arguments = (experiment, (*flags, f"--workdir={workdir}"), log, patch)
+        arguments = (experiment, (*flags, f"--workdir={workdir}"), self.log(workdir), patch)
         process = self._context.Process(target=launch, args=arguments)
         process.start()
         return process
@@ -99,7 +102,7 @@ class Runs:
         """Trains to the end; exit code and the last line that was printed."""
         process = self.start(workdir, *flags, **options)
         process.join()
-        lines = workdir.with_name(workdir.name + ".log").read_text().splitlines()
+        lines = self.log(workdir).read_text().splitlines()
         return process.exitcode, lines[-1] if lines else ""
 
 
@@ -207,7 +210,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         return max(files, key=lambda path: path.stat().st_size)
 
     def said_of(workdir: pathlib.Path, words: str) -> str:
-        lines = workdir.with_name(workdir.name + ".log").read_text().splitlines()
+        lines = runs.log(workdir).read_text().splitlines()
         return next((line for line in lines if words in line), "")
 
     def cut(file: pathlib.Path) -> None:
