@@ -259,28 +259,29 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     disk = whole.with_name("disk")
     if tmpfs(disk, "size=3m"):
         try:
-            for name, room in (("while saving", 40_000), ("while logging", 0)):
-                workdir = disk / name.replace(" ", "_")
-                process = runs.start(workdir, *TRAINING)
-                wait_for(process, workdir, 20)
-                filler = disk / "filler"
-                with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                    while file.write(bytes(4096)):  # all that is left, but for some room
-                        pass
-                if room:
-                    os.truncate(filler, max(0, filler.stat().st_size - room))
-                process.join()
-                said = said_of(workdir, "error: ")
-                filler.unlink()
-                code, _ = runs.run(workdir, *TRAINING)
-                well = process.exitcode == 1 and "No space left" in said and code == 0
-                well = well and outcome(workdir) == wanted
-                note(f"disk full {name}", process.exitcode, said, well)
-                shutil.rmtree(workdir)
+            workdir, filler = disk / "saving", disk / "filler"
+            process = runs.start(workdir, *TRAINING)
+            wait_for(process, workdir, 10)
+            with filler.open("ab", buffering=0) as file:
+                while process.exitcode is None:  # all that is left, and what becomes free
+                    with contextlib.suppress(OSError):
+                        file.write(bytes(4096))
+                    process.join(0.0001)
+            filler.unlink()
+            note_disk(runs, "disk full while saving", workdir, process, wanted, note)
+            shutil.rmtree(workdir)
         finally:
             subprocess.run(["umount", str(disk)], check=True)
     else:
         print("no small disk can be mounted here: full and read-only disks are left out")
+
+    workdir = whole.with_name("logging")
+    process = runs.start(workdir, *TRAINING)
+    wait_for(process, workdir, 1)
+    (workdir / "link").symlink_to("/dev/full")  # every write to it fails
+    (workdir / "link").rename(workdir / "metrics.jsonl")
+    process.join()
+    note_disk(runs, "disk full while logging", workdir, process, wanted, note)
 
     workdir = whole.with_name("nan")
     bad = [*TRAINING, "--learning_rate=1e38", "--clip_norm=1e38", "--epochs=2"]
@@ -312,6 +313,15 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
 
     data_days(runs, note)
     return report
+
+
+def note_disk(runs, what, workdir, process, wanted, note) -> None:
+    """Notes what a run said of a full disk, and whether it goes on once there is room."""
+    lines = runs.log(workdir).read_text().splitlines()
+    said = next((line for line in lines if line.startswith("error: ")), "")
+    code, _ = runs.run(workdir, *TRAINING)
+    well = process.exitcode == 1 and "No space left" in said and code == 0
+    note(what, process.exitcode, said, well and outcome(workdir) == wanted)
 
 
 def data_days(runs: Runs, note: Callable) -> None:
