@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import char_ptb, permuted_mnist
-from tests import fault_injection, scaling
+from tests import bad_commands, fault_injection, scaling
 
 
 @pytest.mark.parametrize("experiment", [char_ptb, permuted_mnist], ids=lambda e: e.__name__)
@@ -14,7 +14,7 @@ def test_bad_command_lines_end_with_one_line(experiment, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zoneout_jax.training.cli.prepare", None)  # nothing gets that far
     name = experiment.__name__.removeprefix("experiments.")
-    commands = fault_injection.bad_commands(name)
+    commands = bad_commands.bad_commands(name)
     assert len(commands) > 200
     for flags in commands:
         with pytest.raises(SystemExit) as end:

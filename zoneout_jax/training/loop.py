@@ -108,8 +108,7 @@ class _Fit:
         self.saved_at = time.monotonic()
         self.log = None
         if self.first:
-            progress = self.progress
-            self.log = MetricLog(run, progress["step"], progress["metrics"], progress["times"])
+            self.log = MetricLog(run, **{k: self.progress[k] for k in ("step", "metrics", "times")})
             stack.callback(self.log.close)
         self.drawing = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         self.drawn = self.drawing.submit(int)
@@ -277,14 +276,9 @@ class _Fit:
             self.log.append(entries, times)
         progress["metrics"] += entries
         progress["times"].append(times)
-        many = len(self.seeds)
-        progress.update(
-            epoch_totals=[0.0] * many,
-            epoch_counts=[0.0] * many,
-            skipped=[0] * many,
-            epoch_seconds=0.0,
-            checkpoint_seconds=0.0,
-        )
+        for name in ("epoch_totals", "epoch_counts", "skipped"):
+            progress[name] = [0] * len(self.seeds)
+        progress.update(epoch_seconds=0.0, checkpoint_seconds=0.0)
         for entry in entries:
             self.bar.say(describe(entry))
 
