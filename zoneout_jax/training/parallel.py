@@ -263,9 +263,10 @@ def train_steps(
     """Compiles many training steps into one call.
 
     Args:
-      loss: `loss(params, data, examples, key) -> (total, count)`, over one device's examples. It
-        runs inside the mapped axis `AXIS`. The gradient taken is that of Σ total / Σ count over
-        all devices, so that neither padding nor an uneven spread biases it.
+      loss: `loss(params, data, examples, key) -> (total, count)`, over one device's examples, or
+        `loss(params, data, examples, key, memory) -> (total, count, memory)` if the state has a
+        memory. It runs inside the mapped axis `AXIS`. The gradient taken is that of Σ total /
+        Σ count over all devices, so that neither padding nor an uneven spread biases it.
       optimizer: an optax optimizer.
       placement: of the seeds.
       calls: steps in a call at most.
@@ -282,35 +283,43 @@ def train_steps(
       Nothing is compiled again for another first, stop or vote.
     """
 
+    def with_memory(params, memory, *args):
+        handed = () if memory is None else (memory,)
+        total, count, *memory = loss(params, *args, *handed)
+        return total, (count, memory[0] if memory else None)
+
     def gradient(state: TrainState, data, rows, row, key):
         examples = jax.tree.map(lambda r: r[row], rows)
         step_key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (total, count), grads = gradient(state.params, data, examples, step_key)
+        gradient = jax.value_and_grad(with_memory, has_aux=True)
+        (total, (count, memory)), grads = gradient(
+            state.params, state.memory, data, examples, step_key
+        )
         total, count, grads = jax.lax.psum((total, count, grads), AXIS)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((total, grads))]
-        return grads, total, count, jnp.all(jnp.stack(finite))
+        return grads, memory, total, count, jnp.all(jnp.stack(finite))
 
-    def update(state: TrainState, grads):
+    def update(state: TrainState, grads, memory):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, memory)
 
-    def leave_out(state: TrainState, grads, finite):
-        new = update(state, grads)
+    def leave_out(state: TrainState, grads, memory, finite):
+        new = update(state, grads, memory)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         return new._replace(step=state.step + 1)
 
     gradients = placement.each_seed(gradient, (0, None, 0, None, 0))
-    updates = placement.each_seed(update, (0, 0))
-    some_updates = placement.each_seed(leave_out, (0, 0, 0))
+    updates = placement.each_seed(update, (0, 0, 0))
+    some_updates = placement.each_seed(leave_out, (0, 0, 0, 0))
 
     def run(state: TrainState, data, rows, first, stop, key, going, vote):
         seeds = state.step.shape[0]
 
         def body(carried):
             row, state, totals, counts, _ = carried
-            grads, total, count, finite = gradients(state, data, rows, row, key)
+            grads, memory, total, count, finite = gradients(state, data, rows, row, key)
             stopping = jnp.zeros((), bool)
             if not skip_not_finite:
                 stopping = jnp.any(~finite & going)
@@ -321,11 +330,11 @@ def train_steps(
             state = jax.lax.switch(
                 jnp.where(stopping, 2, jnp.where(jnp.all(finite), 0, 1)),
                 [
-                    lambda state, grads, finite: updates(state, grads),
+                    lambda state, grads, memory, finite: updates(state, grads, memory),
                     some_updates,
-                    lambda state, grads, finite: state,
+                    lambda state, grads, memory, finite: state,
                 ],
-                *(state, grads, finite),
+                *(state, grads, memory, finite),
             )
             at = row - first
             totals, counts = totals.at[at].set(total), counts.at[at].set(count)
@@ -341,6 +350,12 @@ def train_steps(
 
     axes = (0, 0, 0, None, None, 0, 0, None)
     return jax.pmap(run, axis_name=placement.axis, in_axes=axes, donate_argnums=(0,))
+
+
+def each_state(change: Callable[..., TrainState], placement: Placement) -> Callable:
+    """Compiles `change(state, figures) -> state` of one seed as that of all, all placed."""
+    run = placement.each_seed(change, (0, 0))
+    return jax.pmap(run, axis_name=placement.axis, donate_argnums=(0,))
 
 
 def evaluation_sums(loss: Loss, placement: Placement) -> Callable:

@@ -14,16 +14,21 @@ class TrainState(NamedTuple):
       step: steps done so far, an int32 scalar.
       params: parameters of the model.
       opt_state: state of the optimizer.
+      memory: what a step hands to the next beside these, such as the state of a recurrent network;
+        the same on every device.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    memory: Any = None
 
     @classmethod
-    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
+    def create(
+        cls, params: Any, optimizer: optax.GradientTransformation, memory: Any = None
+    ) -> "TrainState":
         """The state before the first step."""
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
 
 
 class Streams(NamedTuple):

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from zoneout_jax.training.parallel import Loss
+from zoneout_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Task:
       name: what to call the run in its output.
       init: `init(key) -> params`.
       optimizer: an optax optimizer.
-      loss: `loss(params, data, examples, key) -> (total, count)` over one device's examples.
+      loss: `loss(params, data, examples, key) -> (total, count)` over one device's examples; with
+        a memory `loss(params, data, examples, key, memory) -> (total, count, memory)`.
       data: training arrays, copied to every device.
       plan: `plan(key) -> rows`, the examples `[steps_per_epoch, batch, …]` of an epoch.
       steps_per_epoch: rows of a plan.
@@ -60,6 +62,10 @@ class Task:
       validation: measured after each epoch; chooses the parameters and the end.
       chosen_by: name of the validation's total that does so, if it is not the metric.
       calibration: done before each evaluation; the parameters kept are those that it gives.
+      memory: `memory(params)`, what the first step of all is handed as memory; what each returns,
+        the same on every device, is handed to the next.
+      end_epoch: `end_epoch(state, figures) -> state`, a change of the `TrainState` after an epoch,
+        given the validation's figures by name. Compiled.
       final: measured once, with the best parameters, by name.
       facts: what else to keep beside the result, such as sizes of the data.
     """
@@ -77,4 +83,6 @@ class Task:
     final: Mapping[str, Evaluation]
     chosen_by: str | None = None
     calibration: Calibration | None = None
+    memory: Callable[[Any], Any] | None = None
+    end_epoch: Callable[[TrainState, Mapping[str, jax.Array]], TrainState] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
