@@ -44,7 +44,7 @@ def bare_loop(config: char_ptb.Config, steps: int):
     cell = lstm(corpus.vocab_size, config.hidden_features, learned_carry=True)
     spec = Zoneout(cells=config.z_prob_cells, states=config.z_prob_states)
     optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.adam(config.learning_rate)
+        optax.clip_by_global_norm(config.clip_norm), optax.adam(char_ptb.learning_rate(config))
     )
     key = jax.random.key(0)
     params = {

@@ -40,19 +40,17 @@ from zoneout_jax import Masks
 from zoneout_jax.training import (
     Count,
     Range,
-    RunDirectory,
-    Task,
     check_ranges,
     exits,
     fail,
     fit,
     parse_preset,
     prepare,
+    read_trained,
     versions,
     write_json,
 )
-from zoneout_jax.training.checkpoint import Checkpoints
-from zoneout_jax.training.state import Streams, TrainState
+from zoneout_jax.training.state import Streams
 
 GAMMAS = (0.1, 0.3, 0.5, 1.0)
 MODELS = {
@@ -166,7 +164,7 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     fit(dataclasses.replace(task, name=f"{name}, seed {seed}"), config, run)
     streams = Streams.from_seed(seed)
     params = {"initialization": task.init(streams.init)}
-    params["trained"] = last_params(task, params["initialization"], run)
+    params["trained"] = read_trained(task, run.path).last
 
     images, splits = permuted_mnist.load(config)
     pixels, labels = (jnp.asarray(x[: options.examples]) for x in splits["validation"])
@@ -188,18 +186,6 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
         arrays = (np.linalg.norm(np.asarray(g, np.float64), axis=-1) for g in found)
         norms[stage] = {state: a.mean(1) for state, a in zip(STATES, arrays, strict=True)}
     return norms
-
-
-def last_params(task: Task, params: Any, run: RunDirectory) -> Any:
-    """Parameters of the last checkpoint of a run; `params` are others of their shapes."""
-    state = TrainState.create(params, task.optimizer)
-    like = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (state, params))
-    checkpoints = Checkpoints(run.path / "checkpoints")
-    try:
-        (state, _), _ = checkpoints.restore(like, print)
-    finally:
-        checkpoints.close()
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), TrainState(*state).params)
 
 
 def measure(options: Config) -> dict[str, Any]:

@@ -1,14 +1,26 @@
-"""What the language models share: the output layer, its loss, and evaluation with carried state."""
+"""What the language models share: settings, the model, its regularizers, loss and evaluation."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zoneout_jax.training import Evaluation
+from experiments.zoneout_config import ZoneoutConfig
+from zoneout_jax import Zoneout, gru, lstm, norm_stabilizer, rnn, unroll, weight_noise
+from zoneout_jax.cells import Cell
+from zoneout_jax.training import (
+    Count,
+    Evaluation,
+    NotNegative,
+    Positive,
+    Probability,
+    Range,
+)
 
 BLOCK = 100
 """Symbols read at once while a state is carried."""
@@ -16,15 +28,286 @@ WARM_UP = 1000
 """Symbols that a part of a text is preceded by; a multiple of BLOCK. With the paper's model the
 figures differ from those of the text in one piece by less than 1e-5 bits per character."""
 
+Readout = dict[str, jax.Array]
 
-def readout_init(key: jax.Array, features: int, vocab_size: int) -> dict[str, jax.Array]:
-    """Parameters of the output layer: an orthogonal kernel `[H, V]` and a bias `[V]` of zeros."""
-    kernel = jax.nn.initializers.orthogonal()(key, (features, vocab_size), jnp.float32)
-    return {"kernel": kernel, "bias": jnp.zeros(vocab_size)}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(ZoneoutConfig):
+    """Settings of a language model."""
+
+    train_size: Count | None = None
+    """Symbols of the training text to use; all by default."""
+    eval_size: Count | None = None
+    """Symbols of the validation and of the test text to use; all by default."""
+    rnn_type: Literal["LSTM", "GRU", "SRNN"] = "LSTM"
+    """Kind of the layers; SRNN is the plain one, of tanh units."""
+    hidden_features: Count = 1000
+    """Units of a layer."""
+    num_layers: Annotated[int, Range(1, 100)] = 1
+    """Layers."""
+    seq_length: Annotated[int, Range(2)] = 100
+    """Symbols in a training sequence."""
+    algorithm: Literal["adam", "rms_prop", "momentum", "sgd"] = "adam"
+    """Optimizer."""
+    learning_rate: Positive = 2e-3
+    """Step size."""
+    momentum: Annotated[float, Range(0, 1)] = 0.99
+    """Of the algorithm momentum."""
+    clip_norm: Positive = 1.0
+    """Largest global norm."""
+    clip_by: Literal["gradient", "update"] = "gradient"
+    """What is clipped: the gradient (paper), or what the optimizer makes of it (authors' code)."""
+    weight_decay: NotNegative = 0.0
+    """Factor of the weights that is added to the gradient."""
+    drop_prob_igates: Probability = 0.0
+    """Recurrent dropout: probability that the update of a cell is dropped."""
+    static_mask: bool = False
+    """One mask a sequence instead of one a step."""
+    stoch_depth: bool = False
+    """One draw for all units of an example (stochastic depth)."""
+    gaussian_mask: bool = False
+    """Gaussian masks of the Bernoulli's mean and variance."""
+    weight_noise: NotNegative = 0.0
+    """Standard deviation of noise on the weights, in training."""
+    norm_cost_coeff: NotNegative = 0.0
+    """Weight of the norm stabilizer."""
+    penalty: Literal["hids", "cells"] = "hids"
+    """What the norm stabilizer looks at: hidden states or memory cells."""
+    eval_streams: Count = 32
+    """Parts that a text is cut into to carry the state over them side by side, each after a
+    warm-up on the symbols before it; 1 carries it over the text in one piece."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rnn_type != "LSTM":
+            lacking = [name for name in ("z_prob_cells", "share_mask") if getattr(self, name)]
+            if self.rnn_type == "SRNN" and self.drop_prob_igates:
+                lacking.append("drop_prob_igates")
+            if self.norm_cost_coeff and self.penalty == "cells":
+                lacking.append("penalty")
+            if lacking:
+                raise ValueError(
+                    f"rnn_type {self.rnn_type} has no memory cells or no gate for {lacking[0]}, "
+                    f"got {lacking[0]}={getattr(self, lacking[0])}; leave it out"
+                )
+
+    def zoneout(self) -> Zoneout:
+        """The masks of a layer."""
+        return self.masks(
+            self.drop_prob_igates,
+            static=self.static_mask,
+            per_layer=self.stoch_depth,
+            gaussian=self.gaussian_mask,
+        )
+
+    def dtype(self) -> Any:
+        """Type of the operands of matrix products."""
+        return jnp.bfloat16 if self.precision == "bfloat16" else jnp.float32
+
+
+class LanguageModel(NamedTuple):
+    """Recurrent layers between symbols and the distribution of the next one.
+
+    Attributes:
+      init: `init(key) -> params`: `layers`, `readout`, and `embedding` `[V, E]` if there is one.
+      initial_carry: `initial_carry(params, batch) -> carry`, of each layer one.
+      sums: `sums(params, inputs, targets, weights, carry=None, **mode) -> ((total, count), carry)`:
+        Σ w·nats and Σ w of predicting the targets, all `[T, B]`, and the carry after them. `mode`
+        is `deterministic=True`; or `key`, and `axis_name` of the axis that a batch is spread over.
+        In training, of gradient alone, the norm stabilizer is added to the total.
+      logits: `logits(params, inputs, carry) -> (logits [T, B, V], carry)`, by expectation.
+    """
+
+    init: Callable[[jax.Array], Any]
+    initial_carry: Callable[[Any, int], Any]
+    sums: Callable[..., tuple[tuple[jax.Array, jax.Array], Any]]
+    logits: Callable[..., tuple[jax.Array, Any]]
+
+
+def language_model(
+    config: LanguageModelConfig,
+    vocab_size: int,
+    *,
+    embedding_features: int | None = None,
+    tied: bool = False,
+    init_width: float | None = None,
+    learned_carry: bool = True,
+    input_drop: float = 0.0,
+    dropout: float = 0.0,
+) -> LanguageModel:
+    """Makes a model.
+
+    Args:
+      config: settings.
+      vocab_size: V, number of symbols.
+      embedding_features: E, size of embeddings; None feeds one-hot vectors to the first layer.
+      tied: the kernel of the output layer is the transposed embedding (Press and Wolf 2017).
+      init_width: all weights are uniform within ± this; None makes them orthogonal.
+      learned_carry: the initial state is learned; otherwise it is zero.
+      input_drop: dropout of the first layer's inputs.
+      dropout: dropout between layers and before the output layer (Zaremba et al. 2014).
+
+    Raises:
+      ValueError: tied weights of different sizes.
+    """
+    features = config.hidden_features
+    if tied and embedding_features != features:
+        raise ValueError(
+            f"tied weights need embeddings as large as a layer, {features}, got "
+            f"{embedding_features}"
+        )
+    first = embedding_features or vocab_size
+    cells = [
+        make_cell(config, features if number else first, learned_carry, init_width)
+        for number in range(config.num_layers)
+    ]
+    zoneout = config.zoneout()
+    dtype = config.dtype()
+
+    def init(key):
+        cell_key, readout_key, embedding_key = jax.random.split(key, 3)
+        params = {
+            "layers": [
+                cell.init(jax.random.fold_in(cell_key, number)) for number, cell in enumerate(cells)
+            ],
+            "readout": readout_init(readout_key, features, vocab_size, init_width),
+        }
+        if tied:
+            del params["readout"]["kernel"]
+        if embedding_features:
+            shape, width = (vocab_size, embedding_features), init_width or features**-0.5
+            params["embedding"] = jax.random.uniform(
+                embedding_key, shape, minval=-width, maxval=width
+            )
+        return params
+
+    def initial_carry(params, batch):
+        layers = zip(cells, params["layers"], strict=True)
+        return [cell.initial_carry(layer, batch) for cell, layer in layers]
+
+    def run(params, inputs, carry=None, key=None, deterministic=False, axis_name=None):
+        """Outputs `[T, B, H]`, carry, and of each layer what the norm stabilizer looks at."""
+
+        def dropped(xs, rate, number, features):
+            if deterministic or not rate:
+                return xs
+            return drop(jax.random.fold_in(key, number), xs, rate, features, axis_name)
+
+        if embedding_features:
+            xs = params["embedding"][inputs]
+            xs = dropped(xs, input_drop, 0, first)
+        else:
+            xs = jax.nn.one_hot(inputs, vocab_size)
+            xs = dropped(xs, input_drop, 0, 1)  # a symbol has one element to drop
+        emit = with_cells if config.norm_cost_coeff and config.penalty == "cells" else None
+        new_carry, penalized = [], []
+        for number, (cell, layer) in enumerate(zip(cells, params["layers"], strict=True)):
+            if number:
+                xs = dropped(xs, dropout, 2 * number, features)
+            mode = {"deterministic": True}
+            if not deterministic:
+                mode = {"key": jax.random.fold_in(key, 2 * number + 1), "axis_name": axis_name}
+            before = None if carry is None else carry[number]
+            after, ys = unroll(cell, layer, xs, before, zoneout=zoneout, emit=emit, **mode)
+            xs, looked_at = ys if emit else (ys, ys)
+            new_carry.append(after)
+            penalized.append(looked_at)
+        xs = dropped(xs, dropout, 2 * len(cells), features)
+        return xs, new_carry, penalized
+
+    def readout(params):
+        kernel = params["embedding"].T if tied else params["readout"]["kernel"]
+        return {"kernel": kernel, "bias": params["readout"]["bias"]}
+
+    def sums(params, inputs, targets, weights, carry=None, *, key=None, **mode):
+        noisy = config.weight_noise and not mode.get("deterministic")
+        if noisy:
+            params = weight_noise(params, jax.random.fold_in(key, 2**31), config.weight_noise)
+        ys, carry, penalized = run(params, inputs, carry, key, **mode)
+        total, count = cross_entropy_sum(readout(params), ys, targets, weights, dtype)
+        if config.norm_cost_coeff and not mode.get("deterministic"):
+            cost = config.norm_cost_coeff * sum(map(norm_stabilizer, penalized))
+            # Of gradient alone, so that the training figure remains a cross entropy.
+            total += count * (cost - jax.lax.stop_gradient(cost))
+        return (total, count), carry
+
+    def logits(params, inputs, carry):
+        ys, carry, _ = run(params, inputs, carry, deterministic=True)
+        return output_layer(readout(params), ys, dtype), carry
+
+    return LanguageModel(init, initial_carry, sums, logits)
+
+
+def with_cells(carry: Any, output: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Output and memory cells of a step."""
+    return output, carry[0]
+
+
+def make_cell(
+    config: LanguageModelConfig, in_features: int, learned_carry: bool, init_width: float | None
+) -> Cell:
+    """The cell of one layer."""
+    initializer = init_width and uniform(init_width)
+    options = {
+        "kernel_init": initializer,
+        "recurrent_init": initializer,
+        "learned_carry": learned_carry,
+        "dtype": config.dtype(),
+    }
+    sizes = (in_features, config.hidden_features)
+    if config.rnn_type == "LSTM":
+        return lstm(*sizes, **options)
+    if config.rnn_type == "GRU":
+        return gru(*sizes, reset_after=False, **options)
+    return rnn(*sizes, **options)
+
+
+@functools.cache  # cells with the same initializer are the same cell
+def uniform(width: float) -> Callable[..., jax.Array]:
+    """Uniform within ± width."""
+
+    def init(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
+        del blocks
+        return jax.random.uniform(key, shape, dtype, -width, width)
+
+    return init
+
+
+def drop(
+    key: jax.Array, xs: jax.Array, rate: float, features: int, axis_name: str | None
+) -> jax.Array:
+    """Dropout of arrays `[T, B, F]`, whose masks belong to examples as those of zoneout do.
+
+    Args:
+      features: F; or 1 for one draw for all features.
+      axis_name: mapped axis over which the batch is spread.
+    """
+    steps, batch = xs.shape[:2]
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+    dropped = Zoneout(states=rate).sample(key, steps, batch, features, first).states
+    return jnp.where(dropped, 0, xs / (1 - rate))
+
+
+def readout_init(
+    key: jax.Array, features: int, vocab_size: int, init_width: float | None = None
+) -> Readout:
+    """Parameters of the output layer: a kernel `[H, V]`, orthogonal or uniform, and a bias of 0."""
+    init = uniform(init_width) if init_width else jax.nn.initializers.orthogonal()
+    return {
+        "kernel": init(key, (features, vocab_size), jnp.float32),
+        "bias": jnp.zeros(vocab_size),
+    }
+
+
+def output_layer(readout: Readout, ys: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Logits y W + b, with the operands of the product in `dtype`."""
+    kernel = readout["kernel"].astype(dtype)
+    logits = jnp.matmul(ys.astype(dtype), kernel, preferred_element_type=jnp.float32)
+    return logits + readout["bias"]
 
 
 def cross_entropy_sum(
-    readout: dict[str, jax.Array],
+    readout: Readout,
     ys: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
@@ -41,11 +324,26 @@ def cross_entropy_sum(
       weights: `[T, B]`; 0 for what must not count.
       dtype: type of the operands of the matrix product.
     """
-    kernel = readout["kernel"].astype(dtype)
-    logits = jnp.matmul(ys.astype(dtype), kernel, preferred_element_type=jnp.float32)
-    logits = logits + readout["bias"]
+    logits = output_layer(readout, ys, dtype)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(weights * nats), jnp.sum(weights)
+
+
+def make_optimizer(
+    config: LanguageModelConfig, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """The optimizer, and what is clipped before it or after it."""
+    rule = {
+        "adam": lambda: optax.adam(learning_rate),
+        "rms_prop": lambda: optax.rmsprop(learning_rate),
+        "momentum": lambda: optax.sgd(learning_rate, config.momentum),
+        "sgd": lambda: optax.sgd(learning_rate),
+    }[config.algorithm]()
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    order = (clip, rule) if config.clip_by == "gradient" else (rule, clip)
+    if config.weight_decay:
+        order = (optax.add_decayed_weights(config.weight_decay), *order)
+    return optax.chain(*order)
 
 
 def carried_evaluation(

@@ -33,6 +33,7 @@ import numpy as np
 import optax
 
 from experiments.language_model import readout_init
+from experiments.zoneout_config import ZoneoutConfig
 from zoneout_jax import Zoneout, lstm, unroll
 from zoneout_jax.data import Images, image_epoch_plan, load_images, pad_rows, permutation
 from zoneout_jax.training import (
@@ -44,7 +45,6 @@ from zoneout_jax.training import (
     Positive,
     Probability,
     Range,
-    RunConfig,
     Task,
     launch,
 )
@@ -54,7 +54,7 @@ EMA_RATE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(ZoneoutConfig):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     epochs: Count = 150
@@ -81,12 +81,6 @@ class Config(RunConfig):
     """Step size of RMSProp."""
     clip_norm: Positive = 1.0
     """Largest global norm of the gradient."""
-    z_prob_cells: Probability = 0.0
-    """Zoneout: probability that a cell keeps its previous value."""
-    z_prob_states: Probability = 0.0
-    """Zoneout: probability that a hidden state keeps its previous value."""
-    share_mask: bool = False
-    """One mask for cells and states."""
     igate_drop: Probability = 0.0
     """Recurrent dropout: probability that the update of a cell is dropped."""
     batch_normalization: bool = False
@@ -114,13 +108,8 @@ class Config(RunConfig):
             raise ValueError(f"initial_beta must be finite, got {self.initial_beta}")
 
     def zoneout(self) -> Zoneout:
-        """The masks. A rate of 0 costs nothing: none is drawn."""
-        return Zoneout(
-            cells=self.z_prob_cells or None,
-            states=self.z_prob_states or None,
-            update_drop=self.igate_drop or None,
-            shared=self.share_mask,
-        )
+        """The masks."""
+        return self.masks(self.igate_drop)
 
 
 PRESETS = {
@@ -163,8 +152,8 @@ ROWS = {
 }
 """Rows of the paper's table: flags and published figures."""
 
-QUICK_ROWS = tuple(ROWS)
-"""Rows that the smaller presets are for."""
+PRESET_ROWS: dict[str, tuple[str, ...]] = {}
+"""Rows that a preset is for; all by default."""
 
 PUBLISHED_ON = "MNIST"
 

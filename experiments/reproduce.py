@@ -44,10 +44,13 @@ from zoneout_jax.training import (
 class Options:
     """What to rerun."""
 
-    experiment: tyro.conf.Positional[Literal["char_ptb", "permuted_mnist", "gradient_propagation"]]
+    experiment: tyro.conf.Positional[
+        Literal["char_ptb", "word_ptb", "text8", "permuted_mnist", "gradient_propagation"]
+    ]
     """Experiment."""
-    preset: Literal["paper", "laptop", "smoke"] = "paper"
-    """Settings: the paper's own, minutes on a laptop, or seconds."""
+    preset: Literal["paper", "repository", "small", "laptop", "smoke"] = "paper"
+    """Settings: the paper's own, the authors' code's, a small task on the paper's data, minutes on
+    a laptop, or seconds. Not every experiment has them all."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0, 1, 2)
     """Seeds that every row is run with."""
     rows: tuple[str, ...] = ()
@@ -73,11 +76,14 @@ def reproduce(options: Options) -> dict[str, Any]:
       ValueError: bad rows or seeds, or what the experiment itself refuses.
     """
     experiment = importlib.import_module(f"experiments.{options.experiment}")
+    if options.preset not in experiment.PRESETS:
+        raise ValueError(
+            f"{options.experiment} has no preset {options.preset}; choose one of "
+            f"{', '.join(experiment.PRESETS)}"
+        )
     if hasattr(experiment, "measure"):
         return experiment.measure(_measurement(options, experiment.PRESETS[options.preset]))
-    names = options.rows or tuple(experiment.ROWS)
-    if not options.rows and options.preset != "paper":
-        names = experiment.QUICK_ROWS
+    names = options.rows or experiment.PRESET_ROWS.get(options.preset, tuple(experiment.ROWS))
     unknown = [name for name in names if name not in experiment.ROWS]
     if unknown:
         raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(experiment.ROWS)}")

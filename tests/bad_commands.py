@@ -17,7 +17,7 @@ from zoneout_jax.training import Range
 from zoneout_jax.training.config import ranges
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXPERIMENTS = ("char_ptb", "permuted_mnist")
+EXPERIMENTS = ("char_ptb", "word_ptb", "permuted_mnist")
 
 
 def atoms(hint: Any) -> Iterator[Any]:
@@ -47,7 +47,8 @@ def bad_values(hint: Any, allowed: Range | None) -> Iterator[str]:
         below = allowed.low if allowed.above else allowed.low - 1
         yield from (f"{below:.0f}", f"{allowed.low - 12345:.0f}")
         if allowed.high is not None:
-            yield from (f"{allowed.high + 1:.0f}", f"{10 * allowed.high + 5:.0f}")
+            above = allowed.high if allowed.below else allowed.high + 1
+            yield from (f"{above:.0f}", f"{10 * allowed.high + 5:.0f}")
 
 
 def bad_commands(experiment: str) -> list[tuple[str, ...]]:

@@ -52,7 +52,10 @@ def raw_data():
 def test_defaults_are_the_papers():
     config = char_ptb.Config()
     assert (config.hidden_features, config.seq_length, config.batch_size) == (1000, 100, 32)
-    assert (config.learning_rate, config.clip_norm, config.clip_by) == (2e-3, 1.0, "gradient")
+    assert [
+        char_ptb.learning_rate(char_ptb.Config(rnn_type=kind)) for kind in ("LSTM", "GRU", "SRNN")
+    ] == [2e-3, 1e-3, 3e-4]
+    assert (config.clip_norm, config.clip_by) == (1.0, "gradient")
     assert (config.patience, config.dataset, config.char_convention) == (25, "ptb", "mikolov")
     assert not config.zoneout().active
 

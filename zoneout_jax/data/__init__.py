@@ -6,6 +6,7 @@ from zoneout_jax.data.batching import gather as gather
 from zoneout_jax.data.batching import image_epoch_plan as image_epoch_plan
 from zoneout_jax.data.batching import pad_rows as pad_rows
 from zoneout_jax.data.batching import steps_per_epoch as steps_per_epoch
+from zoneout_jax.data.batching import stream_plan as stream_plan
 from zoneout_jax.data.corpus import Corpus as Corpus
 from zoneout_jax.data.corpus import load_corpus as load_corpus
 from zoneout_jax.data.images import Images as Images

@@ -54,7 +54,9 @@ def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
     return steps
 
 
-def epoch_plan(key: jax.Array, length: int, chunk: int, batch_size: int) -> jax.Array:
+def epoch_plan(
+    key: jax.Array, length: int, chunk: int, batch_size: int, augment: bool = True
+) -> jax.Array:
     """Start positions of the chunks of one epoch, shuffled.
 
     An offset is drawn uniformly from [0, chunk), the text from there on is cut into chunks, the
@@ -64,6 +66,7 @@ def epoch_plan(key: jax.Array, length: int, chunk: int, batch_size: int) -> jax.
     Args:
       key: a JAX random key.
       length, chunk, batch_size: as in `steps_per_epoch`; static under `jit`.
+      augment: False cuts from the start of the text in every epoch.
 
     Returns:
       int32 array `[steps_per_epoch(length, chunk, batch_size), batch_size]`.
@@ -78,13 +81,48 @@ def epoch_plan(key: jax.Array, length: int, chunk: int, batch_size: int) -> jax.
     """
     steps = steps_per_epoch(length, chunk, batch_size)
     offset_key, order_key = jax.random.split(key)
-    offset = jax.random.randint(offset_key, (), 0, chunk, dtype=jnp.int32)
+    offset = jax.random.randint(offset_key, (), 0, chunk if augment else 1, dtype=jnp.int32)
     # Offset 0 leaves the most chunks, another one at most one less. Shuffling the most and then
     # moving the one past the end, if there is one, behind the others keeps their order uniform.
     order = jax.random.permutation(order_key, jnp.arange(length // chunk, dtype=jnp.int32))
     past_end = order >= (length - offset) // chunk
     order = order[jnp.argsort(past_end, stable=True)]
     return (offset + chunk * order[: steps * batch_size]).reshape(steps, batch_size)
+
+
+def stream_plan(length: int, chunk: int, streams: int) -> np.ndarray:
+    """Start positions of chunks that follow each other in each of several streams.
+
+    The text is cut into parts of the same length, one a stream, and each part into chunks:
+
+        starts[s, b] = (b · n + s) · chunk,     n = (length // chunk) // streams chunks a part
+
+    so that stream b ends where stream b + 1 begins. Up to chunk · streams − 1 symbols at the end of
+    the text are left out.
+
+    Args:
+      length, chunk: as in `chunk_starts`.
+      streams: parts.
+
+    Returns:
+      int32 array `[n, streams]`.
+
+    Raises:
+      ValueError: an argument below one, or a text too short for one chunk a stream.
+
+    Example:
+      >>> stream_plan(length=100, chunk=10, streams=3)[:, 1]
+      array([30, 40, 50], dtype=int32)
+    """
+    _check_positive(chunk=chunk, streams=streams)
+    steps = length // chunk // streams
+    if steps < 1:
+        raise ValueError(
+            f"a text of {length} symbols is shorter than one batch: {streams} chunks of {chunk} "
+            f"take {streams * chunk}"
+        )
+    places = np.arange(streams) * steps + np.arange(steps)[:, None]
+    return (chunk * places).astype(np.int32)
 
 
 def image_epoch_plan(key: jax.Array, examples: int, batch_size: int) -> jax.Array:

@@ -4,6 +4,7 @@ from zoneout_jax.training.cli import exits as exits
 from zoneout_jax.training.cli import launch as launch
 from zoneout_jax.training.cli import prepare as prepare
 from zoneout_jax.training.config import Count as Count
+from zoneout_jax.training.config import DropRate as DropRate
 from zoneout_jax.training.config import NotNegative as NotNegative
 from zoneout_jax.training.config import Positive as Positive
 from zoneout_jax.training.config import Probability as Probability
@@ -25,3 +26,5 @@ from zoneout_jax.training.run_directory import write_json as write_json
 from zoneout_jax.training.task import Calibration as Calibration
 from zoneout_jax.training.task import Evaluation as Evaluation
 from zoneout_jax.training.task import Task as Task
+from zoneout_jax.training.trained import Trained as Trained
+from zoneout_jax.training.trained import read_trained as read_trained

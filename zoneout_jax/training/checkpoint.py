@@ -22,13 +22,15 @@ class Checkpoints:
     at any moment leaves the one before intact. Of several processes one alone may make this.
     """
 
-    def __init__(self, directory: pathlib.Path):
-        self._directory = directory.absolute()
-        self._directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: pathlib.Path, read_only: bool = False):
+        self._directory, self._read_only = directory.absolute(), read_only
+        if not read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             create=False,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,  # another process may be writing them
+            read_only=read_only,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(), active_processes={jax.process_index()}
             ),
@@ -87,7 +89,8 @@ class Checkpoints:
                 say(f"the checkpoint of step {step:,} cannot be read ({one_line(error)[:200]})")
                 bad.append(step)
             else:
-                self._set_aside(bad)
+                if not self._read_only:
+                    self._set_aside(bad)
                 return restored
         raise RunError(
             f"no checkpoint in {self._directory} can be read; they are left as they are: repair "

@@ -121,7 +121,7 @@ def prepare(
                 raise ValueError(f"{name} is {value} here and {first[name]} in process 0")
         parallel.check_divides(config.batch_size, config.num_seeds)
         path = config.run_directory(experiment, presets[config.preset])
-        run = RunDirectory(path, config.identity(), config.resume)
+        run = RunDirectory(path, config.identity(), config.resume, experiment)
         return build(config), run
 
     if parallel.several():

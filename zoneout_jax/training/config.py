@@ -37,19 +37,24 @@ class Range:
       low: least value.
       high: greatest value; None means any finite one.
       above: `low` itself is not allowed.
+      below: `high` itself is not allowed.
     """
 
     low: float
     high: float | None = None
     above: bool = False
+    below: bool = False
 
     def __contains__(self, value: float) -> bool:
         high_enough = value > self.low if self.above else value >= self.low
-        return high_enough and math.isfinite(value) and (self.high is None or value <= self.high)
+        if self.high is None:
+            return high_enough and math.isfinite(value)
+        return high_enough and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
         if self.high is not None:
-            return f"in {'(' if self.above else '['}{self.low}, {self.high}]"
+            left, right = "(" if self.above else "[", ")" if self.below else "]"
+            return f"in {left}{self.low}, {self.high}{right}"
         return f"above {self.low}" if self.above else f"at least {self.low}"
 
 
@@ -57,6 +62,7 @@ Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
+DropRate = Annotated[float, Range(0, 1, below=True)]
 
 
 def ranges(settings: Any) -> dict[str, Range]:

@@ -75,7 +75,7 @@ class _Fit:
         self.streams = [Streams.from_seed(seed, config.rng_impl) for seed in self.seeds]
         self.total_steps = config.epochs * task.steps_per_epoch
         # Not vmapped: a seed's first parameters are those of its run alone, bit for bit.
-        states = [self._first_state(streams.init) for streams in self.streams]
+        states = [task.first_state(streams.init) for streams in self.streams]
         state = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *states)
         self.best_params = jax.tree.map(np.array, state.params)
         self.bar = stack.enter_context(Progress(self.total_steps, task.name, shown=self.first))
@@ -125,12 +125,6 @@ class _Fit:
         self.calibrate = _calibrator(task.calibration, self.placement)
         self.validate = _evaluator(task, task.validation, self.placement)
         self.end_epoch = task.end_epoch and parallel.each_state(task.end_epoch, self.placement)
-
-    def _first_state(self, key: jax.Array) -> TrainState:
-        """The state of one seed before its first step."""
-        params = self.task.init(key)
-        memory = self.task.memory(params) if self.task.memory else None
-        return TrainState.create(params, self.task.optimizer, memory)
 
     def _restore(self, state: TrainState) -> TrainState:
         """Takes everything from the last checkpoint; every process is given the first one's."""

@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 class RunDirectory:
     """A directory that holds one run.
 
-    config.json      the settings that decide its numbers, and the versions it began with
+    config.json      experiment, settings that decide its numbers, and versions it began with
     metrics.jsonl    one JSON object an epoch (and seed); nothing in it depends on the clock
     times.jsonl      how long each epoch took
     checkpoints/     what it takes to go on
@@ -59,14 +59,27 @@ class RunDirectory:
     result.json      final figures, when the run is done
     """
 
-    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any], resume: bool = True):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        settings: Mapping[str, Any],
+        resume: bool = True,
+        experiment: str | None = None,
+    ):
         """Opens a run directory; nothing is written yet.
+
+        Args:
+          path: the directory.
+          settings: those that decide the numbers of the run.
+          resume: go on with a run that is there.
+          experiment: name of the experiment, to be noted beside the settings.
 
         Raises:
           ValueError: `path` is no directory, is of a run with other settings, is not empty and no
             run's, or is not new though `resume` is False.
         """
         self.path, self._settings = path, json.loads(json.dumps(settings))
+        self._experiment = experiment
         if path.exists() and not path.is_dir():
             raise ValueError(f"workdir {path} is a file; give another --workdir")
         if not path.exists() or {file.name for file in path.iterdir()} <= BEFORE_CONFIG:
@@ -131,9 +144,8 @@ class RunDirectory:
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
                 self._lock(lock)
                 if not self.config_file.exists():
-                    write_json(
-                        self.config_file, {"settings": self._settings, "versions": versions()}
-                    )
+                    content = {"settings": self._settings, "versions": versions()}
+                    write_json(self.config_file, {"experiment": self._experiment} | content)
             except OSError as error:
                 raise RunError(
                     f"cannot write to workdir {self.path}: {error.strerror or error}; "

@@ -86,3 +86,9 @@ class Task:
     memory: Callable[[Any], Any] | None = None
     end_epoch: Callable[[TrainState, Mapping[str, jax.Array]], TrainState] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def first_state(self, key: jax.Array) -> TrainState:
+        """The state before the first step, with parameters from a key."""
+        params = self.init(key)
+        memory = self.memory(params) if self.memory else None
+        return TrainState.create(params, self.optimizer, memory)

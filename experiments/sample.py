@@ -1,0 +1,164 @@
+"""Text from a trained language model.
+
+    python -m experiments.sample WORKDIR --prompt "the " --length 500 --temperature 0.8
+
+WORKDIR is the run directory of char_ptb, word_ptb or text8. The best parameters so far are used,
+with masks at their expectation. Each symbol is drawn from softmax(logits / temperature), at
+temperature 0 the likeliest one.
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import absl.logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.language_model import LanguageModel
+from zoneout_jax.data import Corpus
+from zoneout_jax.training import (
+    NotNegative,
+    Range,
+    RunError,
+    check_ranges,
+    fail,
+    parse,
+    read_trained,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to write."""
+
+    workdir: tyro.conf.Positional[pathlib.Path]
+    """Run directory of a language model."""
+    prompt: str = "the "
+    """What the text begins with."""
+    length: Annotated[int, Range(1, 1_000_000)] = 500
+    """Symbols to write: characters, or words."""
+    temperature: NotNegative = 0.8
+    """Below 1 the model keeps to what it is sure of; above, it dares more."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """Seed of the draws."""
+    number: Annotated[int, Range(0)] = 0
+    """Which of the models, in a run of several seeds."""
+    raw_data_dir: str | None = None
+    """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
+    data_dir: str | None = None
+    """Folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+def sample(options: Options) -> str:
+    """Writes text.
+
+    Raises:
+      ValueError: the directory holds no trained language model, or the prompt has symbols that the
+        model does not know.
+    """
+    experiment, config = read_config(options)
+    corpus = experiment.load(config)
+    prompt = encode(options.prompt, corpus)
+    params = read_trained(
+        experiment.build(config), options.workdir, config.num_seeds, options.number
+    ).best
+    model = experiment.model(config, corpus)
+    symbols = continuation(
+        model,
+        params,
+        jnp.asarray(prompt),
+        options.length,
+        options.temperature,
+        jax.random.key(options.seed),
+    )
+    return decode([*prompt, *np.asarray(symbols)], corpus)
+
+
+def read_config(options: Options) -> tuple[Any, Any]:
+    """The experiment's module and the settings of the run."""
+    file = options.workdir / "config.json"
+    try:
+        content = json.loads(file.read_text())
+        name, settings = content["experiment"], content["settings"]
+        experiment = importlib.import_module(f"experiments.{name}")
+        if not hasattr(experiment, "model"):
+            raise ValueError(f"{options.workdir} holds a run of {name}, which is no language model")
+        config = type(experiment.PRESETS["smoke"])(**settings)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:
+        raise ValueError(f"{options.workdir} is no run directory: {file}: {error}") from error
+    folders = {"raw_data_dir": options.raw_data_dir, "data_dir": options.data_dir}
+    return experiment, dataclasses.replace(config, **folders)
+
+
+def continuation(
+    model: LanguageModel,
+    params: Any,
+    prompt: jax.Array,
+    length: int,
+    temperature: float,
+    key: jax.Array,
+) -> jax.Array:
+    """Symbols `[length]` that follow a prompt `[T]`, T of at least 1."""
+
+    def draw(logits, key):
+        if not temperature:
+            return jnp.argmax(logits)
+        return jax.random.categorical(key, logits / temperature)
+
+    @jax.jit
+    def run(params, prompt, key):
+        logits, carry = model.logits(params, prompt[:, None], model.initial_carry(params, 1))
+
+        def step(state, number):
+            logits, carry = state
+            symbol = draw(logits, jax.random.fold_in(key, number))
+            logits, carry = model.logits(params, symbol[None, None], carry)
+            return (logits[0, 0], carry), symbol
+
+        return jax.lax.scan(step, (logits[-1, 0], carry), jnp.arange(length))[1]
+
+    return run(params, prompt, key)
+
+
+def encode(text: str, corpus: Corpus) -> np.ndarray:
+    """Numbers of the symbols of a text: characters, or words between blanks."""
+    number = {symbol: n for n, symbol in enumerate(corpus.vocabulary)}
+    symbols = list(text) if has_characters(corpus) else text.split()
+    unknown = [symbol for symbol in symbols if symbol not in number]
+    if not symbols or unknown:
+        what = f"unknown {unknown[0]!r}" if unknown else "nothing"
+        raise ValueError(f"the prompt must be symbols of {corpus.name}, got {what}")
+    return np.array([number[symbol] for symbol in symbols], np.int32)
+
+
+def decode(numbers: Sequence[int], corpus: Corpus) -> str:
+    """The text of symbols."""
+    return ("" if has_characters(corpus) else " ").join(corpus.vocabulary[n] for n in numbers)
+
+
+def has_characters(corpus: Corpus) -> bool:
+    """Whether the symbols are characters."""
+    return all(len(symbol) == 1 for symbol in corpus.vocabulary)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a text."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of what is meant
+    options = parse(Options, argv, "python -m experiments.sample", "Text from a language model.")
+    try:
+        print(sample(options))
+    except (ValueError, OSError, RunError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

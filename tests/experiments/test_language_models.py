@@ -1,0 +1,279 @@
+"""The language models: their figures, regularizers and command lines."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import char_ptb, reproduce, word_ptb
+from experiments.language_model import carried_evaluation, drop, language_model, make_optimizer
+from zoneout_jax import norm_stabilizer
+from zoneout_jax.training import launch, parse_preset
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+EXPERIMENTS = {"char_ptb": char_ptb, "word_ptb": word_ptb}
+each_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+
+
+def smoke(experiment, **changes):
+    return dataclasses.replace(experiment.PRESETS["smoke"], **changes)
+
+
+def measured(task, evaluation, params):
+    """A figure, and over how many predictions."""
+    rows = jnp.asarray(evaluation.rows)
+    data = jnp.asarray(evaluation.data)
+    total, count = jax.jit(lambda p: jax.lax.map(lambda r: evaluation.loss(p, data, r), rows))(
+        params
+    )
+    return task.figure(float(total.sum() / count.sum())), int(count.sum())
+
+
+def blind(task, bias):
+    """Parameters of a model that gives every symbol the same logits."""
+    params = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    params["readout"]["bias"] = jnp.asarray(bias, jnp.float32)
+    return params
+
+
+@each_experiment
+def test_a_uniform_model(experiment):
+    task = experiment.build(smoke(experiment))
+    symbols = task.facts["vocabulary"]
+    wanted = {"bpc": math.log2(symbols), "perplexity": symbols}[task.metric]
+    for evaluation in (task.validation, *task.final.values()):
+        figure, _ = measured(task, evaluation, blind(task, np.zeros(symbols)))
+        # The nats are sums of float32: a few of its last bits are lost.
+        bound = 2e-6 * (math.log(symbols) if task.metric == "perplexity" else 1)
+        np.testing.assert_allclose(figure, wanted, rtol=bound)
+
+
+@each_experiment
+@pytest.mark.parametrize("size", [301, 457])
+def test_a_unigram_model_has_the_entropy_of_the_counts_and_counts_once(experiment, size):
+    config = smoke(experiment, eval_size=size)
+    task, corpus = experiment.build(config), experiment.load(config)
+    counts = np.bincount(corpus.train, minlength=corpus.vocab_size) + 1.0
+    surprise = np.log(counts.sum()) - np.log(counts)
+    params = blind(task, -surprise)
+    for name, evaluation in {"validation": task.validation, **task.final}.items():
+        text = (corpus.test if name == "test" else corpus.validation)[:size]
+        predicted = text[1:]
+        if name == "validation" and experiment is char_ptb:
+            chunks = text[: size - size % config.seq_length].reshape(-1, config.seq_length)
+            predicted = chunks[:, 1:].ravel()
+        figure, count = measured(task, evaluation, params)
+        assert count == len(predicted)
+        np.testing.assert_allclose(figure, task.figure(surprise[predicted].mean()), rtol=1e-5)
+
+
+def long_unroll(words, params, text, streams=1):
+    """Nats of each stream of a text that is read in one piece."""
+    part = text.reshape(streams, -1).T
+    inputs, targets = jnp.asarray(part[:-1], jnp.int32), jnp.asarray(part[1:], jnp.int32)
+    weights = jnp.ones(inputs.shape)
+    (total, count), _ = words.sums(params, inputs, targets, weights, deterministic=True)
+    return float(total / count)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SRNN"])
+def test_the_carried_figure_is_one_long_unroll(kind):
+    config = smoke(word_ptb, rnn_type=kind, num_layers=2, z_prob_states=0.3, hidden_features=8)
+    words = language_model(config, 11, embedding_features=8)
+    params = words.init(jax.random.key(1))
+    text = np.random.default_rng(0).integers(0, 11, 734).astype(np.int32)
+    sums = functools.partial(words.sums, deterministic=True)
+    evaluation = carried_evaluation(text, 3, sums, words.initial_carry)
+    total, count = evaluation.loss(params, jnp.asarray(text), jnp.asarray(evaluation.rows[0]))
+    assert count == 733
+    np.testing.assert_allclose(total / count, long_unroll(words, params, text), rtol=1e-5)
+
+
+def test_training_carries_the_state_and_rolls_it_between_epochs(tmp_path):
+    """Without learning, an epoch is one long unroll, and the next one goes on where it ended."""
+    rate = "--learning_rate=1e-30"
+    flags = ("--preset=smoke", rate, "--num_layers=2", f"--workdir={tmp_path}")
+    launch("word_ptb", word_ptb.PRESETS, word_ptb.build, "", flags)
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    config = smoke(word_ptb, num_layers=2)
+    corpus = word_ptb.load(config)
+    words = word_ptb.model(config, corpus)
+    params = words.init(jax.random.fold_in(jax.random.key(0), 0))
+    streams, chunk = config.batch_size, config.seq_length
+    steps = (config.train_size - 1) // chunk // streams
+    part = steps * chunk
+    text = corpus.train[: config.train_size]
+    starts = part * np.arange(streams)
+    positions = starts + np.arange(part)[:, None]
+    inputs, targets = (jnp.asarray(text[positions + n], jnp.int32) for n in (0, 1))
+    carry = words.initial_carry(params, streams)
+    for entry in found:
+        (total, count), carry = words.sums(
+            params, inputs, targets, jnp.ones(inputs.shape), carry, deterministic=True
+        )
+        np.testing.assert_allclose(entry["train_perplexity"], math.exp(total / count), rtol=1e-5)
+        carry = jax.tree.map(lambda c: jnp.roll(c, 1, 0), carry)
+    # The state matters: from zero the second epoch would be as the first.
+    assert found[0]["train_perplexity"] != found[1]["train_perplexity"]
+
+
+def test_the_step_size_falls():
+    rate = word_ptb.learning_rate(word_ptb.Config(), steps_per_epoch=10)
+    epochs = [1, 14, 15, 16, 55]
+    wanted = [1, 1, 1 / 1.15, 1 / 1.15**2, 1 / 1.15**41]
+    found = [[float(rate(jnp.int32(10 * epoch - k))) for k in (10, 1)] for epoch in epochs]
+    np.testing.assert_allclose(found, np.repeat(wanted, 2).reshape(-1, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("features", [1, 40])
+def test_dropout(features):
+    xs = jnp.ones((50, 30, 40))
+    run = functools.partial(drop, jax.random.key(3), xs, 0.3, features)
+    found = np.asarray(run(None))
+    assert set(np.unique(found)) == {np.float32(0), np.float32(1 / 0.7)}
+    draws = 50 * 30 * features
+    assert abs(np.mean(found == 0) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / draws)
+    assert features > 1 or np.all(found == found[..., :1])
+    halves = jax.pmap(
+        lambda half: drop(jax.random.key(3), half, 0.3, features, "data"), axis_name="data"
+    )(jnp.ones((2, 50, 15, 40)))
+    np.testing.assert_array_equal(np.concatenate(halves, 1), found)
+
+
+@pytest.mark.parametrize("penalty", ["hids", "cells"])
+def test_the_norm_stabilizer_is_in_the_gradient_and_not_in_the_figure(penalty):
+    config = smoke(word_ptb, norm_cost_coeff=5.0, penalty=penalty, num_layers=2)
+    plain = language_model(dataclasses.replace(config, norm_cost_coeff=0.0), 7)
+    words = language_model(config, 7)
+    params = words.init(jax.random.key(0))
+    inputs = jax.random.randint(jax.random.key(1), (6, 3), 0, 7)
+    weights = jnp.ones((6, 3))
+
+    def figure(words, params):
+        return words.sums(params, inputs, inputs, weights, key=jax.random.key(2))[0][0]
+
+    def by_hand(params):
+        """The nats and the penalty of every layer, from one step after another."""
+        carry = plain.initial_carry(params, 3)
+        steps = []
+        for step in inputs:
+            _, carry = plain.sums(
+                params, step[None], step[None], jnp.ones((1, 3)), carry, deterministic=True
+            )
+            steps.append([c[1 if penalty == "hids" else 0] for c in carry])
+        layers = [jnp.stack([s[n] for s in steps]) for n in range(2)]
+        cost = sum(map(norm_stabilizer, layers))
+        return figure(plain, params) + 18 * 5.0 * cost
+
+    np.testing.assert_allclose(figure(words, params), figure(plain, params), rtol=1e-6)
+    found = jax.jit(jax.grad(functools.partial(figure, words)))(params)
+    wanted = jax.jit(jax.grad(by_hand))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, wanted)
+
+
+def test_weight_noise_is_for_training_alone():
+    words = language_model(smoke(word_ptb, weight_noise=0.5), 7, embedding_features=4)
+    params = words.init(jax.random.key(0))
+    inputs, weights = jnp.zeros((5, 2), jnp.int32), jnp.ones((5, 2))
+
+    def total(**mode):
+        return float(words.sums(params, inputs, inputs, weights, **mode)[0][0])
+
+    quiet = language_model(smoke(word_ptb), 7, embedding_features=4)
+    (wanted, _), _ = quiet.sums(params, inputs, inputs, weights, deterministic=True)
+    assert total(deterministic=True) == float(wanted)
+    draws = {total(key=jax.random.key(n)) for n in range(3)}
+    assert len(draws) == 3 and float(wanted) not in draws
+
+
+def test_tied_weights_are_one_matrix():
+    config = smoke(word_ptb, tied=True)
+    words = word_ptb.model(config, word_ptb.load(config))
+    assert set(words.init(jax.random.key(0))["readout"]) == {"bias"}
+    with pytest.raises(ValueError, match="as large as a layer, 8, got 5"):
+        language_model(config, 7, embedding_features=5, tied=True)
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "rms_prop", "momentum", "sgd"])
+@pytest.mark.parametrize("clip_by", ["gradient", "update"])
+def test_optimizers_go_downhill_and_clip(algorithm, clip_by):
+    config = smoke(char_ptb, algorithm=algorithm, clip_by=clip_by, clip_norm=0.5)
+    optimizer = make_optimizer(config, 0.1)
+    grads = {"w": jnp.linspace(1.0, 100.0, 50)}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    norm = float(jnp.linalg.norm(updates["w"]))
+    assert jnp.all(updates["w"] < 0)
+    if clip_by == "update":
+        np.testing.assert_allclose(norm, 0.5, rtol=1e-5)
+    elif algorithm in ("momentum", "sgd"):
+        np.testing.assert_allclose(norm, 0.1 * 0.5, rtol=1e-5)
+
+
+@each_experiment
+def test_each_row_is_trained(experiment):
+    """Traced only: its flags make a loss with finite shapes, and gradients of all parameters."""
+    for flags, published in experiment.ROWS.values():
+        config = parse_preset(experiment.PRESETS, ["--preset=smoke", *flags], "prog", "")
+        task = experiment.build(config)
+        state = jax.eval_shape(task.first_state, jax.random.key(0))
+        examples = jax.eval_shape(task.plan, jax.random.key(0))
+        memory = () if state.memory is None else (state.memory,)
+
+        def loss(params, data, rows, *memory, task=task):
+            return task.loss(params, data, rows[0], jax.random.key(0), *memory)[0]
+
+        axes = (None, None, None, *(None for _ in memory))
+        mapped = jax.vmap(jax.grad(loss), axes, axis_name="data", axis_size=1)
+        data = jax.ShapeDtypeStruct(task.data.shape, task.data.dtype)
+        grads = jax.eval_shape(mapped, state.params, data, examples, *memory)
+        assert jax.tree.structure(grads) == jax.tree.structure(state.params)
+        assert set(published) <= set(experiment.FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "flags"),
+    [
+        ("char_ptb", "--weight_noise=0.075"),
+        ("char_ptb", "--norm_cost_coeff=50"),
+        ("char_ptb", "--drop_prob_igates=0.7"),
+        ("char_ptb", "--z_prob_cells=0.5 --z_prob_states=0.05"),
+        ("word_ptb", "--z_prob_cells=0.5 --z_prob_states=0.05"),
+    ],
+)
+def test_commands_of_the_authors_readme(experiment, flags):
+    module = EXPERIMENTS[experiment]
+    config = parse_preset(module.PRESETS, flags.split(), "prog", "")
+    for flag in flags.split():
+        name, value = flag.strip("-").split("=")
+        assert getattr(config, name) == float(value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rnn_type=GRU", "--z_prob_cells=0.5"], "z_prob_cells=0.5; leave it out"),
+        (["--rnn_type=SRNN", "--drop_prob_igates=0.5"], "drop_prob_igates=0.5; leave it out"),
+        (["--rnn_type=GRU", "--norm_cost_coeff=1", "--penalty=cells"], "penalty=cells"),
+        (["--share_mask", "--z_prob_cells=0.5", "--z_prob_states=0.1"], "one rate"),
+        (["--dropout=1"], "dropout must be in [0, 1), got 1.0"),
+        (["--train_size=80"], "shorter than one batch"),
+    ],
+)
+def test_settings_that_do_not_fit(flags, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        word_ptb.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and words in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_that_an_experiment_lacks(capsys):
+    with pytest.raises(SystemExit) as end:
+        reproduce.main(["char_ptb", "--preset=repository"])
+    assert end.value.code == 2
+    assert "has no preset repository; choose one of paper, small" in capsys.readouterr().err
