@@ -18,7 +18,7 @@ PATH = "set/part.txt"
 pytestmark = pytest.mark.usefixtures("no_named_folders")
 
 
-def make_raw_file(url: str = "https://nowhere.invalid/part.txt") -> raw.RawFile:
+def make_raw_file(url: str | None = "https://nowhere.invalid/part.txt") -> raw.RawFile:
     """The description of a file whose content is CONTENT."""
     return raw.RawFile(path=PATH, url=url, sha256=hashlib.sha256(CONTENT).hexdigest())
 
@@ -160,6 +160,15 @@ def test_missing_without_network(tmp_path, no_network, name_folder):
         error, PATH, looked_in, "not known", "https://nowhere.invalid", "set --raw_data_dir or"
     )
     assert not (tmp_path / "data").exists()
+
+
+def test_missing_without_an_address(tmp_path, no_network):
+    raw_file = raw.RawFile(PATH, None, "0" * 64)
+    with pytest.raises(raw.DataError) as error:
+        raw.fetch(raw_file, data_dir=tmp_path)
+    assert_one_line(error, PATH, "has no public address", "set --raw_data_dir or")
+    cached = write(tmp_path / "downloads" / "zoneout_jax")
+    assert raw.fetch(make_raw_file(None), data_dir=tmp_path) == cached
 
 
 def test_unwritable_cache(tmp_path):

@@ -39,19 +39,30 @@ class RawFile:
 
     Attributes:
       path: where it lies below a raw data folder, with `/`, such as `ptb/ptb.train.txt`.
-      url: its public address.
+      url: its public address; None if it has none.
       sha256: hexadecimal SHA-256 of its content; for a path that ends in `.gz`, of its content
         unpacked.
     """
 
     path: str
-    url: str
+    url: str | None
     sha256: str
 
     @property
     def packed(self) -> bool:
         """Whether it is a gzip file."""
         return self.path.endswith(".gz")
+
+    def fault(self, path: pathlib.Path) -> str | None:
+        """What is wrong with the copy of the file at `path`, in one line; None if nothing is."""
+        try:
+            found = sha256_of(path, self.packed)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            return f"not a whole gzip file ({error})"
+        if found != self.sha256:
+            what = "the SHA-256 of what it holds" if self.packed else "its SHA-256"
+            return f"{what} is {found}, expected {self.sha256}"
+        return None
 
 
 def default_data_dir() -> pathlib.Path:
@@ -95,7 +106,8 @@ def find(raw_file: RawFile, raw_data_dir: PathLike | None = None) -> pathlib.Pat
     path = folder / raw_file.path
     if not path.is_file():
         return None
-    _check(path, raw_file, f"put the original file there, or unset {named_by} to download it")
+    instead = f"unset {named_by} to download it" if raw_file.url else "remove it"
+    _check(path, raw_file, f"put the original file there, or {instead}")
     return path
 
 
@@ -121,16 +133,18 @@ def fetch(
     if cached.is_file():
         _check(cached, raw_file, "delete it, and it will be downloaded again")
         return cached
+    folder, named_by = _raw_folder(raw_data_dir)
+    looked_in = f"{folder} ({named_by})" if folder else f"${RAW_DATA_VARIABLE} (not set)"
+    missing = f"{raw_file.path} is neither in {looked_in} nor at {cached}"
+    way_out = f"set --raw_data_dir or ${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}"
+    if raw_file.url is None:
+        raise DataError(f"{missing}, and has no public address; {way_out}")
     try:
         _download(raw_file, cached)
     except (OSError, http.client.HTTPException) as error:
-        folder, named_by = _raw_folder(raw_data_dir)
-        looked_in = f"{folder} ({named_by})" if folder else f"${RAW_DATA_VARIABLE} (not set)"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{raw_file.path} is neither in {looked_in} nor at {cached}, and cannot be downloaded "
-            f"from {raw_file.url} ({reason}); set --raw_data_dir or ${RAW_DATA_VARIABLE} to a "
-            f"folder that holds {raw_file.path}"
+            f"{missing}, and cannot be downloaded from {raw_file.url} ({reason}); {way_out}"
         ) from error
     return cached
 
@@ -152,15 +166,9 @@ def _local(path: PathLike, named_by: str) -> pathlib.Path:
 
 
 def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
-    """Raises DataError, ending in `way_out`, unless the file at `path` has the right checksum."""
-    wrong = f"{path} is not the expected {raw_file.path}"
-    try:
-        found = sha256_of(path, raw_file.packed)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{wrong}: not a whole gzip file ({error}); {way_out}") from error
-    if found != raw_file.sha256:
-        what = "the SHA-256 of what it holds" if raw_file.packed else "its SHA-256"
-        raise DataError(f"{wrong}: {what} is {found}, expected {raw_file.sha256}; {way_out}")
+    """Raises DataError, ending in `way_out`, unless the file at `path` is the expected one."""
+    if (fault := raw_file.fault(path)) is not None:
+        raise DataError(f"{path} is not the expected {raw_file.path}: {fault}; {way_out}")
 
 
 def _download(raw_file: RawFile, target: pathlib.Path) -> None:
