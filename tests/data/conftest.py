@@ -28,6 +28,12 @@ def real_mnist() -> pathlib.Path:
     return _folder_with("mnist/train-images-idx3-ubyte.gz")
 
 
+@pytest.fixture(scope="session")
+def real_wikipedia() -> pathlib.Path:
+    """Folder with Wikipedia text in the form of text8; skips visibly where there is none."""
+    return _folder_with("text8/enwiki_sample_text8_like.txt.gz")
+
+
 @pytest.fixture
 def no_named_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that must not see the folders which the developer's environment names."""

@@ -17,9 +17,10 @@ SPLITS = ("train", "validation", "test")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"name": "wikitext"}, ("dataset 'wikitext'", "ptb, stdlib")),
+        ({"name": "wikitext"}, ("dataset 'wikitext'", "ptb, stdlib, text8, text8_like")),
         ({"name": "ptb", "unit": "text8"}, ("unit of ptb 'text8'", "char, word")),
         ({"name": "stdlib", "unit": "byte"}, ("unit of stdlib 'byte'", "char, word, text8")),
+        ({"name": "text8", "unit": "word"}, ("unit of text8 'word'", "one of char")),
         ({"name": "ptb", "convention": "x"}, ("convention 'x'", "mikolov, rbn")),
     ],
 )
@@ -31,12 +32,13 @@ def test_unknown_names(arguments, parts):
         assert part in str(error.value)
 
 
-def test_missing_tfds_names_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "zoneout_jax.data.ptb", raising=False)
-    monkeypatch.delattr("zoneout_jax.data.ptb", raising=False)
+@pytest.mark.parametrize("name", ["ptb", "text8"])
+def test_missing_tfds_names_the_extra(monkeypatch, name):
+    monkeypatch.delitem(sys.modules, f"zoneout_jax.data.{name}", raising=False)
+    monkeypatch.delattr(f"zoneout_jax.data.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(DataError, match=r"tensorflow_datasets; pip install .*\[experiments\]"):
-        load_corpus("ptb")
+        load_corpus(name)
 
 
 def test_encode_characters():

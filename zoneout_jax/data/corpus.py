@@ -9,7 +9,12 @@ import numpy as np
 from zoneout_jax.data import raw
 
 SPLITS = ("train", "validation", "test")
-UNITS = {"ptb": ("char", "word"), "stdlib": ("char", "word", "text8")}
+UNITS = {
+    "ptb": ("char", "word"),
+    "stdlib": ("char", "word", "text8"),
+    "text8": ("char",),
+    "text8_like": ("char",),
+}
 CONVENTIONS = ("mikolov", "rbn")
 
 
@@ -53,9 +58,11 @@ def load_corpus(
     """Loads a corpus by name.
 
     Args:
-      name: `ptb` (Penn Treebank, see `zoneout_jax.data.ptb`) or `stdlib` (the running Python's
-        own library sources, see `zoneout_jax.data.stdlib`, which needs no files).
-      unit: `char` or `word`; for `stdlib` also `text8`, letters a–z and blanks.
+      name: `ptb` (Penn Treebank, see `zoneout_jax.data.ptb`), `text8` or `text8_like` (see
+        `zoneout_jax.data.text8`), or `stdlib` (the running Python's own library sources, see
+        `zoneout_jax.data.stdlib`, which needs no files).
+      unit: `char` or, but for `text8` and `text8_like`, `word`; for `stdlib` also `text8`,
+        letters a–z and blanks.
       convention: how a line of char-level `ptb` ends: `mikolov`, with a newline, or `rbn`, with
         a blank and a newline. Nothing else depends on it.
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
@@ -80,12 +87,17 @@ def load_corpus(
         return stdlib.load(unit)
     # TFDS takes half a second to import and belongs to an extra: only those who need it pay.
     try:
-        from zoneout_jax.data import ptb
+        if name == "ptb":
+            from zoneout_jax.data import ptb
+        else:
+            from zoneout_jax.data import text8
     except ModuleNotFoundError as error:
         raise raw.DataError(
             f"{name} needs the package {error.name}; pip install 'zoneout_jax[experiments]'"
         ) from error
-    return ptb.load(unit, convention, raw_data_dir=raw_data_dir, data_dir=data_dir)
+    if name == "ptb":
+        return ptb.load(unit, convention, raw_data_dir=raw_data_dir, data_dir=data_dir)
+    return text8.load(name, raw_data_dir=raw_data_dir, data_dir=data_dir)
 
 
 def encode_characters(texts: Mapping[str, str], vocabulary: Sequence[str], name: str) -> Corpus:

@@ -1,0 +1,306 @@
+"""text8, as a TFDS dataset whose examples are pieces of the text and as a `Corpus`.
+
+The first 100,000,000 characters of the English Wikipedia of March 3, 2006, reduced to the letters
+a–z and single blanks, 27 symbols; digits are spelled out.
+
+| config       | train      | validation | test      |
+| ------------ | ---------- | ---------- | --------- |
+| `text8`      | 90,000,000 | 5,000,000  | 5,000,000 |
+| `text8_like` | 3,236,993  | 179,832    | 179,832   |
+
+The last two twentieths of a text are test and, before it, validation, as everywhere where bits per
+character of text8 are given (Krueger et al., arXiv:1606.01305, section 4.3).
+
+`text8_like` is not text8: it is other Wikipedia text, of 2016 to 2021, brought into the same form,
+for development where text8 cannot be had. It has no public address. No figure measured on it can
+be held against one of text8.
+
+A raw file is read in pieces and checked on the way: its symbols, its length and the SHA-256 of the
+text. Packing the same text again changes nothing, so `text8/text8.zip` may be any zip file with the
+member `text8`, or `text8/text8` the text itself.
+
+Source: Mahoney 2006, "Large text compression benchmark", http://mattmahoney.net/dc/textdata.html.
+
+Licence: Wikipedia's (CC BY-SA and GFDL).
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import pathlib
+import string
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from zoneout_jax.data import corpus, prepared, raw
+
+VOCABULARY = (" ", *string.ascii_lowercase)
+PIECE = 1_000_000
+
+_SYMBOLS = "".join(VOCABULARY).encode("ascii")
+_NUMBERS = bytes.maketrans(_SYMBOLS, bytes(range(len(_SYMBOLS))))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile(raw.RawFile):
+    """A raw file that holds one text in the form of text8.
+
+    The text is the file's content or, by the end of `path`, that of the gzip file (`.gz`) or of the
+    zip file's member that is named like it (`.zip`).
+
+    Attributes:
+      length: symbols in the text.
+      sha256: hexadecimal SHA-256 of the text, not of its wrapper.
+    """
+
+    length: int
+
+    def pieces(self, path: pathlib.Path) -> Iterator[bytes]:
+        """Reads the copy of the file at `path`, `PIECE` characters at a time, checking them.
+
+        Raises:
+          DataError: a symbol other than a–z and blank, too few or too many of them, a wrong
+            checksum, or a damaged wrapper; the message says only what is wrong.
+
+        Example::
+
+            file = TextFile(path="text8/text8.zip", url=None, sha256="2cf24dba…", length=5)
+            text = b"".join(file.pieces(pathlib.Path("hello.zip")))
+        """
+        digest, length = hashlib.sha256(), 0
+        with self._open(path) as file:
+            while piece := file.read(PIECE):
+                if others := piece.translate(None, delete=_SYMBOLS):
+                    place = length + piece.index(others[0])
+                    raise raw.DataError(
+                        f"byte {place:,} is {others[:1]!r}, expected a letter a–z or a blank"
+                    )
+                length += len(piece)
+                if length > self.length:
+                    raise raw.DataError(f"it is longer than {self.length:,} characters")
+                digest.update(piece)
+                yield piece
+        if length < self.length:
+            raise raw.DataError(f"it ends after {length:,} characters, expected {self.length:,}")
+        if digest.hexdigest() != self.sha256:
+            raise raw.DataError(
+                f"the SHA-256 of its text is {digest.hexdigest()}, expected {self.sha256}"
+            )
+
+    def fault(self, path: pathlib.Path) -> str | None:
+        """What is wrong with the copy of the file at `path`, in one line; None if nothing is."""
+        try:
+            for _ in self.pieces(path):
+                pass
+        except raw.DataError as error:
+            return str(error)
+        return None
+
+    @contextlib.contextmanager
+    def _open(self, path: pathlib.Path) -> Iterator[BinaryIO]:
+        """The text as a binary file."""
+        # A file that is being downloaded has another name: `self.path` says what it will be.
+        name = pathlib.PurePath(self.path)
+        kind = {".gz": "gzip", ".zip": "zip"}.get(name.suffix, "text")
+        try:
+            with contextlib.ExitStack() as stack:
+                if kind == "zip":
+                    archive = stack.enter_context(zipfile.ZipFile(path))
+                    if name.stem not in archive.namelist():
+                        raise raw.DataError(f"a zip file that does not hold {name.stem!r}")
+                    yield stack.enter_context(archive.open(name.stem))
+                else:
+                    opened = gzip.open(path) if kind == "gzip" else path.open("rb")
+                    yield stack.enter_context(opened)
+        # What zipfile raises for damage, a password (RuntimeError) or an unknown way of packing.
+        except (
+            EOFError,
+            OSError,
+            RuntimeError,
+            UnicodeDecodeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise raw.DataError(f"not a readable {kind} file ({error})") from error
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Text8Config(tfds.core.BuilderConfig):
+    """A text and the name that is printed beside figures.
+
+    Attributes:
+      files: raw files with that same text, of which one is enough. All but the last are taken from
+        a raw data folder only.
+      corpus_name: the corpus's name.
+    """
+
+    files: tuple[TextFile, ...]
+    corpus_name: str
+
+    def file(self, raw_data_dir: raw.PathLike | None = None) -> TextFile:
+        """The first file that the raw data folder holds, or else the last.
+
+        Raises:
+          DataError: the folder does not exist, or a file in it is not the expected one.
+        """
+        *others, last = self.files
+        return next((file for file in others if raw.find(file, raw_data_dir)), last)
+
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """First symbol of each split, and the one after its last."""
+        length = self.files[0].length
+        cuts = (0, length - 2 * (length // 20), length - length // 20, length)
+        return dict(zip(corpus.SPLITS, itertools.pairwise(cuts), strict=True))
+
+
+# The sum is the one that many projects which read the file publish, as they do that of its zip,
+# a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232; Mahoney gives its MD5,
+# 3bea1919949baf155f99411df5fada7e. It has not been taken here from a copy of the file.
+_TEXT8 = {
+    "sha256": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+    "length": 100_000_000,
+}
+CONFIGS = (
+    Text8Config(
+        name="text8",
+        description="The first 100,000,000 characters of the English Wikipedia of 2006.",
+        files=(
+            TextFile(path="text8/text8", url=None, **_TEXT8),
+            TextFile(path="text8/text8.zip", url="http://mattmahoney.net/dc/text8.zip", **_TEXT8),
+        ),
+        corpus_name="text8",
+    ),
+    Text8Config(
+        name="text8_like",
+        description="Not text8: other Wikipedia text in the same form, for development.",
+        files=(
+            TextFile(
+                path="text8/enwiki_sample_text8_like.txt.gz",
+                url=None,
+                sha256="90783913090f8d4587ee051dffd58aecc4560a5d77fa6335bbfdbfcf0a73d5c3",
+                length=3_596_657,
+            ),
+        ),
+        corpus_name="text8_like (other Wikipedia text, not text8)",
+    ),
+)
+
+
+class Text8(tfds.core.GeneratorBasedBuilder):
+    """Builder of `text8/text8` and `text8/text8_like`: the pieces of a text, feature `text`.
+
+    Examples keep their order and hold up to `PIECE` characters each; a split is what they hold one
+    after the other. Writes array_record files, which are read without TensorFlow.
+
+    Args:
+      raw_data_dir: folder that may hold `text8/text8.zip` or `text8/text8`; None means
+        `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to `<data_dir>/downloads`.
+      **kwargs: as for any TFDS builder: `config`, `data_dir`, `version`.
+
+    Raises:
+      DataError: while preparing, if the raw file cannot be had or is not the expected one; nothing
+        is left of the dataset then.
+
+    Example::
+
+        builder = Text8(config="text8", raw_data_dir="~/raw")
+        builder.download_and_prepare()
+        piece = builder.as_data_source("test")[0]["text"]  # 1,000,000 bytes
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = list(CONFIGS)
+
+    def __init__(self, *, raw_data_dir: raw.PathLike | None = None, **kwargs: Any):
+        kwargs.setdefault("file_format", "array_record")
+        super().__init__(**kwargs)
+        self.raw_data_dir = raw_data_dir
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Wikipedia text in letters a–z and blanks, in pieces.",
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+            homepage="http://mattmahoney.net/dc/textdata.html",
+            license="CC BY-SA, GFDL",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
+        file = self.builder_config.file(self.raw_data_dir)
+        path = raw.fetch(file, self.raw_data_dir, self.data_dir_root)
+        return {
+            split: self._generate_examples(file, path, *bounds)
+            for split, bounds in self.builder_config.bounds().items()
+        }
+
+    def _generate_examples(
+        self, file: TextFile, path: pathlib.Path, start: int, stop: int
+    ) -> Iterator[tuple[int, dict]]:
+        # Every split reads the file from its start, so that no state is shared between them.
+        for index, piece in enumerate(file.pieces(path)):
+            first = index * PIECE
+            if part := piece[max(start - first, 0) : max(stop - first, 0)]:
+                yield index, {"text": part.decode("ascii")}
+
+
+def load(
+    config: str | Text8Config = "text8",
+    *,
+    raw_data_dir: raw.PathLike | None = None,
+    data_dir: raw.PathLike | None = None,
+) -> corpus.Corpus:
+    """Loads text8 or another text of its form, preparing the TFDS dataset the first time.
+
+    A prepared dataset is used as it is, but a raw file in a folder that the user names must be the
+    expected one all the same. At the size of text8 the process peaks at about 320 MB of memory when
+    it prepares the dataset and 290 MB later, of which the arrays are 100 MB.
+
+    Args:
+      config: `text8`, `text8_like`, or a config of one's own.
+      raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
+      data_dir: folder of prepared datasets; None means `raw.default_data_dir()`.
+
+    Raises:
+      DataError: the raw file cannot be had or is not the expected one, or the prepared dataset is
+        damaged.
+    """
+    if isinstance(config, str):
+        config = Text8.builder_configs[config]
+    builder = prepared.open_builder(
+        lambda folder: Text8(config=config, raw_data_dir=raw_data_dir, data_dir=folder),
+        [config.file(raw_data_dir)],
+        raw_data_dir,
+        data_dir,
+    )
+    return corpus.Corpus(**_read(builder), vocabulary=VOCABULARY, name=config.corpus_name)
+
+
+def _read(builder: Text8) -> dict[str, np.ndarray]:
+    """The symbol numbers of each split of a prepared dataset, checked."""
+    config, damaged = builder.builder_config, prepared.damaged(builder)
+    streams, digest = {}, hashlib.sha256()
+    try:
+        for split, (start, stop) in config.bounds().items():
+            streams[split], filled = np.empty(stop - start, np.uint8), 0
+            source = builder.as_data_source(split)
+            for index in range(len(source)):
+                text = source[index]["text"]
+                digest.update(text)
+                numbers = np.frombuffer(text.translate(_NUMBERS), np.uint8)
+                streams[split][filled : filled + len(text)] = numbers
+                filled += len(text)
+    except (RuntimeError, LookupError, ValueError, AttributeError) as error:
+        raise damaged from error
+    # The splits one after the other are the raw file's text.
+    if digest.hexdigest() != config.files[0].sha256:
+        raise damaged
+    return streams
