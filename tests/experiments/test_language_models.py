@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import char_ptb, reproduce, word_ptb
+from experiments import char_ptb, reproduce, text8, word_ptb
 from experiments.language_model import carried_evaluation, drop, language_model, make_optimizer
 from zoneout_jax import norm_stabilizer
 from zoneout_jax.training import launch, parse_preset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-EXPERIMENTS = {"char_ptb": char_ptb, "word_ptb": word_ptb}
+EXPERIMENTS = {"char_ptb": char_ptb, "word_ptb": word_ptb, "text8": text8}
 each_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 
 
@@ -64,7 +64,7 @@ def test_a_unigram_model_has_the_entropy_of_the_counts_and_counts_once(experimen
     for name, evaluation in {"validation": task.validation, **task.final}.items():
         text = (corpus.test if name == "test" else corpus.validation)[:size]
         predicted = text[1:]
-        if name == "validation" and experiment is char_ptb:
+        if name == "validation" and experiment is not word_ptb:
             chunks = text[: size - size % config.seq_length].reshape(-1, config.seq_length)
             predicted = chunks[:, 1:].ravel()
         figure, count = measured(task, evaluation, params)
@@ -243,6 +243,10 @@ def test_each_row_is_trained(experiment):
         ("char_ptb", "--drop_prob_igates=0.7"),
         ("char_ptb", "--z_prob_cells=0.5 --z_prob_states=0.05"),
         ("word_ptb", "--z_prob_cells=0.5 --z_prob_states=0.05"),
+        ("text8", "--weight_noise=0.075"),
+        ("text8", "--norm_cost_coeff=50"),
+        ("text8", "--drop_prob_igates=0.5"),
+        ("text8", "--z_prob_cells=0.2 --z_prob_states=0.2"),
     ],
 )
 def test_commands_of_the_authors_readme(experiment, flags):

@@ -1,19 +1,19 @@
 """Short versions of `tests.fault_injection` and `tests.scaling`."""
 
+import importlib
 import random
 import re
 
 import pytest
 
-from experiments import char_ptb, permuted_mnist
 from tests import bad_commands, fault_injection, scaling
 
 
-@pytest.mark.parametrize("experiment", [char_ptb, permuted_mnist], ids=lambda e: e.__name__)
-def test_bad_command_lines_end_with_one_line(experiment, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", bad_commands.EXPERIMENTS)
+def test_bad_command_lines_end_with_one_line(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zoneout_jax.training.cli.prepare", None)  # nothing gets that far
-    name = experiment.__name__.removeprefix("experiments.")
+    experiment = importlib.import_module(f"experiments.{name}")
     commands = bad_commands.bad_commands(name)
     assert len(commands) > 200
     for flags in commands:
