@@ -38,7 +38,7 @@ def bad_values(hint: Any, allowed: Range | None) -> Iterator[str]:
         str(value) for part in parts if get_origin(part) is Literal for value in get_args(part)
     ]
     if choices:
-        yield from ("", "nothing", choices[0].upper(), choices[0] + "x")
+        yield from ("", "nothing", choices[0].swapcase(), choices[0] + "x")
     if parts & {int, float}:
         yield from ("", "x", "1,5", "0x", "--", "[1]", "nan", "inf", "-inf", "1e999")
     if int in parts:
