@@ -10,6 +10,7 @@ figure of all learning curves are written anew after every run. An experiment th
 something else than rows of a table (`gradient_propagation`) writes what its own docstring says.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -18,10 +19,13 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
+from jax.experimental.compilation_cache import compilation_cache
 
 from zoneout_jax.training import (
     Count,
@@ -117,6 +121,25 @@ def reproduce(options: Options) -> dict[str, Any]:
     print(markdown(table))
     print(f"table: {out / 'table.md'} and {out / 'table.json'}; picture: {out / 'curves.png'}")
     return table
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Keeps compiled programs while rows are run: those of a row's seeds are the same.
+
+    A cache that the user has set up is used as it is.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
 
 
 def _measurement(options: Options, settings: Any) -> Any:
@@ -226,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv, "python -m experiments.reproduce", about)
     command = ["python", "-m", "experiments.reproduce", *(sys.argv[1:] if argv is None else argv)]
     try:
-        with exits(shlex.join(command)):
+        with exits(shlex.join(command)), compiled_once():
             reproduce(options)
     except (ValueError, OSError) as error:
         fail(error)

@@ -219,6 +219,16 @@ def test_a_run_cut_off_goes_on_to_the_last_bit(number, tmp_path):
     assert metrics(cut) == metrics(whole)
 
 
+def test_reproduce_keeps_compiled_programs_as_long_as_it_runs():
+    with reproduce.compiled_once():
+        folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+        assert folder.is_dir()
+        with reproduce.compiled_once():  # the user's own
+            assert jax.config.jax_compilation_cache_dir == str(folder)
+        assert folder.is_dir()
+    assert jax.config.jax_compilation_cache_dir is None and not folder.exists()
+
+
 def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, capsys):
     options = reproduce.Options(
         experiment="char_ptb", preset="smoke", seeds=(0, 1), epochs=1, out=tmp_path
