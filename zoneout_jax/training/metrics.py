@@ -118,7 +118,8 @@ def draw_curves(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    beside = len(curves) > 3  # so many labels would hide curves
+    figure = Figure(figsize=(10 if beside else 7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     styles = dict(zip(splits, ("--", "-")[-len(splits) :], strict=True))
     for number, (label, histories) in enumerate(curves.items()):
@@ -135,7 +136,8 @@ def draw_curves(
                 )
     axes.set(xlabel="epoch", ylabel=metric)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+    axes.legend(fontsize="small", **place)
     with writing(path):
         temporary = path.with_name(f".{path.name}")
         figure.savefig(temporary, dpi=120, format="png")
