@@ -244,6 +244,6 @@ def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, 
     cell = f"{figure['mean']:.3f} ± {figure['sd']:.3f} (1.356)"
     assert cell in (tmp_path / "table.md").read_text()
     assert (tmp_path / "curves.png").exists()
-    for bad, words in (({"rows": ("GRU",)}, "unknown row"), ({"seeds": (0, 0)}, "each once")):
+    for bad, words in (({"rows": ("CNN",)}, "unknown row"), ({"seeds": (0, 0)}, "each once")):
         with pytest.raises(ValueError, match=words):
             reproduce.reproduce(dataclasses.replace(options, **bad))

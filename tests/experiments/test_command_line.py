@@ -109,7 +109,7 @@ def test_texts_that_are_too_short(flag, size, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["char_ptb", "--rows", "GRU"], "unknown row 'GRU'; choose of LSTM, stochastic depth"),
+        (["char_ptb", "--rows", "CNN"], "unknown row 'CNN'; choose of LSTM, weight noise"),
         (["char_ptb", "--seeds", "1", "1"], "each once"),
         (["char_ptb", "--seeds", "x"], "--seeds"),
         (["char_ptb", "--epochs=-1"], "epochs must be at least 1"),
