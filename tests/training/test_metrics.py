@@ -28,7 +28,11 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
     with run.opened():
         pass
     config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
-    assert config == {"experiment": None, "settings": SETTINGS | {"sizes": [1, 2]}, "versions": versions()}
+    assert config == {
+        "experiment": None,
+        "settings": SETTINGS | {"sizes": [1, 2]},
+        "versions": versions(),
+    }
 
 
 def test_a_run_is_opened_again_with_its_settings_alone(tmp_path):
