@@ -12,9 +12,39 @@ from experiments.language_model import (
     carried_evaluation,
     language_model,
     make_optimizer,
+    split_texts,
 )
 from zoneout_jax.data import Corpus, chunk_starts, epoch_plan, gather, pad_rows, steps_per_epoch
 from zoneout_jax.training import AXIS, Count, DropRate, Evaluation, Task
+
+SMALLER = {
+    "laptop": {
+        "dataset": "stdlib",
+        "train_size": 40_000,
+        "eval_size": 20_000,
+        "hidden_features": 256,
+        "seq_length": 50,
+        "batch_size": 16,
+        "learning_rate": 4e-3,
+        "epochs": 40,
+        "patience": 6,
+    },
+    "smoke": {
+        "dataset": "stdlib",
+        "train_size": 2_000,
+        "eval_size": 500,
+        "hidden_features": 16,
+        "seq_length": 20,
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "eval_streams": 8,
+        "epochs": 2,
+    },
+}
+"""Settings of the presets that need no files."""
+
+FIGURES = ("validation_bpc", "validation_carried_bpc", "test_bpc")
+"""Figures to tabulate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +78,7 @@ def character_task(
       name: of the experiment.
       learning_rate: step size.
     """
-    texts = {
-        "train": corpus.train[: config.train_size],
-        "validation": corpus.validation[: config.eval_size],
-        "test": corpus.test[: config.eval_size],
-    }
+    texts = split_texts(config, corpus)
     size = (config.seq_length, config.batch_size)
     model = character_model(config, corpus.vocab_size)
 
@@ -70,8 +96,7 @@ def character_task(
         return Evaluation(functools.partial(sequence_loss, deterministic=True), text, starts)
 
     def carried(text):
-        sums = functools.partial(model.sums, deterministic=True)
-        return carried_evaluation(text, config.eval_streams, sums, model.initial_carry)
+        return carried_evaluation(model, text, config.eval_streams)
 
     return Task(
         name=f"{name} on {corpus.name}",

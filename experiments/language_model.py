@@ -13,6 +13,7 @@ import optax
 from experiments.zoneout_config import ZoneoutConfig
 from zoneout_jax import Zoneout, gru, lstm, norm_stabilizer, rnn, unroll, weight_noise
 from zoneout_jax.cells import Cell
+from zoneout_jax.data import Corpus
 from zoneout_jax.training import (
     Count,
     Evaluation,
@@ -220,8 +221,7 @@ def language_model(
         return {"kernel": kernel, "bias": params["readout"]["bias"]}
 
     def sums(params, inputs, targets, weights, carry=None, *, key=None, **mode):
-        noisy = config.weight_noise and not mode.get("deterministic")
-        if noisy:
+        if config.weight_noise and not mode.get("deterministic"):
             params = weight_noise(params, jax.random.fold_in(key, 2**31), config.weight_noise)
         ys, carry, penalized = run(params, inputs, carry, key, **mode)
         total, count = cross_entropy_sum(readout(params), ys, targets, weights, dtype)
@@ -346,9 +346,16 @@ def make_optimizer(
     return optax.chain(*order)
 
 
-def carried_evaluation(
-    text: np.ndarray, streams: int, sums: Callable, initial_carry: Callable
-) -> Evaluation:
+def split_texts(config: LanguageModelConfig, corpus: Corpus) -> dict[str, np.ndarray]:
+    """The texts by split, cut to the sizes that the settings ask for."""
+    return {
+        "train": corpus.train[: config.train_size],
+        "validation": corpus.validation[: config.eval_size],
+        "test": corpus.test[: config.eval_size],
+    }
+
+
+def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> Evaluation:
     """Loss over a whole text with the state carried along.
 
     Every symbol but the first is predicted once. The text is cut into `streams` parts that are
@@ -356,11 +363,9 @@ def carried_evaluation(
     part's from the initial state. One stream is the text in one piece.
 
     Args:
+      model: its masks are at their expectation.
       text: integers `[N]`.
       streams: parts.
-      sums: `sums(params, inputs, targets, weights, carry) -> ((total, count), carry)`, arrays
-        `[BLOCK, B]`.
-      initial_carry: `initial_carry(params, batch) -> carry`.
     """
     predictions = len(text) - 1
     part = -(-predictions // (streams * BLOCK)) * BLOCK
@@ -369,7 +374,7 @@ def carried_evaluation(
 
     def loss(params, text, starts):
         batch = len(starts)
-        fresh = initial_carry(params, batch)
+        fresh = model.initial_carry(params, batch)
 
         def block(state, number):
             carry, total, count = state
@@ -379,8 +384,9 @@ def carried_evaluation(
             # A block past the end or before the start reads what lies there instead, unweighted.
             inputs = text[jnp.clip(positions, 0, predictions - 1)].astype(jnp.int32)
             targets = text[jnp.clip(positions + 1, 0, predictions)].astype(jnp.int32)
-            (block_total, block_count), carry = sums(
-                params, inputs, targets, counted.astype(jnp.float32), carry
+            weights = counted.astype(jnp.float32)
+            (block_total, block_count), carry = model.sums(
+                params, inputs, targets, weights, carry, deterministic=True
             )
             before = (first < 0)[:, None]
             carry = jax.tree.map(lambda new, old: jnp.where(before, old, new), carry, fresh)

@@ -11,10 +11,11 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +26,8 @@ from zoneout_jax.data import Corpus
 from zoneout_jax.training import (
     NotNegative,
     Range,
-    RunError,
     check_ranges,
+    exits,
     fail,
     parse,
     read_trained,
@@ -152,11 +153,12 @@ def has_characters(corpus: Corpus) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a text."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of what is meant
     options = parse(Options, argv, "python -m experiments.sample", "Text from a language model.")
+    command = ["python", "-m", "experiments.sample", *(sys.argv[1:] if argv is None else argv)]
     try:
-        print(sample(options))
-    except (ValueError, OSError, RunError) as error:
+        with exits(shlex.join(command)):
+            print(sample(options))
+    except (ValueError, OSError) as error:
         fail(error)
 
 

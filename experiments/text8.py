@@ -21,7 +21,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from experiments.character_model import CharacterConfig, character_model, character_task
+from experiments.character_model import FIGURES as FIGURES
+from experiments.character_model import (
+    SMALLER,
+    CharacterConfig,
+    character_model,
+    character_task,
+)
 from experiments.language_model import LanguageModel
 from zoneout_jax.data import Corpus, load_corpus
 from zoneout_jax.training import Count, Positive, Range, Task, launch, shown
@@ -51,30 +57,7 @@ PRESETS = {
     "repository": Config(
         preset="repository", hidden_features=1000, batch_size=32, learning_rate=2e-3
     ),
-    "laptop": Config(
-        preset="laptop",
-        dataset="stdlib",
-        train_size=40_000,
-        eval_size=20_000,
-        hidden_features=256,
-        seq_length=50,
-        batch_size=16,
-        learning_rate=4e-3,
-        epochs=40,
-        patience=6,
-    ),
-    "smoke": Config(
-        preset="smoke",
-        dataset="stdlib",
-        train_size=2_000,
-        eval_size=500,
-        hidden_features=16,
-        seq_length=20,
-        batch_size=8,
-        eval_batch_size=8,
-        eval_streams=8,
-        epochs=2,
-    ),
+    **{name: Config(preset=name, **settings) for name, settings in SMALLER.items()},
 }
 
 ROWS = {
@@ -101,9 +84,6 @@ PRESET_ROWS = {preset: ("LSTM", "zoneout") for preset in ("laptop", "smoke")}
 """Rows that a preset is for; all by default."""
 
 PUBLISHED_ON = "text8"
-
-FIGURES = ("validation_bpc", "validation_carried_bpc", "test_bpc")
-"""Figures to tabulate."""
 
 
 def load(config: Config) -> Corpus:

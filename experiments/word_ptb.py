@@ -1,4 +1,4 @@
-"""Word-level Penn Treebank (Krueger et al. 2017, section 4.2).
+"""Word-level Penn Treebank (Krueger et al. 2017, section 4.1).
 
     python -m experiments.word_ptb --preset=repository --z_prob_cells=0.5 --z_prob_states=0.05
     python -m experiments.word_ptb --dropout=0.65 --z_prob_cells=0.25 --z_prob_states=0.025
@@ -20,7 +20,6 @@ Figures: `validation_perplexity` and `test_perplexity`, with the state carried o
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -35,6 +34,7 @@ from experiments.language_model import (
     carried_evaluation,
     language_model,
     make_optimizer,
+    split_texts,
 )
 from zoneout_jax.data import Corpus, gather, load_corpus, stream_plan
 from zoneout_jax.training import AXIS, Count, DropRate, Positive, Task, launch, shown
@@ -174,14 +174,15 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
     return rate
 
 
+def perplexity(nats: float) -> float:
+    """Of a mean cross entropy: its exp, or infinity where that is too large, after a divergence."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
 def build(config: Config) -> Task:
     """The experiment as a task for `zoneout_jax.training.fit`."""
     corpus = load(config)
-    texts = {
-        "train": corpus.train[: config.train_size],
-        "validation": corpus.validation[: config.eval_size],
-        "test": corpus.test[: config.eval_size],
-    }
+    texts = split_texts(config, corpus)
     # The last symbol is a target only.
     plan = stream_plan(len(texts["train"]) - 1, config.seq_length, config.batch_size)
     words = model(config, corpus)
@@ -201,8 +202,7 @@ def build(config: Config) -> Task:
         return state._replace(memory=jax.tree.map(lambda c: jnp.roll(c, 1, 0), state.memory))
 
     def carried(text):
-        sums = functools.partial(words.sums, deterministic=True)
-        return carried_evaluation(text, config.eval_streams, sums, words.initial_carry)
+        return carried_evaluation(words, text, config.eval_streams)
 
     return Task(
         name=f"word_ptb on {corpus.name}",
@@ -213,7 +213,7 @@ def build(config: Config) -> Task:
         plan=lambda key: jnp.asarray(plan),
         steps_per_epoch=len(plan),
         metric="perplexity",
-        figure=math.exp,
+        figure=perplexity,
         validation=carried(texts["validation"]),
         final={"test": carried(texts["test"])},
         memory=lambda params: words.initial_carry(params, config.batch_size),

@@ -16,7 +16,12 @@ import optax
 import pytest
 
 from experiments import char_ptb, reproduce
-from experiments.language_model import carried_evaluation, cross_entropy_sum, readout_init
+from experiments.language_model import (
+    LanguageModel,
+    carried_evaluation,
+    cross_entropy_sum,
+    readout_init,
+)
 from zoneout_jax import lstm, unroll
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -112,13 +117,16 @@ def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
     key = jax.random.key(2)
     params = {"lstm": cell.init(key), "readout": readout_init(key, 6 + 2, 6)}
 
-    def sums(params, inputs, targets, weights, carry=None):
+    def sums(params, inputs, targets, weights, carry=None, deterministic=True):
+        assert deterministic
         carry, ys = unroll(cell, params["lstm"], jax.nn.one_hot(inputs, 6), carry)
         return cross_entropy_sum(params["readout"], ys, targets, weights), carry
 
-    evaluation = carried_evaluation(
-        text, streams, sums, lambda params, batch: cell.initial_carry(params["lstm"], batch)
-    )
+    def initial_carry(params, batch):
+        return cell.initial_carry(params["lstm"], batch)
+
+    model = LanguageModel(init=None, initial_carry=initial_carry, sums=sums, logits=None)
+    evaluation = carried_evaluation(model, text, streams)
     assert evaluation.rows.shape[0] == 1 and evaluation.rows.shape[1] <= streams
     padded = np.append(evaluation.rows[0], -1)
     total, count = jax.jit(evaluation.loss)(params, jnp.asarray(text), jnp.asarray(padded))

@@ -87,8 +87,7 @@ def test_the_carried_figure_is_one_long_unroll(kind):
     words = language_model(config, 11, embedding_features=8)
     params = words.init(jax.random.key(1))
     text = np.random.default_rng(0).integers(0, 11, 734).astype(np.int32)
-    sums = functools.partial(words.sums, deterministic=True)
-    evaluation = carried_evaluation(text, 3, sums, words.initial_carry)
+    evaluation = carried_evaluation(words, text, 3)
     total, count = evaluation.loss(params, jnp.asarray(text), jnp.asarray(evaluation.rows[0]))
     assert count == 733
     np.testing.assert_allclose(total / count, long_unroll(words, params, text), rtol=1e-5)
@@ -120,6 +119,11 @@ def test_training_carries_the_state_and_rolls_it_between_epochs(tmp_path):
         carry = jax.tree.map(lambda c: jnp.roll(c, 1, 0), carry)
     # The state matters: from zero the second epoch would be as the first.
     assert found[0]["train_perplexity"] != found[1]["train_perplexity"]
+
+
+def test_perplexity_of_a_model_that_diverged():
+    assert word_ptb.perplexity(math.log(120)) == pytest.approx(120)
+    assert word_ptb.perplexity(1e6) == word_ptb.perplexity(math.inf) == math.inf
 
 
 def test_the_step_size_falls():

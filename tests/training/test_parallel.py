@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from zoneout_jax.training import parallel
+from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.state import Streams, TrainState
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -277,12 +277,12 @@ def test_put_and_get(seeds):
 
 
 def test_alone_the_first_process_decides_for_itself():
-    assert parallel.is_first() and not parallel.several()
-    assert parallel.on_first(lambda: {"a": [1.5]}) == {"a": [1.5]}
+    assert processes.is_first() and not processes.several()
+    assert processes.on_first(lambda: {"a": [1.5]}) == {"a": [1.5]}
     with pytest.raises(KeyError):
-        parallel.on_first(lambda: {}["missing"])
+        processes.on_first(lambda: {}["missing"])
     tree = {"a": np.arange(3)}
-    assert parallel.share(tree) is tree
+    assert processes.share(tree) is tree
 
 
 def test_streams_differ_and_repeat():

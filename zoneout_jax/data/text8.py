@@ -9,7 +9,7 @@ a–z and single blanks, 27 symbols; digits are spelled out.
 | `text8_like` | 3,236,993  | 179,832    | 179,832   |
 
 The last two twentieths of a text are test and, before it, validation, as everywhere where bits per
-character of text8 are given (Krueger et al., arXiv:1606.01305, section 4.3).
+character of text8 are given (Krueger et al., arXiv:1606.01305, section 4.2).
 
 `text8_like` is not text8: it is other Wikipedia text, of 2016 to 2021, brought into the same form,
 for development where text8 cannot be had. It has no public address. No figure measured on it can

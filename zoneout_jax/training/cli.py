@@ -10,7 +10,7 @@ from typing import Any
 import absl.logging
 import jax
 
-from zoneout_jax.training import parallel
+from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.config import RunConfig, RunError, Stopped, fail, one_line, parse_preset
 from zoneout_jax.training.loop import fit
 from zoneout_jax.training.run_directory import RunDirectory
@@ -44,13 +44,11 @@ def launch(
         `exits` for the others.
     """
     command = f"python -m experiments.{experiment}"
-    # What orbax's threads log of their failures is raised as well, and told in one line.
-    absl.logging.set_verbosity(absl.logging.FATAL)
     config = parse_preset(presets, argv, command, about)
     again = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     with exits(again), contextlib.ExitStack() as stack:
         try:
-            parallel.connect(
+            processes.connect(
                 config.coordinator,
                 config.num_processes,
                 config.process_id,
@@ -61,7 +59,7 @@ def launch(
             task, run = prepare(experiment, presets, build, config)
         except (ValueError, OSError) as error:
             fail(error)
-        if parallel.is_first():
+        if processes.is_first():
             print(f"{task.name}: run directory {run.path}", file=sys.stderr)
         return fit(task, config, run, stop)
 
@@ -77,26 +75,28 @@ def exits(command: str) -> Iterator[None]:
       SystemExit: code 2 if the run directory is in use or cannot be written to; 1 if the run
         cannot go on; 130 or 143 after SIGINT or SIGTERM, 0 after `max_minutes`.
     """
+    # What orbax's threads log of their failures is raised as well, and told in one line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     try:
         yield
     except Stopped as stop:
         print(f"{stop}; resume with: {command}", file=sys.stderr)
-        parallel.leave(stop.exit_code)
+        processes.leave(stop.exit_code)
     except RunError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        parallel.leave(error.exit_code)
+        processes.leave(error.exit_code)
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped before the first step", file=sys.stderr)
-        parallel.leave(130)
+        processes.leave(130)
     except jax.errors.JaxRuntimeError as error:
-        if not parallel.several():
+        if not processes.several():
             raise
         print(
             f"error: another process is gone or out of reach ({one_line(error)[:200]}); start all "
             f"of them again, this one with: {command}",
             file=sys.stderr,
         )
-        parallel.leave(1)
+        processes.leave(1)
 
 
 def prepare(
@@ -113,7 +113,7 @@ def prepare(
     # What must be the same in all processes: else they would wait for each other for ever, or
     # each would train its own model.
     shared = config.identity() | {name: getattr(config, name) for name in SHARED}
-    first = parallel.on_first(lambda: shared)
+    first = processes.on_first(lambda: shared)
 
     def check() -> tuple[Task, RunDirectory]:
         for name, value in json.loads(json.dumps(shared)).items():
@@ -124,7 +124,7 @@ def prepare(
         run = RunDirectory(path, config.identity(), config.resume, experiment)
         return build(config), run
 
-    if parallel.several():
+    if processes.several():
         # The first prepares the data, alone, and what it complains of is told by all.
-        parallel.on_first(lambda: check() and None)
-    return parallel.on_all(check)
+        processes.on_first(lambda: check() and None)
+    return processes.on_all(check)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoneout_jax.training import parallel
+from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig, RunError
 from zoneout_jax.training.metrics import MetricLog, describe, draw_curves, over_seeds
@@ -47,11 +47,11 @@ def fit(
         loss or gradient is not finite.
       KeyboardInterrupt: at a second SIGINT.
     """
-    done = parallel.on_first(run.result)
+    done = processes.on_first(run.result)
     if done is not None:
         return done
     with contextlib.ExitStack() as stack:
-        parallel.on_first(lambda: stack.enter_context(run.opened()) and None)
+        processes.on_first(lambda: stack.enter_context(run.opened()) and None)
         precision = "float32" if config.precision == "float32" else "default"
         stack.enter_context(jax.default_matmul_precision(precision))
         stop = stop or stack.enter_context(StopRequest(config.max_minutes))
@@ -70,7 +70,7 @@ class _Fit:
         stack: contextlib.ExitStack,
     ):
         self.task, self.config, self.run, self.stop = task, config, run, stop
-        self.first = parallel.is_first()
+        self.first = processes.is_first()
         self.seeds = range(config.seed, config.seed + config.num_seeds)
         self.streams = [Streams.from_seed(seed, config.rng_impl) for seed in self.seeds]
         self.total_steps = config.epochs * task.steps_per_epoch
@@ -101,7 +101,7 @@ class _Fit:
         if self.first:
             self.checkpoints = Checkpoints(run.path / "checkpoints")
             stack.callback(self.checkpoints.close)
-        if parallel.on_first(lambda: self.checkpoints.latest) is not None:
+        if processes.on_first(lambda: self.checkpoints.latest) is not None:
             state = self._restore(state)
         self.saved_at = time.monotonic()
         self.log = None
@@ -135,8 +135,8 @@ class _Fit:
             read["arrays"], progress = self.checkpoints.restore(arrays, self.bar.say)
             return progress
 
-        self.progress = parallel.on_first(restore)
-        state, self.best_params = parallel.share(read.get("arrays", arrays))
+        self.progress = processes.on_first(restore)
+        state, self.best_params = processes.share(read.get("arrays", arrays))
         self.progress["resumed"] += 1
         self.bar.start(self.progress["step"])
         self.bar.say(f"going on from step {self.progress['step']:,}")
@@ -225,7 +225,7 @@ class _Fit:
             with writing(path):
                 write_json(path, batch)
 
-        parallel.on_first(write)
+        processes.on_first(write)
         raise RunError(
             f"the loss or its gradient is not finite at step {step:,} (epoch {batch['epoch']}, "
             f"seed {batch['seed']}); the checkpoint is of the state before it, {path} has the "
@@ -297,7 +297,7 @@ class _Fit:
                 self.checkpoints.wait()
 
         if wait:  # all of them: a process that leaves ends those that are still writing
-            parallel.on_first(save)
+            processes.on_first(save)
         elif self.first:
             save()
         self.saved_at = time.monotonic()
@@ -305,7 +305,7 @@ class _Fit:
 
     def _save_if_due(self, asked: int) -> None:
         """Saves at the chosen intervals, and at a request to stop, which is then met."""
-        stopping = asked if parallel.several() else self.stop.requested
+        stopping = asked if processes.several() else self.stop.requested
         minutes = (time.monotonic() - self.saved_at) / 60
         every = self.config.checkpoint_steps
         at_step = every is not None and self.progress["step"] % every == 0

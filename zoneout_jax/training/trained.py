@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax.training.checkpoint import Checkpoints
+from zoneout_jax.training.state import TrainState
 from zoneout_jax.training.task import Task
 
 
@@ -48,4 +49,5 @@ def read_trained(task: Task, path: pathlib.Path, num_seeds: int = 1, number: int
         (state, best), _ = checkpoints.restore(like, lambda words: print(words, file=sys.stderr))
     finally:
         checkpoints.close()
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), Trained(state[1], best))
+    trained = Trained(TrainState(*state).params, best)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), trained)
