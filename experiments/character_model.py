@@ -6,14 +6,8 @@ import math
 
 import jax.numpy as jnp
 
-from experiments.language_model import (
-    LanguageModel,
-    LanguageModelConfig,
-    carried_evaluation,
-    language_model,
-    make_optimizer,
-    split_texts,
-)
+from experiments.language_model import LanguageModel, language_model, make_optimizer
+from experiments.texts import TextConfig, carried_evaluation, split_texts
 from zoneout_jax.data import Corpus, chunk_starts, epoch_plan, gather, pad_rows, steps_per_epoch
 from zoneout_jax.training import AXIS, Count, DropRate, Evaluation, Task
 
@@ -48,7 +42,7 @@ FIGURES = ("validation_bpc", "validation_carried_bpc", "test_bpc")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CharacterConfig(LanguageModelConfig):
+class CharacterConfig(TextConfig):
     """Settings of a character-level experiment."""
 
     augment: bool = True

@@ -6,8 +6,9 @@
     python -m experiments.reproduce gradient_propagation --preset=laptop   # a figure, no table
 
 Runs that are done are skipped, runs that were cut off go on. The table (Markdown and JSON) and the
-figure of all learning curves are written anew after every run. An experiment that measures
-something else than rows of a table (`gradient_propagation`) writes what its own docstring says.
+figures of all learning curves are written anew after every run. An experiment that measures
+something else than rows of a table (`gradient_propagation`, `semantic_consistency`) writes what its
+own docstring says.
 """
 
 import contextlib
@@ -43,20 +44,32 @@ from zoneout_jax.training import (
     write_json,
 )
 
+SEEDS = (0, 1, 2)
+"""Seeds of a table."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What to rerun."""
 
     experiment: tyro.conf.Positional[
-        Literal["char_ptb", "word_ptb", "text8", "permuted_mnist", "gradient_propagation"]
+        Literal[
+            "char_ptb",
+            "word_ptb",
+            "text8",
+            "permuted_mnist",
+            "gradient_propagation",
+            "seq2seq",
+            "semantic_consistency",
+        ]
     ]
     """Experiment."""
-    preset: Literal["paper", "repository", "small", "laptop", "smoke"] = "paper"
+    preset: Literal["paper", "repository", "small", "laptop", "smoke"] | None = None
     """Settings: the paper's own, the authors' code's, a small task on the paper's data, minutes on
-    a laptop, or seconds. Not every experiment has them all."""
-    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0, 1, 2)
-    """Seeds that every row is run with."""
+    a laptop, or seconds. Not every experiment has them all; by default its first, the paper's own
+    if it is in the paper."""
+    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] | None = None
+    """Seeds that every row is run with: by default 0, 1 and 2, or those that the experiment has."""
     rows: tuple[str, ...] = ()
     """Rows, or models, by name; by default all, or those that suit the preset."""
     epochs: Count | None = None
@@ -80,6 +93,8 @@ def reproduce(options: Options) -> dict[str, Any]:
       ValueError: bad rows or seeds, or what the experiment itself refuses.
     """
     experiment = importlib.import_module(f"experiments.{options.experiment}")
+    if options.preset is None:
+        options = dataclasses.replace(options, preset=next(iter(experiment.PRESETS)))
     if options.preset not in experiment.PRESETS:
         raise ValueError(
             f"{options.experiment} has no preset {options.preset}; choose one of "
@@ -91,14 +106,15 @@ def reproduce(options: Options) -> dict[str, Any]:
     unknown = [name for name in names if name not in experiment.ROWS]
     if unknown:
         raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(experiment.ROWS)}")
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise ValueError(f"seeds must be given, each once, got {options.seeds}")
+    seeds = SEEDS if options.seeds is None else options.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be given, each once, got {seeds}")
     out = options.out or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give another --out")
     # Seeds outside, rows inside: a table cut short compares the same seeds.
     configs = {}
-    for seed, name in itertools.product(options.seeds, names):
+    for seed, name in itertools.product(seeds, names):
         flags = (f"--preset={options.preset}", f"--seed={seed}", *experiment.ROWS[name][0])
         config = parse_preset(experiment.PRESETS, flags, options.experiment, "")
         configs[seed, name] = dataclasses.replace(
@@ -118,6 +134,8 @@ def reproduce(options: Options) -> dict[str, Any]:
         table = write_table(out, options, experiment, results)
         curves = {row: runs for row, runs in histories.items() if runs}
         draw_curves(out / "curves.png", curves, task.metric)
+        for figure in getattr(experiment, "CURVES", ()):
+            draw_curves(out / f"curves-{figure}.png", curves, figure, ("validation",))
     print(markdown(table))
     print(f"table: {out / 'table.md'} and {out / 'table.json'}; picture: {out / 'curves.png'}")
     return table
@@ -146,14 +164,19 @@ def _measurement(options: Options, settings: Any) -> Any:
     """The settings of an experiment that measures by itself, with what the options say."""
     given = {
         "models": options.rows or None,
+        "seeds": options.seeds,
         "epochs": options.epochs,
         "out": options.out
         or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}",
+        "raw_data_dir": options.raw_data_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(
-        settings, seeds=options.seeds, raw_data_dir=options.raw_data_dir, **given
-    )
+    known = {field.name for field in dataclasses.fields(settings)}
+    for name in given:
+        if name not in known:
+            flag = "rows" if name == "models" else name
+            raise ValueError(f"{options.experiment} has no --{flag}; leave it out")
+    return dataclasses.replace(settings, **given)
 
 
 def write_table(
@@ -212,9 +235,11 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines.append(cells)
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     used = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
-    note = f"In brackets: published, on {table['published_on']}."
-    if table["preset"] != "paper":
-        note += f" Preset {table['preset']} is a smaller task; do not compare."
+    note = "Nothing is published of this task."
+    if table["published_on"]:
+        note = f"In brackets: published, on {table['published_on']}."
+        if table["preset"] != "paper":
+            note += f" Preset {table['preset']} is a smaller task; do not compare."
     return (
         f"{table['experiment']}, preset {table['preset']}, {table['dataset']}; mean ± sd over "
         f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"

@@ -28,20 +28,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.language_model import (
-    LanguageModel,
-    LanguageModelConfig,
-    carried_evaluation,
-    language_model,
-    make_optimizer,
-    split_texts,
-)
+from experiments.language_model import LanguageModel, language_model, make_optimizer
+from experiments.texts import TextConfig, carried_evaluation, split_texts
 from zoneout_jax.data import Corpus, gather, load_corpus, stream_plan
 from zoneout_jax.training import AXIS, Count, DropRate, Positive, Task, launch, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(LanguageModelConfig):
+class Config(TextConfig):
     """Settings of the experiment; the defaults are the paper's without regularization."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
@@ -70,8 +64,8 @@ class Config(LanguageModelConfig):
     """Epoch after which the step size falls."""
     lr_decay: Positive = 1.15
     """What it is divided by in each epoch from then on."""
-    clip_norm: Positive = 10.0
-    """Largest global norm."""
+    clip_norm: Positive | None = 10.0
+    """Largest global norm; None for any."""
     dropout: DropRate = 0.0
     """Dropout on the non-recurrent connections."""
     tied: bool = False
@@ -197,8 +191,8 @@ def build(config: Config) -> Task:
         )
         return total, count, jax.lax.all_gather(mine, AXIS, tiled=True)
 
-    def end_epoch(state, figures):
-        del figures
+    def end_epoch(state, figures, key):
+        del figures, key
         return state._replace(memory=jax.tree.map(lambda c: jnp.roll(c, 1, 0), state.memory))
 
     def carried(text):

@@ -16,12 +16,8 @@ import optax
 import pytest
 
 from experiments import char_ptb, reproduce
-from experiments.language_model import (
-    LanguageModel,
-    carried_evaluation,
-    cross_entropy_sum,
-    readout_init,
-)
+from experiments.language_model import LanguageModel, cross_entropy_sum, readout_init
+from experiments.texts import carried_evaluation
 from zoneout_jax import lstm, unroll
 
 ROOT = pathlib.Path(__file__).parents[2]

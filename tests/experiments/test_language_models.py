@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import char_ptb, reproduce, text8, word_ptb
-from experiments.language_model import carried_evaluation, drop, language_model, make_optimizer
+from experiments.language_model import drop, language_model, make_optimizer
+from experiments.texts import carried_evaluation
 from zoneout_jax import norm_stabilizer
 from zoneout_jax.training import launch, parse_preset
 

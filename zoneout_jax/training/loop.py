@@ -264,9 +264,12 @@ class _Fit:
             if progress["skipped"][n]:
                 entry["skipped"] = progress["skipped"][n]
             entries.append(entry)
+        if task.show and self.first and self.bar.is_time():
+            self.bar.say(task.show(jax.tree.map(lambda x: x[0], self.placement.get(params))))
         if self.end_epoch:
             measured = {name: np.float32(values) for name, values in figures.items()}
-            self.state = self.end_epoch(self.state, self.placement.put(measured))
+            keys = jnp.stack([jax.random.fold_in(s.init, epoch) for s in self.streams])
+            self.state = self.end_epoch(self.state, *self.placement.put((measured, keys)))
         progress["seconds"] += progress["epoch_seconds"] + evaluation_seconds
         times = place | {
             "steps_per_second": task.steps_per_epoch / progress["epoch_seconds"],

@@ -236,8 +236,8 @@ def train_steps(
 
 
 def each_state(change: Callable[..., TrainState], placement: Placement) -> Callable:
-    """Compiles `change(state, figures) -> state` of one seed as that of all, all placed."""
-    run = placement.each_seed(change, (0, 0))
+    """Compiles `change(state, figures, key) -> state` of one seed as that of all, all placed."""
+    run = placement.each_seed(change, (0, 0, 0))
     return jax.pmap(run, axis_name=placement.axis, donate_argnums=(0,))
 
 

@@ -43,7 +43,7 @@ class Progress:
     def start(self, done: int) -> None:
         """Counts time and steps from here on, with so many steps done before."""
         self._first = done
-        self._start = self._last_line = time.monotonic()
+        self._start = self._last_line = self._last_shown = time.monotonic()
 
     def update(self, step: int, text: str) -> None:
         """Tells of the steps done so far and of what is worth showing."""
@@ -56,6 +56,14 @@ class Progress:
             self._last_line = now
             left = (self._total - step) / max(rate, 1e-9)
             self.say(f"step {step:,} of at most {self._total:,}: {text}, {_clock(left)} left")
+
+    def is_time(self) -> bool:
+        """Whether something longer may be said again; then not for a while."""
+        now = time.monotonic()
+        due = self._shown and now - self._last_shown >= self.LINE_SECONDS
+        if due:
+            self._last_shown = now
+        return due
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""

@@ -64,8 +64,9 @@ class Task:
       calibration: done before each evaluation; the parameters kept are those that it gives.
       memory: `memory(params)`, what the first step of all is handed as memory; what each returns,
         the same on every device, is handed to the next.
-      end_epoch: `end_epoch(state, figures) -> state`, a change of the `TrainState` after an epoch,
-        given the validation's figures by name. Compiled.
+      end_epoch: `end_epoch(state, figures, key) -> state`, a change of the `TrainState` after an
+        epoch, given the validation's figures by name and a key of the epoch. Compiled.
+      show: `show(params) -> text`, what to tell people now and then after an epoch.
       final: measured once, with the best parameters, by name.
       facts: what else to keep beside the result, such as sizes of the data.
     """
@@ -84,7 +85,8 @@ class Task:
     chosen_by: str | None = None
     calibration: Calibration | None = None
     memory: Callable[[Any], Any] | None = None
-    end_epoch: Callable[[TrainState, Mapping[str, jax.Array]], TrainState] | None = None
+    end_epoch: Callable[[TrainState, Mapping[str, jax.Array], jax.Array], TrainState] | None = None
+    show: Callable[[Any], str] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def first_state(self, key: jax.Array) -> TrainState:

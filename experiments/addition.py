@@ -1,0 +1,128 @@
+"""Additions of two numbers as strings of symbols, drawn on the device.
+
+The task is Erik Rehn's simplified learning to execute, which the authors of zoneout took over:
+
+    input   ____12345+678      padded on the left
+    target  13023__            padded on the right
+
+An operand is uniform on 0 … 10^k, both included, with k uniform on 1 … digits. Pairs of operands
+belong to the training, validation or test part by a hash of the pair, so that no part ever shows
+a pair of another: a pair of another part is drawn again.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SYMBOLS = "G_0123456789+"
+"""Go, padding, digits, plus; a symbol's number is its place."""
+GO, PAD, ZERO, PLUS = (SYMBOLS.index(symbol) for symbol in "G_0+")
+PARTS = {"validation": (0, 1), "test": (1, 2), "train": (2, 10)}
+"""Of ten classes of pairs those that belong to a part, as a half-open range."""
+MAX_DIGITS = 8
+"""So that sums fit in 32-bit integers."""
+
+_POWERS = 10 ** np.arange(MAX_DIGITS + 2, dtype=np.int32)
+
+
+def in_part(pair: jax.Array, part: str) -> jax.Array:
+    """Whether pairs `[…, 2]` belong to a part; fixed for all runs."""
+    root = jax.random.key(0, impl="threefry2x32")
+
+    @functools.partial(jnp.vectorize, signature="(n)->()")
+    def class_of(pair):
+        key = jax.random.fold_in(jax.random.fold_in(root, pair[0]), pair[1])
+        return jax.random.bits(key) % jnp.uint32(10)
+
+    first, stop = PARTS[part]
+    number = class_of(pair)
+    return (number >= first) & (number < stop)
+
+
+def draw_pair(key: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
+    """Draws operands of one addition, `[2]`.
+
+    Args:
+      key: a JAX random key.
+      digits: greatest k, at most `MAX_DIGITS`.
+      part: a name in `PARTS`.
+    """
+
+    def draw(number):
+        k_key, operand_key = jax.random.split(jax.random.fold_in(key, number))
+        k = jax.random.randint(k_key, (2,), 1, digits + 1)
+        return jax.random.randint(operand_key, (2,), 0, jnp.asarray(_POWERS)[k] + 1)
+
+    def is_of_another(state):
+        return ~in_part(state[1], part)
+
+    def again(state):
+        return state[0] + 1, draw(state[0])
+
+    return jax.lax.while_loop(is_of_another, again, (1, draw(0)))[1]
+
+
+def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
+    """Draws operands of additions `[N, 2]`; number n draws from `fold_in(key, n)`.
+
+    Args:
+      key, digits, part: as in `draw_pair`.
+      numbers: of the additions, integers `[N]`.
+    """
+    return jax.vmap(lambda n: draw_pair(jax.random.fold_in(key, n), digits, part))(numbers)
+
+
+def encode(
+    pairs: jax.Array, input_length: int, target_length: int, reverse: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Writes additions as symbols.
+
+    Args:
+      pairs: operands `[N, 2]`.
+      input_length, target_length: symbols of question and answer; see `check_lengths`.
+      reverse: write the question from right to left, after the padding (Sutskever et al. 2014).
+
+    Returns:
+      Questions `[N, input_length]` and answers `[N, target_length]`.
+    """
+    a, b = pairs[:, :1], pairs[:, 1:]
+    a_length, b_length = _length(a), _length(b)
+    question = a_length + 1 + b_length
+    place = jnp.arange(input_length - 1, -1, -1)  # from the right
+    at = jnp.where(place < question, question - 1 - place, place) if reverse else place
+    inputs = jnp.where(at < b_length, _digit(b, at), _digit(a, at - b_length - 1))
+    inputs = jnp.where(at == b_length, PLUS, jnp.where(at < question, inputs, PAD))
+    total = a + b
+    place = _length(total) - 1 - jnp.arange(target_length)
+    return inputs, jnp.where(place >= 0, _digit(total, place), PAD)
+
+
+def _length(n: jax.Array) -> jax.Array:
+    """Number of decimal digits."""
+    return 1 + jnp.sum(n[..., None] >= jnp.asarray(_POWERS[1:]), -1)
+
+
+def _digit(n: jax.Array, place: jax.Array) -> jax.Array:
+    """The symbol at a place from the right."""
+    power = jnp.asarray(_POWERS)[jnp.clip(place, 0, len(_POWERS) - 1)]
+    return ZERO + n // power % 10
+
+
+def check_lengths(digits: int, input_length: int, target_length: int) -> None:
+    """Raises ValueError unless every addition of such operands fits."""
+    longest = digits + 1  # of an operand, and of a sum: 10^k + 10^k
+    for name, length, needed in (
+        ("input_length", input_length, 2 * longest + 1),
+        ("target_length", target_length, longest),
+    ):
+        if length < needed:
+            raise ValueError(
+                f"{name} must be at least {needed} for numbers up to 10^{digits}, got {length}"
+            )
+
+
+def text(symbols: np.ndarray) -> str:
+    """Symbols `[N]` for people, without padding."""
+    return "".join(SYMBOLS[symbol] for symbol in symbols).strip("_")

@@ -1,0 +1,272 @@
+"""Do units keep their meaning? A toy task of the authors' repository.
+
+    python -m experiments.semantic_consistency
+
+A linear recurrence without inputs,
+
+    h ← d ∘ h + (1 − d) ∘ (h W),
+
+one mask d for the whole batch at each step, d ~ Bernoulli(rate) for each unit, is trained to end
+where it began: the loss is Σ‖h_10 − h_0‖² over a batch. W starts near −I. Without zoneout that is a
+solution: ten changes of sign undo each other. With zoneout a unit changes sign a random number of
+times, and W = −I is none; W = +I always is. The claim of the authors' README: with zoneout units
+keep their meaning over time, that is, W moves to +I.
+
+Settings (the authors' code): 2 units, 10 steps, W = −I + 0.01 · Normal(0, 1), h_0 of standard
+normal numbers, batches of 32, 100,000 updates of SGD at 1e-4, rates 0.1 and 0; here 64 seeds.
+
+Written to `--out`: `semantic_consistency.npz`, learning curves, the path of W and its eigenvalues;
+`semantic_consistency.json`, with the share of seeds with every element of W within 0.1 of +I and
+of −I at the end; and `semantic_consistency.png`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.reproduce import commit
+from zoneout_jax.training import (
+    Count,
+    DropRate,
+    NotNegative,
+    Positive,
+    Range,
+    check_ranges,
+    exits,
+    fail,
+    parse_preset,
+    versions,
+    write_json,
+)
+from zoneout_jax.training.progress import Progress
+from zoneout_jax.zoneout import zoneout
+
+NEAR = 0.1
+"""Largest difference of an element of W from that of a solution that counts as reached."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings; the defaults are those of the authors' code, but for the number of seeds."""
+
+    preset: Literal["repository", "laptop", "smoke"] = "repository"
+    """Settings to start from; a flag given by hand beats them."""
+    rates: tuple[DropRate, ...] = (0.1, 0.0)
+    """Zoneout rates to compare."""
+    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = tuple(range(64))
+    """Seeds of the first weights, inputs and masks; all rates have the same."""
+    units: Count = 2
+    """Units."""
+    length: Count = 10
+    """Applications of W."""
+    steps: Count = 100_000
+    """Updates."""
+    batch_size: Count = 32
+    """Vectors in a batch."""
+    learning_rate: Positive = 1e-4
+    """Step size."""
+    noise: NotNegative = 0.01
+    """Standard deviation of the first W around −I."""
+    points: Count = 200
+    """Points of the curves that are kept."""
+    out: pathlib.Path | None = None
+    """Where data and figure go; by default runs/semantic_consistency/<preset>."""
+
+    def __post_init__(self):
+        check_ranges(self)
+        for name in ("rates", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be given, each once, got {values}")
+        if self.steps % self.points:
+            raise ValueError(f"steps must be a multiple of points, {self.points}, got {self.steps}")
+
+
+PRESETS = {
+    "repository": Config(),
+    "laptop": Config(preset="laptop", seeds=tuple(range(8))),
+    "smoke": Config(preset="smoke", seeds=(0, 1), steps=1_000, points=10),
+}
+
+
+def recurrence(w: jax.Array, h: jax.Array, masks: jax.Array) -> jax.Array:
+    """The last state `[B, H]`, for first states, weights `[H, H]` and masks `[T, H]`."""
+    for mask in masks:  # so few that they are not worth a loop
+        h = zoneout(h, h @ w, mask)
+    return h
+
+
+def loss(w: jax.Array, h: jax.Array, masks: jax.Array) -> jax.Array:
+    """Σ‖h_T − h_0‖² over a batch; arguments as in `recurrence`.
+
+    The recurrence is linear: what it makes of the unit vectors tells what it makes of the batch.
+    """
+    units = jnp.eye(len(w), dtype=w.dtype)
+    return jnp.sum(jnp.square(h @ (recurrence(w, units, masks) - units)))
+
+
+def first_weights(config: Config, key: jax.Array) -> jax.Array:
+    """W before the first update, `[H, H]`."""
+    noise = jax.random.normal(key, (config.units, config.units))
+    return -jnp.eye(config.units) + config.noise * noise
+
+
+def draw(config: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First states `[B, H]` of an update, and for each rate its masks `[R, T, H]`."""
+    state_key, mask_key = jax.random.split(key)
+    h = jax.random.normal(state_key, (config.batch_size, config.units))
+    uniform = jax.random.uniform(mask_key, (config.length, config.units))
+    return h, uniform < jnp.array(config.rates)[:, None, None]
+
+
+def train(config: Config, keys: jax.Array, tell: Callable[[int], None]) -> tuple[Any, Any]:
+    """Trains a model for each of S seeds and R rates.
+
+    A seed's models have the same first weights, states and uniform numbers for the masks.
+
+    Args:
+      config: settings.
+      keys: of the seeds, `[S]`.
+      tell: called with the number of updates done, at each point.
+
+    Returns:
+      The mean loss of an example between points, `[points, S, R]`, and W at each point, before the
+      first update too, `[points + 1, S, R, H, H]`.
+    """
+    gradients = jax.vmap(jax.value_and_grad(loss), (0, None, 0))
+
+    def update(w, step, key):
+        values, slope = gradients(w, *draw(config, jax.random.fold_in(key, step)))
+        return w - config.learning_rate * slope, values / config.batch_size
+
+    def to_next_point(w, steps):
+        w, values = jax.lax.scan(
+            lambda w, step: jax.vmap(update, (0, None, 0))(w, step, data_keys), w, steps
+        )
+        jax.debug.callback(tell, steps[-1] + 1)
+        return w, (jnp.mean(values, 0), w)
+
+    init_keys, data_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    first = jax.vmap(lambda key: first_weights(config, key))(init_keys)
+    first = jnp.stack([first] * len(config.rates), 1)
+    steps = jnp.arange(config.steps).reshape(config.points, -1)
+    _, (losses, path) = jax.lax.scan(to_next_point, first, steps)
+    return losses, jnp.concatenate([first[None], path])
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Trains all models, and writes data and figure.
+
+    Returns:
+      The content of `semantic_consistency.json`.
+
+    Raises:
+      ValueError: `out` is a file.
+    """
+    out = config.out or pathlib.Path("runs/semantic_consistency") / config.preset
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
+    start = time.monotonic()
+    with Progress(config.steps, "semantic consistency") as progress:
+
+        def tell(steps):
+            progress.update(int(steps), f"{len(config.seeds)} seeds")
+
+        run = jax.jit(lambda keys: train(config, keys, tell))
+        losses, path = map(np.asarray, run(keys))
+    seconds = time.monotonic() - start
+    eigenvalues = np.sort(np.linalg.eigvals(path))  # by real part
+    steps = np.linspace(0, config.steps, config.points + 1)
+    arrays = {"steps": steps, "losses": losses, "w": path, "eigenvalues": eigenvalues}
+    np.savez_compressed(out / "semantic_consistency.npz", **arrays)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+    result = {
+        "settings": settings,
+        "commit": commit(),
+        "versions": versions(),
+        "seconds": round(seconds, 2),
+        "rates": [
+            {
+                "rate": rate,
+                "share at +I": float(np.mean(reached(path[-1, :, number], 1))),
+                "share at −I": float(np.mean(reached(path[-1, :, number], -1))),
+                "first loss": float(losses[0, :, number].mean()),
+                "last loss": float(losses[-1, :, number].mean()),
+                "last w": path[-1, :, number].round(5).tolist(),
+            }
+            for number, rate in enumerate(config.rates)
+        ],
+    }
+    write_json(out / "semantic_consistency.json", result)
+    draw_figure(out / "semantic_consistency.png", config, arrays)
+    for rate in result["rates"]:
+        print(
+            f"rate {rate['rate']:g}: {rate['share at +I']:.0%} of {len(config.seeds)} seeds at +I, "
+            f"{rate['share at −I']:.0%} at −I; loss {rate['first loss']:.3g} → "
+            f"{rate['last loss']:.3g}"
+        )
+    print(f"{seconds:.1f} s; data and figure: {out}")
+    return result
+
+
+def reached(w: np.ndarray, sign: int) -> np.ndarray:
+    """Whether weights `[S, H, H]` are near ±I."""
+    return np.all(np.abs(w - sign * np.eye(w.shape[-1])) < NEAR, axis=(-2, -1))
+
+
+def draw_figure(path: pathlib.Path, config: Config, arrays: dict[str, np.ndarray]) -> None:
+    """Draws losses, elements of W and its eigenvalues over the updates, a line for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    steps, w = arrays["steps"], arrays["w"]
+    diagonal = np.eye(w.shape[-1], dtype=bool)
+    alpha = max(0.15, 1 / len(config.seeds))
+    for number, rate in enumerate(config.rates):
+        thin = {"color": f"C{number}", "linewidth": 0.8, "alpha": alpha}
+        # Of no height, but in the legend without the lines' transparency.
+        panels[0].plot([], color=f"C{number}", label=f"zoneout {rate:g}")
+        panels[0].plot(steps[1:], arrays["losses"][:, :, number], **thin)
+        elements = w[:, :, number]
+        panels[1].plot(steps, elements[..., diagonal].reshape(len(steps), -1), **thin)
+        others = elements[..., ~diagonal].reshape(len(steps), -1)
+        panels[1].plot(steps, others, "--", **thin)
+        real = arrays["eigenvalues"][:, :, number].real.reshape(len(steps), -1)
+        panels[2].plot(steps, real, **thin)
+    panels[0].set(title="loss of an example", ylabel="‖h₁₀ − h₀‖²")
+    panels[1].set(title="elements of W (dashed: off the diagonal)", ylabel="element")
+    panels[2].set(title="eigenvalues of W", ylabel="real part")
+    for axes in panels:
+        axes.set(xlabel="update")
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures from the command line."""
+    command = "python -m experiments.semantic_consistency"
+    config = parse_preset(PRESETS, argv, command, "Do units keep their meaning?")
+    try:
+        with exits(f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"):
+            measure(config)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

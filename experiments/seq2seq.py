@@ -1,0 +1,333 @@
+"""Learning to add: a toy sequence-to-sequence task of the authors' repository.
+
+    python -m experiments.seq2seq                                          # baseline
+    python -m experiments.seq2seq --z_prob_cells=0.5 --z_prob_states=0.05  # zoneout
+
+A network reads `____12345+678` symbol by symbol and writes `13023__`. The paper has no figures of
+this task.
+
+Settings (the authors' code): one two-layer LSTM of 128 units is encoder and decoder; weights
+uniform within ±0.08; Adam at 0.01 on batches of 32, gradients not clipped; 40 epochs of 20 batches.
+In training the decoder is fed with the answer, in evaluation with its own likeliest symbols, masks
+at their expectation. Operands have up to 2 digits at the start. The curriculum goes on to the
+next number of digits, up to 5, when the validation error falls below 0.1; there, the learning rate
+is multiplied by 0.95 whenever the error rises.
+
+Figures: `error` (share of answers with any wrong symbol) over 4096 additions of the current number
+of `digits` that training never draws, `nats` (cross entropy of a symbol), and `test_error` over as
+many others, of the greatest number of digits. The epoch kept is that of the lowest error at the
+greatest number of digits reached.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.addition import (
+    GO,
+    MAX_DIGITS,
+    SYMBOLS,
+    check_lengths,
+    draw_pairs,
+    encode,
+)
+from experiments.addition import text as as_text
+from experiments.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    language_model,
+    make_optimizer,
+)
+from zoneout_jax.data import pad_rows
+from zoneout_jax.training import (
+    AXIS,
+    Count,
+    DropRate,
+    Evaluation,
+    Positive,
+    Probability,
+    Range,
+    Task,
+    launch,
+    shown,
+)
+from zoneout_jax.training.state import TrainState
+
+Digits = Annotated[int, Range(1, MAX_DIGITS)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(LanguageModelConfig):
+    """Settings of the experiment; the defaults are those of the authors' code."""
+
+    preset: Literal["repository", "laptop", "smoke"] = "repository"
+    """Settings to start from; a flag given by hand beats them."""
+    epochs: Count = 40
+    """Epochs at most."""
+    patience: Count = 1_000_000
+    """Stop after so many epochs without a better validation figure."""
+    steps_per_call: Annotated[int, Range(1, 100_000)] = 100
+    """Training steps in one call of the compiled function."""
+    hidden_features: Count = 128
+    """Units of a layer."""
+    num_layers: Annotated[int, Range(1, 100)] = 2
+    """Layers."""
+    init_width: Positive = 0.08
+    """Weights start uniform within ± this."""
+    learning_rate: Positive = 0.01
+    """Step size at the start."""
+    clip_norm: Positive | None = None
+    """Largest global norm; None for any."""
+    z_prob_cells: DropRate = 0.0
+    """Zoneout: probability that a cell keeps its previous value."""
+    z_prob_states: DropRate = 0.0
+    """Zoneout: probability that a hidden state keeps its previous value."""
+    batches_per_epoch: Count = 20
+    """Batches between two validations."""
+    digits: Digits = 5
+    """Digits of operands at the end of the curriculum."""
+    start_digits: Digits = 2
+    """Digits of operands at its start."""
+    good_error: Probability = 0.1
+    """Validation error below which the number of digits grows."""
+    lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
+    """Factor of the step size when the error rises at the greatest number of digits."""
+    restart: bool = False
+    """Begin again with new weights if the error is above 0.85 after 16 epochs (authors' code)."""
+    input_length: Count = 13
+    """Symbols of a question, padding included."""
+    target_length: Count = 7
+    """Symbols of an answer, padding included."""
+    reverse: bool = False
+    """Questions are written from right to left (Sutskever et al. 2014)."""
+    eval_size: Count = 4096
+    """Additions of an evaluation."""
+    eval_batch_size: Count = 512
+    """Additions evaluated at once."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.start_digits > self.digits:
+            raise ValueError(
+                f"start_digits must be at most digits, {self.digits}, got {self.start_digits}"
+            )
+        check_lengths(self.digits, self.input_length, self.target_length)
+
+
+PRESETS = {
+    "repository": Config(),
+    "laptop": Config(
+        preset="laptop", digits=2, start_digits=1, learning_rate=5e-3, epochs=300, eval_size=1024
+    ),
+    "smoke": Config(
+        preset="smoke",
+        digits=2,
+        start_digits=1,
+        hidden_features=16,
+        batch_size=8,
+        batches_per_epoch=5,
+        epochs=2,
+        eval_size=64,
+        eval_batch_size=64,
+    ),
+}
+
+ROWS = {
+    "LSTM": ((), {}),
+    "zoneout": (("--z_prob_cells=0.5", "--z_prob_states=0.05"), {}),
+}
+"""Flags of the rows; nothing is published."""
+
+PRESET_ROWS: dict[str, tuple[str, ...]] = {}
+"""Rows that a preset is for; all by default."""
+
+PUBLISHED_ON = None
+
+FIGURES = ("validation_digits", "validation_error", "test_error")
+"""Figures to tabulate."""
+
+CURVES = ("digits", "error")
+"""Figures to draw over the epochs."""
+
+RESTART_AFTER = 16
+RESTART_ABOVE = 0.85
+
+
+def model(config: Config) -> LanguageModel:
+    """Encoder and decoder: a language model of questions and answers, one after the other."""
+    return language_model(config, len(SYMBOLS), init_width=config.init_width, learned_carry=False)
+
+
+def training_sums(
+    adder: LanguageModel, params: Any, questions: jax.Array, answers: jax.Array, **mode: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Σ nats and number of the symbols of answers, each predicted from the right ones before it.
+
+    Args:
+      adder, params: the model.
+      questions, answers: `[N, Q]` and `[N, A]`.
+      **mode: as in `LanguageModel.sums`.
+    """
+    symbols = jnp.concatenate([questions.T, go(len(questions)), answers.T])
+    is_answer = jnp.arange(1, len(symbols)) > questions.shape[1]
+    weights = jnp.broadcast_to(is_answer[:, None], symbols[1:].shape).astype(jnp.float32)
+    return adder.sums(params, symbols[:-1], symbols[1:], weights, **mode)[0]
+
+
+def go(batch: int) -> jax.Array:
+    """What is before the first symbol of answers, `[1, N]`."""
+    return jnp.full((1, batch), GO, jnp.int32)
+
+
+def read(adder: LanguageModel, params: Any, questions: jax.Array) -> Any:
+    """The state after questions `[N, Q]`, by expectation."""
+    carry = adder.initial_carry(params, len(questions))
+    return adder.logits(params, questions.T, carry)[1]
+
+
+def write(adder: LanguageModel, params: Any, carry: Any, batch: int, length: int) -> jax.Array:
+    """Answers `[N, length]` of the likeliest symbols, each predicted from those before it."""
+
+    def next_symbol(state, _):
+        last, carry = state
+        logits, carry = adder.logits(params, last, carry)
+        symbols = jnp.argmax(logits[-1], -1)
+        return (symbols[None], carry), symbols
+
+    return jax.lax.scan(next_symbol, (go(batch), carry), length=length)[1].T
+
+
+def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState]:
+    """What changes after an epoch: digits, step size and, if asked for, the weights."""
+
+    def end_epoch(state, figures, key):
+        error, digits = figures["error"], state.params["digits"]
+        last, age = state.memory["last_error"], state.memory["age"]
+        at_the_top = digits >= config.digits
+        rises = at_the_top & (error > last)
+        rates = state.opt_state.hyperparams
+        rate = rates["learning_rate"] * jnp.where(rises, config.lr_decay, 1.0)
+        next_digits = digits + (~at_the_top & (error < config.good_error))
+        state = state._replace(
+            params=state.params | {"digits": next_digits},
+            opt_state=state.opt_state._replace(hyperparams=rates | {"learning_rate": rate}),
+            memory={"last_error": error, "age": age + 1},
+        )
+        if not config.restart:
+            return state
+        params = adder.init(key) | {"digits": digits}
+        fresh = state._replace(
+            params=params,
+            opt_state=optimizer(config).init(params),
+            memory={"last_error": last, "age": jnp.zeros_like(age)},
+        )
+        stuck = (age == RESTART_AFTER) & (error > RESTART_ABOVE)
+        return jax.tree.map(lambda new, old: jnp.where(stuck, new, old), fresh, state)
+
+    return end_epoch
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """The optimizer, with its step size in its state."""
+
+    @optax.inject_hyperparams
+    def rule(learning_rate):
+        return make_optimizer(config, learning_rate)
+
+    return rule(config.learning_rate)
+
+
+def build(config: Config) -> Task:
+    """The experiment as a task for `zoneout_jax.training.fit`."""
+    adder = model(config)
+
+    def init(key):
+        # No weight, and without a gradient: what is drawn for the weights, and what they are
+        # evaluated on.
+        return adder.init(key) | {"digits": jnp.float32(config.start_digits)}
+
+    def written(pairs):
+        return encode(pairs, config.input_length, config.target_length, config.reverse)
+
+    def loss(params, data, examples, key, memory):
+        pair_key, noise_key = jax.random.split(key)
+        pairs = draw_pairs(pair_key, examples, params["digits"].astype(jnp.int32), "train")
+        mode = {"key": noise_key, "axis_name": AXIS}
+        return *training_sums(adder, params, *written(pairs), **mode), memory
+
+    def final_loss(params, pairs, examples):
+        counted = (examples >= 0).astype(jnp.float32)
+        questions, answers = written(pairs[jnp.maximum(examples, 0)])
+        carry = read(adder, params, questions)
+        given = jnp.concatenate([go(len(examples)), answers.T[:-1]])
+        weights = jnp.broadcast_to(counted / config.target_length, given.shape)
+        (nats, _), _ = adder.sums(params, given, answers.T, weights, carry, deterministic=True)
+        found = write(adder, params, carry, len(examples), config.target_length)
+        error = jnp.sum(counted * jnp.any(found != answers, 1))
+        return {"nats": nats, "error": error}, jnp.sum(counted)
+
+    def validation_loss(params, pairs, examples):
+        digits = params["digits"]
+        totals, count = final_loss(params, pairs[digits.astype(jnp.int32) - 1], examples)
+        to_come = totals["error"] + count * (config.digits - digits)
+        return totals | {"digits": count * digits, "to_come": to_come}, count
+
+    numbers = jnp.arange(config.eval_size)
+    draw = jax.jit(draw_pairs, static_argnames="part")
+    validation = [
+        draw(jax.random.key(0), numbers, digits, part="validation")
+        for digits in range(1, config.digits + 1)
+    ]
+    test = draw(jax.random.key(0), numbers, config.digits, part="test")
+    rows = pad_rows(np.arange(config.eval_size), config.eval_batch_size)
+    validation = jnp.stack(validation)
+
+    @jax.jit
+    def some(params):
+        questions, answers = written(validation[params["digits"].astype(jnp.int32) - 1, :3])
+        carry = read(adder, params, questions)
+        return questions, answers, write(adder, params, carry, 3, config.target_length)
+
+    def show(params):
+        return "; ".join(
+            f"{as_text(question)} = {as_text(right)}, answered {as_text(found) or 'nothing'}"
+            for question, right, found in zip(*some(params), strict=True)
+        )
+
+    return Task(
+        name="seq2seq",
+        init=init,
+        optimizer=optimizer(config),
+        loss=loss,
+        data=(),
+        plan=lambda key: jnp.tile(jnp.arange(config.batch_size), (config.batches_per_epoch, 1)),
+        steps_per_epoch=config.batches_per_epoch,
+        metric="nats",
+        figure=lambda nats: nats,
+        validation=Evaluation(validation_loss, validation, rows),
+        chosen_by="to_come",
+        final={"test": Evaluation(final_loss, test, rows)},
+        memory=lambda params: {"last_error": jnp.float32(jnp.inf), "age": jnp.int32(0)},
+        end_epoch=curriculum(config, adder),
+        show=show,
+        facts={"dataset": f"additions of up to {config.digits} digits"},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the experiment and prints our figures."""
+    result = launch("seq2seq", PRESETS, build, "Learning to add.", argv)
+    print(
+        f"{result['name']}: {shown(result, 'validation_digits')} digits, error "
+        f"{shown(result, 'validation_error')} validation, of epoch {result['best_epoch']}; with "
+        f"all digits {shown(result, 'test_error')} test"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Additions: how they are written, how they are drawn, and that no part shows another's."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments import addition
+
+NUMBERS = [0, 1, 9, 10, 11, 99, 100, 101, 999, 1000, 5005, 9999, 10000, 99999, 100000]
+
+
+def by_hand(a, b, input_length, target_length, reverse=False):
+    question = f"{a}+{b}"[:: -1 if reverse else 1]
+    return question.rjust(input_length, "_"), str(a + b).ljust(target_length, "_")
+
+
+def letters(symbols):
+    return "".join("G_0123456789+"[s] for s in np.asarray(symbols))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("input_length", "target_length"), [(13, 7), (20, 6)])
+def test_additions_are_written_as_text(input_length, target_length, reverse):
+    pairs = np.array(list(itertools.product(NUMBERS, NUMBERS)), np.int32)
+    written = addition.encode(jnp.asarray(pairs), input_length, target_length, reverse)
+    questions, answers = map(np.asarray, written)
+    for (a, b), question, answer in zip(pairs, questions, answers, strict=True):
+        wanted = by_hand(a, b, input_length, target_length, reverse)
+        assert (letters(question), letters(answer)) == wanted
+        assert addition.text(question) == wanted[0].strip("_")
+
+
+def test_the_largest_numbers():
+    largest = 10**addition.MAX_DIGITS
+    questions, answers = addition.encode(jnp.array([[largest, largest]]), 21, 10)
+    assert (letters(questions[0]), letters(answers[0])) == by_hand(largest, largest, 21, 10)
+
+
+@pytest.fixture(scope="module")
+def all_pairs():
+    """All pairs of numbers up to 100, and for each part which of them belong to it."""
+    pairs = jnp.array(list(itertools.product(range(101), range(101))))
+    parts = {part: np.asarray(addition.in_part(pairs, part)) for part in addition.PARTS}
+    return np.asarray(pairs), parts
+
+
+def test_every_pair_belongs_to_one_part(all_pairs):
+    _, parts = all_pairs
+    np.testing.assert_array_equal(sum(belongs.astype(int) for belongs in parts.values()), 1)
+    # Binomial counts, within five standard deviations.
+    for part, share in {"validation": 0.1, "test": 0.1, "train": 0.8}.items():
+        assert abs(parts[part].sum() - 101**2 * share) < 5 * (101**2 * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("digits", [1, 2])
+@pytest.mark.parametrize("part", addition.PARTS)
+def test_draws_are_those_of_the_task_and_of_no_other_part(part, digits, all_pairs):
+    pairs, parts = all_pairs
+    draws = 100_000
+    drawn = jax.jit(addition.draw_pairs, static_argnames="part")(
+        jax.random.key(3), jnp.arange(draws), digits, part=part
+    )
+    numbers = np.arange(101)
+    # k is uniform on 1 … digits, and the operand on 0 … 10^k.
+    p = np.mean([(numbers <= 10**k) / (10**k + 1) for k in range(1, digits + 1)], 0)
+    expected = np.where(parts[part], p[pairs[:, 0]] * p[pairs[:, 1]], 0)
+    expected *= draws / expected.sum()
+    drawn = np.asarray(drawn)
+    counts = np.bincount(drawn[:, 0] * 101 + drawn[:, 1], minlength=101**2)
+    assert counts[expected == 0].sum() == 0
+    often = expected >= 5
+    rest = expected[~often].sum()
+    groups = np.append(expected[often], rest) if rest >= 5 else expected[often]
+    found = np.append(counts[often], counts[~often].sum()) if rest >= 5 else counts[often]
+    assert scipy.stats.chisquare(found, groups * found.sum() / groups.sum()).pvalue > 1e-4
+
+
+def test_a_draw_depends_on_its_own_number_alone():
+    key = jax.random.key(0)
+    draw = jax.jit(lambda numbers: addition.draw_pairs(key, numbers, 3, "train"))
+    together = draw(jnp.arange(8))
+    np.testing.assert_array_equal(together[3:4], draw(jnp.array([3])))
+    np.testing.assert_array_equal(together[::-1], draw(jnp.arange(7, -1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "complaint"),
+    [
+        ((12, 7), "input_length must be at least 13 for numbers up to 10^5, got 12"),
+        ((13, 5), "target_length must be at least 6 for numbers up to 10^5, got 5"),
+    ],
+)
+def test_lengths_that_are_too_short(lengths, complaint):
+    with pytest.raises(ValueError, match=complaint.replace("^", r"\^")):
+        addition.check_lengths(5, *lengths)

@@ -1,0 +1,337 @@
+"""Learning to add: training and answers against loops in NumPy, the curriculum, bad settings."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import seq2seq
+from experiments.addition import draw_pairs
+from tests.oracles import sigmoid
+from zoneout_jax.training import AXIS
+from zoneout_jax.training.progress import Progress
+from zoneout_jax.training.state import Streams
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+ZONEOUT = {"z_prob_cells": 0.5, "z_prob_states": 0.05}
+GO = 0
+
+
+def smoke(**changes):
+    return dataclasses.replace(seq2seq.PRESETS["smoke"], **changes)
+
+
+def one_hot(symbols):
+    return np.eye(13)[np.asarray(symbols)]
+
+
+def step(layer, carry, x, d_c, d_h):
+    """A step of an LSTM, and what its derivative needs."""
+    c, h = carry
+    gates = x @ layer["input"] + h @ layer["recurrent"] + layer["bias"]
+    i, f, g, o = np.split(gates, 4, -1)
+    i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+    new_c = f * c + i * g
+    new_h = o * np.tanh(new_c)
+    kept = (d_c * c + (1 - d_c) * new_c, d_h * h + (1 - d_h) * new_h)
+    return kept, (x, c, h, i, f, g, o, new_c, d_c, d_h)
+
+
+def step_back(layer, grads, to_c, to_h, saved):
+    """Adds to the gradients of a layer; returns the derivatives by x, c and h."""
+    x, c, h, i, f, g, o, new_c, d_c, d_h = saved
+    squashed = np.tanh(new_c)
+    by_h = (1 - d_h) * to_h
+    by_c = (1 - d_c) * to_c + by_h * o * (1 - squashed**2)
+    by_gates = [
+        by_c * g * i * (1 - i),
+        by_c * c * f * (1 - f),
+        by_c * i * (1 - g**2),
+        by_h * squashed * o * (1 - o),
+    ]
+    by_gates = np.concatenate(by_gates, -1)
+    grads["input"] += x.T @ by_gates
+    grads["recurrent"] += h.T @ by_gates
+    grads["bias"] += by_gates.sum(0)
+    from_c = d_c * to_c + by_c * f
+    from_h = d_h * to_h + by_gates @ layer["recurrent"].T
+    return by_gates @ layer["input"].T, from_c, from_h
+
+
+def loss_and_gradient(params, questions, answers, masks):
+    """Mean cross entropy of a symbol and its gradient, written from the equations.
+
+    `masks` has of each layer a pair of arrays `[T, B, H]`: of cells and of states.
+    """
+    batch, length = answers.shape
+    go = np.full((batch, 1), GO)
+    xs = one_hot(np.concatenate([questions, go, answers[:, :-1]], 1)).transpose(1, 0, 2)
+    layers, readout = params["layers"], params["readout"]
+    grads = jax.tree.map(np.zeros_like, params)
+    carries = [(np.zeros((batch, len(layer["recurrent"]))),) * 2 for layer in layers]
+    saved, tops = [], []
+    for t, x in enumerate(xs):
+        saved.append([])
+        for n, layer in enumerate(layers):
+            carries[n], kept = step(layer, carries[n], x, masks[n][0][t], masks[n][1][t])
+            saved[-1].append(kept)
+            x = carries[n][1]
+        tops.append(x)
+    value = 0.0
+    to_tops = [np.zeros_like(top) for top in tops]
+    for place in range(length):
+        t = questions.shape[1] + place
+        logits = tops[t] @ readout["kernel"] + readout["bias"]
+        logits -= logits.max(-1, keepdims=True)
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        wanted = one_hot(answers[:, place])
+        value -= np.sum(wanted * np.log(p)) / answers.size
+        by_logits = (p - wanted) / answers.size
+        grads["readout"]["kernel"] += tops[t].T @ by_logits
+        grads["readout"]["bias"] += by_logits.sum(0)
+        to_tops[t] = by_logits @ readout["kernel"].T
+    by_carry = [[np.zeros_like(c), np.zeros_like(h)] for c, h in carries]
+    for t in reversed(range(len(xs))):
+        from_above = to_tops[t]
+        for n in reversed(range(len(layers))):
+            to_c, to_h = by_carry[n][0], by_carry[n][1] + from_above
+            back = step_back(layers[n], grads["layers"][n], to_c, to_h, saved[t][n])
+            from_above, *by_carry[n] = back
+    return value, grads
+
+
+def in_float64(params):
+    weights = {name: params[name] for name in ("layers", "readout")}
+    return jax.tree.map(lambda x: np.array(x, np.float64), weights)
+
+
+def trained(task, state, noise, steps):
+    """The state after steps on a single device, and their losses."""
+
+    def mean_loss(params, key):
+        def on_a_device(examples):
+            return task.loss(params, task.data, examples, key, state.memory)[:2]
+
+        total, count = jax.vmap(on_a_device, axis_name=AXIS)(task.plan(key)[:1])
+        return total[0] / count[0]
+
+    def update(carried, number):
+        params, opt_state = carried
+        key = jax.random.fold_in(noise, number)
+        value, gradient = jax.value_and_grad(mean_loss)(params, key)
+        updates, opt_state = task.optimizer.update(gradient, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    start = (state.params, state.opt_state)
+    (params, _), losses = jax.jit(lambda s: jax.lax.scan(update, s, jnp.arange(steps)))(start)
+    return params, losses
+
+
+def test_a_hundred_steps_are_those_of_a_loop():
+    config = smoke(**ZONEOUT, batches_per_epoch=100, batch_size=4, hidden_features=6)
+    task, streams = seq2seq.build(config), Streams.from_seed(0)
+    state = task.first_state(streams.init)
+    params = in_float64(state.params)
+
+    ours, found_losses = trained(task, state, streams.noise, 100)
+
+    # By hand, with the same pairs and masks.
+    @jax.jit
+    def draws(number):
+        pair_key, noise_key = jax.random.split(jax.random.fold_in(streams.noise, number))
+        pairs = draw_pairs(pair_key, jnp.arange(4), config.start_digits, "train")
+        masks = []
+        for layer in range(2):
+            shape = (20, 4, 6)
+            key = jax.random.fold_in(noise_key, 2 * layer + 1)
+            drawn = config.zoneout().sample(key, *shape)
+            both = (drawn.cells, drawn.states)
+            masks.append([jnp.zeros(shape) if d is None else d.astype(float) for d in both])
+        return *seq2seq.encode(pairs, 13, 7), masks
+
+    first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
+    losses = []
+    for number in range(100):
+        questions, answers, masks = jax.tree.map(np.asarray, draws(number))
+        value, grads = loss_and_gradient(params, questions, answers, masks)
+        losses.append(value)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
+        means = jax.tree.map(lambda m, n=number: m / (1 - 0.9 ** (n + 1)), first)
+        squares = jax.tree.map(lambda v, n=number: v / (1 - 0.999 ** (n + 1)), second)
+        params = jax.tree.map(
+            lambda p, m, v: p - 0.01 * m / (np.sqrt(v) + 1e-8), params, means, squares
+        )
+    np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
+    found = in_float64(ours)
+    # Adam divides by gradients: where those are small, their rounding is not.
+    jax.tree.map(lambda f, p: np.testing.assert_allclose(f, p, atol=1e-4), found, params)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def by_hand(params, question, length, rates):
+    """The answer of the likeliest symbols, one symbol after the other, masks by expectation."""
+    carries = [(np.zeros(len(layer["recurrent"])),) * 2 for layer in params["layers"]]
+    written = [*question, GO]
+    for place in range(len(question) + length):
+        x = one_hot(written[place])
+        for n, layer in enumerate(params["layers"]):
+            carries[n], _ = step(layer, carries[n], x, *rates)
+            x = carries[n][1]
+        if place >= len(question):
+            scores = x @ params["readout"]["kernel"] + params["readout"]["bias"]
+            written.append(int(np.argmax(scores)))
+    return written[len(question) + 1 :]
+
+
+def test_answers_are_those_of_an_independent_decoder():
+    config = smoke(**ZONEOUT)
+    adder = seq2seq.model(config)
+    rng = np.random.default_rng(0)  # large weights, for answers that differ
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), adder.init(jax.random.key(0))
+    )
+    rates = config.z_prob_cells, config.z_prob_states
+    pairs = draw_pairs(jax.random.key(0), jnp.arange(50), 3, "validation")
+    questions, _ = seq2seq.encode(pairs, 13, 7)
+
+    @jax.jit
+    def answers(questions):
+        return seq2seq.write(adder, params, seq2seq.read(adder, params, questions), 50, 7)
+
+    wanted = [by_hand(in_float64(params), q, 7, rates) for q in np.asarray(questions)]
+    np.testing.assert_array_equal(answers(questions), wanted)
+    assert len({tuple(answer) for answer in wanted}) > 5
+
+
+def evaluated(task, evaluation, params):
+    """Means of an evaluation, and over how many additions."""
+    losses = jax.jit(lambda row: evaluation.loss(params, evaluation.data, row))
+    totals, counts = jax.lax.map(losses, jnp.asarray(evaluation.rows))
+    count = float(counts.sum())
+    return {name: float(total.sum()) / count for name, total in totals.items()}, count
+
+
+def test_errors_are_counted_once(monkeypatch):
+    """With a model whose answer is always 9."""
+    config = smoke(eval_size=100, eval_batch_size=64)
+
+    def nine(adder, params, carry, batch, length):
+        return jnp.broadcast_to(jnp.array([11] + [1] * (length - 1)), (batch, length))
+
+    monkeypatch.setattr(seq2seq, "write", nine)
+    task = seq2seq.build(config)
+    params = task.init(jax.random.key(0))
+    figures, count = evaluated(task, task.validation, params)
+    wrong = np.mean(np.asarray(task.validation.data[0]).sum(1) != 9)
+    assert count == 100 and 0.5 < wrong < 1
+    np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
+    np.testing.assert_allclose(figures["to_come"], wrong + 1, rtol=1e-6)
+    assert figures["digits"] == 1
+    figures, count = evaluated(task, task.final["test"], params)
+    wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 9)
+    assert count == 100
+    np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
+
+
+def test_nats_are_of_the_right_symbols_alone():
+    """A model that gives every symbol the same chance has log 13 of them."""
+    task = seq2seq.build(smoke(eval_size=100))
+    params = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0))) | {"digits": jnp.ones(())}
+    for evaluation in (task.validation, task.final["test"]):
+        figures, _ = evaluated(task, evaluation, params)
+        # Sums of hundreds of float32.
+        np.testing.assert_allclose(figures["nats"], np.log(13), rtol=1e-5)
+
+
+def test_a_batch_is_the_same_on_any_devices():
+    task = seq2seq.build(smoke(**ZONEOUT))
+    state = task.first_state(jax.random.key(0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def sums(devices):
+        def on_a_device(examples):
+            return task.loss(state.params, task.data, examples, jax.random.key(1), state.memory)
+
+        examples = task.plan(None)[0].reshape(devices, -1)
+        total, count, _ = jax.vmap(on_a_device, axis_name=AXIS)(examples)
+        return total.sum(), count.sum()
+
+    np.testing.assert_allclose(sums(4), sums(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("digits", "last", "error", "next_digits", "factor"),
+    [
+        (2, 0.5, 0.2, 2, 1),
+        (2, 0.1, 0.2, 2, 1),  # it rises, but not at the top
+        (2, 0.5, 0.09, 3, 1),
+        (2, 0.5, 0.1, 2, 1),
+        (5, 0.5, 0.4, 5, 1),
+        (5, 0.4, 0.5, 5, 0.95),
+        (5, 0.05, 0.06, 5, 0.95),
+        (5, 0.5, 0.01, 5, 1),
+    ],
+)
+def test_the_curriculum(digits, last, error, next_digits, factor):
+    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8))
+    state = task.first_state(jax.random.key(0))
+    params = state.params | {"digits": jnp.float32(digits)}
+    memory = state.memory | {"last_error": jnp.float32(last)}
+    before = state._replace(params=params, memory=memory)
+    after = task.end_epoch(before, {"error": jnp.float32(error)}, jax.random.key(1))
+    assert after.params["digits"] == next_digits
+    rate = after.opt_state.hyperparams["learning_rate"]
+    np.testing.assert_allclose(rate, 0.01 * factor, rtol=1e-6)
+    assert after.memory["last_error"] == np.float32(error)
+    jax.tree.map(np.testing.assert_array_equal, after.params["layers"], params["layers"])
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(("epochs", "error"), [(16, 0.9), (17, 0.9), (18, 0.9), (17, 0.84)])
+def test_restarts_when_stuck_after_16_epochs(epochs, error, restart):
+    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8, restart=restart))
+    state = first = task.first_state(jax.random.key(0))
+    end_epoch = jax.jit(task.end_epoch)
+    for epoch in range(epochs):
+        assert state.params["layers"][0]["input"][0, 0] == first.params["layers"][0]["input"][0, 0]
+        figures = {"error": jnp.float32(error if epoch == epochs - 1 else 0.8)}
+        state = end_epoch(state, figures, jax.random.key(epoch))
+    anew = state.params["layers"][0]["input"][0, 0] != first.params["layers"][0]["input"][0, 0]
+    assert anew == (restart and (epochs, error) == (17, 0.9))
+    assert state.params["digits"] == first.params["digits"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--digits=0"], "digits must be in [1, 8], got 0"),
+        (["--digits=9"], "digits must be in [1, 8], got 9"),
+        (["--start_digits=6"], "start_digits must be at most digits, 2, got 6"),
+        (["--input_length=6"], "input_length must be at least 7"),
+        (["--target_length=2"], "target_length must be at least 3"),
+        (["--digits=6"], "input_length must be at least 15 for numbers up to 10^6, got 13"),
+        (["--z_prob_cells=1"], "z_prob_cells must be in [0, 1), got 1"),
+        (["--z_prob_states=1"], "z_prob_states must be in [0, 1), got 1"),
+        (["--good_error=2"], "good_error must be in [0, 1]"),
+    ],
+)
+def test_bad_settings(flags, complaint, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        seq2seq.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and complaint in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_examples_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Progress, "LINE_SECONDS", 0)
+    seq2seq.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}"])
+    output = capsys.readouterr()
+    assert re.search(r"\d\+\d+ = \d+, answered ", output.err)
+    assert "error 1.0000 validation" in output.out
