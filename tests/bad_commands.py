@@ -17,7 +17,7 @@ from zoneout_jax.training import Range
 from zoneout_jax.training.config import ranges
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXPERIMENTS = ("char_ptb", "word_ptb", "text8", "permuted_mnist")
+EXPERIMENTS = ("char_ptb", "word_ptb", "text8", "permuted_mnist", "seq2seq")
 
 
 def atoms(hint: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_type_hints
 
 import tyro
@@ -67,13 +67,18 @@ DropRate = Annotated[float, Range(0, 1, below=True)]
 
 def ranges(settings: Any) -> dict[str, Range]:
     """The range of each field of a dataclass, or of its items, that was given one."""
-    found = {}
-    for name, hint in get_type_hints(settings, include_extras=True).items():
-        for part in (hint, *get_args(hint)):
-            for note in getattr(part, "__metadata__", ()):
-                if isinstance(note, Range):
-                    found[name] = note
-    return found
+
+    def notes(hint: Any) -> Iterator[Any]:
+        yield from getattr(hint, "__metadata__", ())
+        for part in get_args(hint):
+            yield from notes(part)
+
+    return {
+        name: note
+        for name, hint in get_type_hints(settings, include_extras=True).items()
+        for note in notes(hint)
+        if isinstance(note, Range)
+    }
 
 
 def check_ranges(settings: Any) -> None:
