@@ -6,8 +6,8 @@ The task is Erik Rehn's simplified learning to execute, which the authors of zon
     target  13023__            padded on the right
 
 An operand is uniform on 0 … 10^k, both included, with k uniform on 1 … digits. Pairs of operands
-belong to the training, validation or test part by a hash of the pair, so that no part ever shows
-a pair of another: a pair of another part is drawn again.
+belong to the training, validation or test part by a hash of the pair, whatever its order, so that
+no part ever shows an addition of another: a pair of another part is drawn again.
 """
 
 import functools
@@ -33,7 +33,7 @@ def in_part(pair: jax.Array, part: str) -> jax.Array:
 
     @functools.partial(jnp.vectorize, signature="(n)->()")
     def class_of(pair):
-        key = jax.random.fold_in(jax.random.fold_in(root, pair[0]), pair[1])
+        key = jax.random.fold_in(jax.random.fold_in(root, jnp.min(pair)), jnp.max(pair))
         return jax.random.bits(key) % jnp.uint32(10)
 
     first, stop = PARTS[part]

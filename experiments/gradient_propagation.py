@@ -15,13 +15,15 @@ in training too, a static identity connection that tells the shortcut from the n
 normalization at several initial gains γ (Cooijmans et al. 2016, section 4), where examples of a
 batch act on each other: there, and so everywhere, L is the sum over the batch.
 
-Written to `--out`: `gradient_norms.json`, with the number of steps, counted back from the last that
-has any gradient, after which its norm is below a thousandth; `normalized.png` and `norms.png`; and
-the runs, from which the same command goes on.
+Written to `--out`: `gradient_norms.json`, with how many steps before the end the norm has fallen to
+a thousandth of its largest; `normalized.png` and `norms.png`; and the runs, from which the same
+command goes on. Models that are measured later, with the same settings, are added.
 """
 
 import dataclasses
 import functools
+import itertools
+import json
 import os
 import pathlib
 import shlex
@@ -40,6 +42,7 @@ from zoneout_jax import Masks
 from zoneout_jax.training import (
     Count,
     Range,
+    RunError,
     check_ranges,
     exits,
     fail,
@@ -137,10 +140,12 @@ def probed_loss(probes, cell, params, xs, labels, masks) -> jax.Array:
 
 
 def reach(norms: np.ndarray, factor: float = 1e3) -> int | None:
-    """Steps back from the last with any gradient to the first of less than 1/factor of its norm."""
-    back = norms[: np.flatnonzero(norms)[-1] + 1][::-1]
-    below = np.flatnonzero(back < back[0] / factor)
-    return int(below[0]) if len(below) else None
+    """Steps from the last back to where the norm is first below 1/factor of the largest.
+
+    Only steps before that of the largest are looked at; None if it is nowhere so small.
+    """
+    below = np.flatnonzero(norms[: np.argmax(norms)] < np.max(norms) / factor)
+    return int(len(norms) - 1 - below[-1]) if len(below) else None
 
 
 def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
@@ -158,6 +163,11 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
         data_dir=options.data_dir,
         **MODELS[name],
     )
+    images, splits = permuted_mnist.load(config)
+    there = len(splits["validation"][1])
+    if options.examples > there:
+        raise ValueError(f"examples must be at most {there}, got {options.examples}")
+    pixels, labels = (jnp.asarray(x[: options.examples]) for x in splits["validation"])
     sampled = name not in EXPECTED
     build = functools.partial(permuted_mnist.build, sampled=sampled)
     task, run = prepare("permuted_mnist", permuted_mnist.PRESETS, build, config)
@@ -166,8 +176,6 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     params = {"initialization": task.init(streams.init)}
     params["trained"] = read_trained(task, run.path).last
 
-    images, splits = permuted_mnist.load(config)
-    pixels, labels = (jnp.asarray(x[: options.examples]) for x in splits["validation"])
     xs = permuted_mnist.inputs(pixels, images.max_value)
     cell = permuted_mnist.build_cell(config, len(xs))
     zoneout = config.zoneout()
@@ -185,6 +193,8 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
         # Squares of small gradients would be lost in float32.
         arrays = (np.linalg.norm(np.asarray(g, np.float64), axis=-1) for g in found)
         norms[stage] = {state: a.mean(1) for state, a in zip(STATES, arrays, strict=True)}
+        if not np.isfinite(list(norms[stage].values())).all():
+            raise RunError(f"{name}: a gradient is not finite, {stage}")
     return norms
 
 
@@ -201,32 +211,42 @@ def measure(options: Config) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give another --out")
     settings = {
-        k: v for k, v in dataclasses.asdict(options).items() if not k.endswith(("out", "dir"))
+        k: v
+        for k, v in dataclasses.asdict(options).items()
+        if not k.endswith(("out", "dir", "models"))
     }
-    result = {"settings": settings, "commit": commit(), "versions": versions(), "models": {}}
+    settings = json.loads(json.dumps(settings))
+    dataset = permuted_mnist.PRESETS[options.preset].dataset
+    result = {"dataset": dataset, "settings": settings, "models": {}}
+    data = out / "gradient_norms.json"
+    if data.exists():
+        result = json.loads(data.read_text())
+        if result["settings"] != settings:
+            raise ValueError(
+                f"{data} is of other settings, {result['settings']} there, {settings} here; give "
+                "another --out"
+            )
     for name in options.models:
         runs = [measure_model(options, name, seed, out) for seed in options.seeds]
         norms = {
             stage: {state: np.mean([run[stage][state] for run in runs], 0) for state in STATES}
             for stage in STAGES
         }
-        result["models"][name] = {
+        result["models"][name] = {"commit": commit(), "versions": versions()} | {
             stage: {
                 state: {"norms": values.tolist(), "steps_to_a_thousandth": reach(values)}
                 for state, values in norms[stage].items()
             }
             for stage in STAGES
         }
-        write_json(out / "gradient_norms.json", result)
+        write_json(data, result)
         draw(out / "normalized.png", result, normalized=True)
         draw(out / "norms.png", result, normalized=False)
-        steps = {
-            f"∂L/∂{state} {stage}": result["models"][name][stage][state]["steps_to_a_thousandth"]
-            for state in STATES
-            for stage in STAGES
-        }
-        print(f"{name}: a thousandth after so many steps: {steps}")
-    print(f"data: {out / 'gradient_norms.json'}; figures: normalized.png and norms.png beside it")
+        print(f"{name}: the norm falls to a thousandth within so many steps of the end:")
+        for state, stage in itertools.product(STATES, STAGES):
+            steps = result["models"][name][stage][state]["steps_to_a_thousandth"]
+            print(f"    ∂L/∂{state}, {stage}: {'nowhere' if steps is None else steps}")
+    print(f"data: {data}; figures: normalized.png and norms.png beside it")
     return result
 
 

@@ -9,8 +9,9 @@ A linear recurrence without inputs,
 one mask d for the whole batch at each step, d ~ Bernoulli(rate) for each unit, is trained to end
 where it began: the loss is Σ‖h_10 − h_0‖² over a batch. W starts near −I. Without zoneout that is a
 solution: ten changes of sign undo each other. With zoneout a unit changes sign a random number of
-times, and W = −I is none; W = +I always is. The claim of the authors' README: with zoneout units
-keep their meaning over time, that is, W moves to +I.
+times, and W = −I is none; W = +I always is. The claim of the authors' README, that zoneout makes
+units keep their meaning over time, is taken to say that W moves to +I. Measured: with zoneout it
+does for all of 64 seeds, after 25,000 to 80,000 updates; without, W stays at −I for all of them.
 
 Settings (the authors' code): 2 units, 10 steps, W = −I + 0.01 · Normal(0, 1), h_0 of standard
 normal numbers, batches of 32, 100,000 updates of SGD at 1e-4, rates 0.1 and 0; here 64 seeds.
@@ -40,6 +41,7 @@ from zoneout_jax.training import (
     NotNegative,
     Positive,
     Range,
+    RunError,
     check_ranges,
     exits,
     fail,
@@ -171,11 +173,11 @@ def measure(config: Config) -> dict[str, Any]:
 
     Raises:
       ValueError: `out` is a file.
+      RunError: W is not finite at the end.
     """
     out = config.out or pathlib.Path("runs/semantic_consistency") / config.preset
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
     start = time.monotonic()
     with Progress(config.steps, "semantic consistency") as progress:
@@ -185,7 +187,14 @@ def measure(config: Config) -> dict[str, Any]:
 
         run = jax.jit(lambda keys: train(config, keys, tell))
         losses, path = map(np.asarray, run(keys))
+        jax.effects_barrier()
     seconds = time.monotonic() - start
+    if not np.isfinite(path).all():
+        raise RunError(
+            f"W is not finite after {config.steps:,} updates; give a smaller --learning_rate than "
+            f"{config.learning_rate:g}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
     eigenvalues = np.sort(np.linalg.eigvals(path))  # by real part
     steps = np.linspace(0, config.steps, config.points + 1)
     arrays = {"steps": steps, "losses": losses, "w": path, "eigenvalues": eigenvalues}
@@ -203,7 +212,6 @@ def measure(config: Config) -> dict[str, Any]:
                 "share at −I": float(np.mean(reached(path[-1, :, number], -1))),
                 "first loss": float(losses[0, :, number].mean()),
                 "last loss": float(losses[-1, :, number].mean()),
-                "last w": path[-1, :, number].round(5).tolist(),
             }
             for number, rate in enumerate(config.rates)
         ],
@@ -245,13 +253,13 @@ def draw_figure(path: pathlib.Path, config: Config, arrays: dict[str, np.ndarray
         panels[1].plot(steps, others, "--", **thin)
         real = arrays["eigenvalues"][:, :, number].real.reshape(len(steps), -1)
         panels[2].plot(steps, real, **thin)
-    panels[0].set(title="loss of an example", ylabel="‖h₁₀ − h₀‖²")
+    panels[0].set(title="loss of an example", ylabel=f"‖h − h₀‖² after {config.length} steps")
     panels[1].set(title="elements of W (dashed: off the diagonal)", ylabel="element")
-    panels[2].set(title="eigenvalues of W", ylabel="real part")
+    panels[2].set(title="eigenvalues of W, real parts", ylabel="real part")
     for axes in panels:
         axes.set(xlabel="update")
         axes.grid(alpha=0.3)
-    panels[0].legend()
+    panels[0].legend(loc="upper right")
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, format="png")
     os.replace(temporary, path)

@@ -3,9 +3,10 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
-from benchmarks import choices, rnn
+from benchmarks import choices, rnn, rounding
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -37,6 +38,22 @@ def test_choices_are_measured(tmp_path):
     results = json.loads((tmp_path / "result.json").read_text())["results"]["quick"]
     assert set(results) == set(choices.CHANGES)
     assert all(found["milliseconds"] > 0 for found in results.values())
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_rounding_is_measured(tmp_path, monkeypatch):
+    losses = rounding.losses("smoke", 3, change=1e-3, floor=1e-3)
+    assert len(losses) == 3 and 2 < min(losses) < max(losses) < 3
+
+    def shifted(options, devices, change=0.0, floor=None):
+        return np.arange(options.batches) * (devices - 1 + change)
+
+    monkeypatch.setattr(rounding, "in_a_process", shifted)
+    rounding.main(["--batches=5", "--at", "2", "5", f"--out={tmp_path / 'result.json'}"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    found = result["largest difference up to batch"]
+    assert found["1 and 2 devices"] == {"2": 1.0, "5": 4.0}
+    assert found["1 device, first weights changed by a relative 1e-7"] == {"2": 1e-7, "5": 4e-7}
 
 
 def test_a_choice_that_is_not_used_is_an_error():

@@ -51,9 +51,14 @@ def all_pairs():
 def test_every_pair_belongs_to_one_part(all_pairs):
     _, parts = all_pairs
     np.testing.assert_array_equal(sum(belongs.astype(int) for belongs in parts.values()), 1)
-    # Binomial counts, within five standard deviations.
+    pairs = all_pairs[0].reshape(101, 101, 2)
+    for belongs in parts.values():
+        np.testing.assert_array_equal(belongs.reshape(101, 101), belongs.reshape(101, 101).T)
+    np.testing.assert_array_equal(pairs[..., 0], pairs[..., 1].T)
+    # Binomial counts, within five standard deviations, each pair counted with its mirror image.
     for part, share in {"validation": 0.1, "test": 0.1, "train": 0.8}.items():
-        assert abs(parts[part].sum() - 101**2 * share) < 5 * (101**2 * share * (1 - share)) ** 0.5
+        deviation = (2 * 101**2 * share * (1 - share)) ** 0.5
+        assert abs(parts[part].sum() - 101**2 * share) < 5 * deviation
 
 
 @pytest.mark.parametrize("digits", [1, 2])

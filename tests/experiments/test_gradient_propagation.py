@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -57,23 +58,22 @@ def test_finite_differences(rates, batch_normalization, x64):
 
 
 @pytest.mark.parametrize("batch_normalization", [False, True])
-def test_they_are_of_the_state_after_a_step(batch_normalization, x64):
+@pytest.mark.parametrize("t", [0, 2, STEPS - 2])
+def test_they_are_of_the_state_after_a_step(t, batch_normalization, x64):
     """The rest of a sequence, run by `unroll` from a state, has the same gradient."""
     cell, params, xs, labels, masks = model(batch_normalization, (0.5, None))
     found = propagation.gradients(cell, params, xs, labels, masks)
-    for t in (2,):
-        part = Masks(cells=masks.cells[: t + 1])
-        state, *_ = unroll(cell, params["lstm"], xs[: t + 1], masks=part)
+    part, rest = (Masks(cells=x) for x in (masks.cells[: t + 1], masks.cells[t + 1 :]))
+    state, *_ = unroll(cell, params["lstm"], xs[: t + 1], masks=part)
 
-        def loss(state, t=t):
-            rest = Masks(cells=masks.cells[t + 1 :])
-            carry, *_ = unroll(cell, params["lstm"], xs[t + 1 :], state, masks=rest)
-            logits = carry[1] @ params["readout"]["kernel"] + params["readout"]["bias"]
-            return -jnp.sum(jax.nn.log_softmax(logits)[jnp.arange(BATCH), labels])
+    def loss(state):
+        carry, *_ = unroll(cell, params["lstm"], xs[t + 1 :], state, masks=rest)
+        logits = carry[1] @ params["readout"]["kernel"] + params["readout"]["bias"]
+        return -jnp.sum(jax.nn.log_softmax(logits)[jnp.arange(BATCH), labels])
 
-        wanted = jax.grad(loss)(state)
-        for which in range(2):
-            np.testing.assert_allclose(found[which][t], wanted[which], rtol=1e-7, atol=1e-12)
+    wanted = jax.grad(loss)(state)
+    for which in range(2):
+        np.testing.assert_allclose(found[which][t], wanted[which], rtol=1e-7, atol=1e-12)
     assert not found[0][-1].any() and found[1][-1].any() and found[0][-2].any()
 
 
@@ -92,9 +92,11 @@ def test_probes_of_zero_leave_the_model_as_it_is(x64):
     [
         ([1e-4, 1e-3, 1e-2, 0.1, 1], 4),
         ([0.9e-3, 0.9e-3, 1e-2, 0.1, 1], 3),
-        ([1e-5, 1e-4, 1e-2, 0.1, 0], 3),
+        ([1e-5, 2e-4, 1e-2, 0.1, 0], 4),
         ([1, 2, 3, 2, 1], None),
-        ([5, 1e-9, 3, 2, 1], 3),
+        ([5, 1e-9, 3, 2, 1], None),  # it grows on the way back
+        ([1e-9, 5, 3, 2, 1], 4),
+        ([0, 0, 0], None),
     ],
 )
 def test_reach(norms, steps):
@@ -105,7 +107,7 @@ def test_measure(tmp_path, monkeypatch, capsys):
     flags = ["--preset=smoke", "--train_size=32", "--examples=8", f"--out={tmp_path}"]
     flags += ["--models", "static identity"]
     propagation.main(flags)
-    assert "static identity: a thousandth" in capsys.readouterr().out
+    assert "static identity: the norm falls to a thousandth" in capsys.readouterr().out
     result = json.loads((tmp_path / "gradient_norms.json").read_text())
     model = result["models"]["static identity"]
     first, trained = (np.array(model[stage]["c"]["norms"]) for stage in propagation.STAGES)
@@ -132,6 +134,67 @@ def test_measure(tmp_path, monkeypatch, capsys):
     propagation.main(flags)
     assert json.loads((tmp_path / "gradient_norms.json").read_text())["models"] == result["models"]
 
+    # Another model is added; other settings are not mixed with these.
+    monkeypatch.undo()
+    propagation.main([*flags[:-1], "LSTM"])
+    both = json.loads((tmp_path / "gradient_norms.json").read_text())["models"]
+    assert list(both) == ["static identity", "LSTM"]
+    assert both["static identity"] == result["models"]["static identity"]
+    with pytest.raises(SystemExit):
+        propagation.main([*flags, "--epochs=2"])
+    assert "is of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["zoneout", "recurrent dropout", "static identity", "batch norm 0.5"]
+)
+def test_each_model_is_measured_as_it_is_trained(name, tmp_path, monkeypatch):
+    """With weights of our own in the place of trained ones."""
+    settings = propagation.MODELS[name]
+    config = dataclasses.replace(
+        permuted_mnist.PRESETS["smoke"], seed=3, popstats="ema", **settings
+    )
+    task, streams = permuted_mnist.build(config), Streams.from_seed(3)
+    weights = {"initialization": task.init(streams.init)}
+    weights["trained"] = jax.tree.map(lambda w: 1.2 * w, weights["initialization"])
+    fitted = []
+    monkeypatch.setattr(propagation, "fit", lambda task, config, run: fitted.append((task, config)))
+    kept = types.SimpleNamespace(last=weights["trained"], best=weights["initialization"])
+    monkeypatch.setattr(propagation, "read_trained", lambda task, path: kept)
+    options = dataclasses.replace(propagation.PRESETS["smoke"], examples=6)
+    found = propagation.measure_model(options, name, 3, tmp_path)
+
+    images = permuted_mnist.load(config)[1]["validation"]
+    pixels, labels = (jnp.asarray(x[:6]) for x in images)
+    xs = pixels.T[..., None].astype(jnp.float32) / 16
+    cell = permuted_mnist.build_cell(config, 64)
+    drawn = config.zoneout().sample(jax.random.fold_in(streams.noise, 2**31), 64, 6, 8)
+    masks = {
+        "zoneout": Masks(cells=drawn.cells),
+        "recurrent dropout": Masks(update=drawn.update),
+        "static identity": Masks(cells=jnp.full((64, 1, 1), 0.5)),
+        "batch norm 0.5": Masks(),
+    }[name]
+    for stage, params in weights.items():
+        by_hand = propagation.gradients(cell, params, xs, labels.astype(jnp.int32), masks)
+        for state, gradient in zip("ch", by_hand, strict=True):
+            norms = np.sqrt(np.square(np.asarray(gradient, np.float64)).sum(-1)).mean(1)
+            np.testing.assert_allclose(found[stage][state], norms, rtol=1e-4)
+
+    # The trained model had the same kind of masks: with sampled ones, a key makes a difference.
+    (task, trained_with), examples = fitted[0], jnp.arange(6)
+    assert trained_with.initial_gamma == settings.get("initial_gamma", 0.1)
+
+    data = jax.tree.map(jnp.asarray, task.data)
+
+    def loss(seed):
+        def on_a_device(examples):
+            return task.loss(weights["trained"], data, examples, jax.random.key(seed))[0]
+
+        return jax.jit(jax.vmap(on_a_device, axis_name="data"))(examples[None])[0]
+
+    assert (loss(0) != loss(1)) == (name in ("zoneout", "recurrent dropout"))
+
 
 @pytest.mark.parametrize(
     ("flags", "words"),
@@ -141,6 +204,7 @@ def test_measure(tmp_path, monkeypatch, capsys):
         (["--seeds", "-1"], "seeds must be in [0, 4294967295]"),
         (["--epochs=0"], "epochs must be at least 1"),
         (["--examples=1"], "examples must be at least 2"),
+        (["--examples=301"], "examples must be at most 300, got 301"),
         (["--preset=large"], "unknown preset 'large'"),
         (["--train_size=7"], "7 examples are fewer than one batch of 32"),
     ],

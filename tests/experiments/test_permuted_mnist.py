@@ -123,6 +123,45 @@ def test_initial_values():
         np.testing.assert_allclose(kernel @ kernel.T, np.eye(len(kernel)), atol=1e-5)
 
 
+def test_an_update_by_hand():
+    """The gradient, clipped to norm 1, and then RMSProp."""
+    task = permuted_mnist.build(smoke())
+    params = {"weight": jnp.array([0.3, -0.2, 0.1])}
+    state = task.optimizer.init(params)
+    square, wanted = np.zeros(3), np.asarray(params["weight"], np.float64)
+    for gradient in ([3.0, -4.0, 0.0], [0.3, 0.1, 1e-6]):
+        updates, state = task.optimizer.update({"weight": jnp.array(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        clipped = np.array(gradient) / max(1, np.linalg.norm(gradient))
+        square = 0.5 * square + 0.5 * clipped**2
+        wanted = wanted - 1e-3 * clipped / np.sqrt(square + 1e-10)
+        np.testing.assert_allclose(params["weight"], wanted, rtol=1e-5)
+
+
+def test_noise_is_on_the_first_state_and_in_training_alone():
+    examples = jnp.arange(32)
+    quiet, noisy = (permuted_mnist.build(smoke(noise=noise)) for noise in (0.0, 0.5))
+    params = shaken(quiet)
+
+    def both(task):
+        total, _, _ = gradient(task, params, examples, key=1)
+        return total, task.validation.loss(params, data(task), examples)[0]["nats"]
+
+    assert both(quiet)[0] != both(noisy)[0]
+    assert both(quiet)[1] == both(noisy)[1]
+
+
+def test_options_reach_the_cell():
+    xs = jnp.ones((3, 2, 1))
+    outputs = {}
+    for activation in ("tanh", "relu"):
+        cell = permuted_mnist.build_cell(smoke(activation=activation, hidden_features=5), 3)
+        params = cell.init(jax.random.key(0))
+        outputs[activation] = unroll(cell, params, xs, deterministic=True)[1]
+        assert outputs[activation].shape == (3, 2, 5)
+    assert not np.allclose(outputs["tanh"], outputs["relu"], atol=1e-3)
+
+
 def test_moving_averages_are_those_of_update_stats():
     config = smoke(batch_normalization=True, z_prob_cells=0.3, z_prob_states=0.2)
     tasks = {

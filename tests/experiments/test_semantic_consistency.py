@@ -122,3 +122,11 @@ def test_bad_settings(main, flags, complaint, tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and complaint in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        consistency.main(["--preset=smoke", "--learning_rate=1", f"--out={tmp_path / 'out'}"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 1 and error.startswith("error: W is not finite")
+    assert list(tmp_path.iterdir()) == []

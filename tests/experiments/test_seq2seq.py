@@ -124,7 +124,7 @@ def trained(task, state, noise, steps):
         params, opt_state = carried
         key = jax.random.fold_in(noise, number)
         value, gradient = jax.value_and_grad(mean_loss)(params, key)
-        updates, opt_state = task.optimizer.update(gradient, opt_state)
+        updates, opt_state = task.optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
     start = (state.params, state.opt_state)
@@ -133,7 +133,9 @@ def trained(task, state, noise, steps):
 
 
 def test_a_hundred_steps_are_those_of_a_loop():
-    config = smoke(**ZONEOUT, batches_per_epoch=100, batch_size=4, hidden_features=6)
+    config = smoke(
+        **ZONEOUT, batches_per_epoch=100, batch_size=4, hidden_features=6, learning_rate=2e-3
+    )
     task, streams = seq2seq.build(config), Streams.from_seed(0)
     state = task.first_state(streams.init)
     params = in_float64(state.params)
@@ -165,12 +167,11 @@ def test_a_hundred_steps_are_those_of_a_loop():
         means = jax.tree.map(lambda m, n=number: m / (1 - 0.9 ** (n + 1)), first)
         squares = jax.tree.map(lambda v, n=number: v / (1 - 0.999 ** (n + 1)), second)
         params = jax.tree.map(
-            lambda p, m, v: p - 0.01 * m / (np.sqrt(v) + 1e-8), params, means, squares
+            lambda p, m, v: p - 2e-3 * m / (np.sqrt(v) + 1e-8), params, means, squares
         )
     np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
     found = in_float64(ours)
-    # Adam divides by gradients: where those are small, their rounding is not.
-    jax.tree.map(lambda f, p: np.testing.assert_allclose(f, p, atol=1e-4), found, params)
+    jax.tree.map(lambda f, p: np.testing.assert_allclose(f, p, atol=1e-5), found, params)
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -192,10 +193,7 @@ def by_hand(params, question, length, rates):
 def test_answers_are_those_of_an_independent_decoder():
     config = smoke(**ZONEOUT)
     adder = seq2seq.model(config)
-    rng = np.random.default_rng(0)  # large weights, for answers that differ
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), adder.init(jax.random.key(0))
-    )
+    params = random_params(seq2seq.build(config))
     rates = config.z_prob_cells, config.z_prob_states
     pairs = draw_pairs(jax.random.key(0), jnp.arange(50), 3, "validation")
     questions, _ = seq2seq.encode(pairs, 13, 7)
@@ -229,7 +227,7 @@ def test_errors_are_counted_once(monkeypatch):
     params = task.init(jax.random.key(0))
     figures, count = evaluated(task, task.validation, params)
     wrong = np.mean(np.asarray(task.validation.data[0]).sum(1) != 9)
-    assert count == 100 and 0.5 < wrong < 1
+    assert count == 100 and 0 < wrong < 1
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
     np.testing.assert_allclose(figures["to_come"], wrong + 1, rtol=1e-6)
     assert figures["digits"] == 1
@@ -239,14 +237,37 @@ def test_errors_are_counted_once(monkeypatch):
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
 
 
-def test_nats_are_of_the_right_symbols_alone():
-    """A model that gives every symbol the same chance has log 13 of them."""
-    task = seq2seq.build(smoke(eval_size=100))
-    params = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0))) | {"digits": jnp.ones(())}
-    for evaluation in (task.validation, task.final["test"]):
-        figures, _ = evaluated(task, evaluation, params)
-        # Sums of hundreds of float32.
-        np.testing.assert_allclose(figures["nats"], np.log(13), rtol=1e-5)
+def test_nats_are_those_of_a_loop():
+    """With masks at their expectation."""
+    config = smoke(**ZONEOUT, eval_size=20, eval_batch_size=16)
+    task = seq2seq.build(config)
+    params = random_params(task) | {"digits": jnp.ones(())}
+    for evaluation, pairs in (
+        (task.validation, task.validation.data[0]),
+        (task.final["test"], task.final["test"].data),
+    ):
+        questions, answers = map(np.asarray, seq2seq.encode(pairs, 13, 7))
+        rates = [[np.full((20, 20, 16), rate) for rate in ZONEOUT.values()]] * 2
+        wanted, _ = loss_and_gradient(in_float64(params), questions, answers, rates)
+        np.testing.assert_allclose(
+            evaluated(task, evaluation, params)[0]["nats"], wanted, rtol=1e-5
+        )
+
+
+def random_params(task):
+    """Large weights, for answers that differ."""
+    rng = np.random.default_rng(0)
+    params = task.init(jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "momentum"])
+def test_the_optimizer_leaves_the_digits_alone(algorithm):
+    task = seq2seq.build(smoke(algorithm=algorithm, weight_decay=0.1, clip_norm=1.0))
+    state = task.first_state(jax.random.key(0))
+    params, _ = trained(task, state, jax.random.key(1), 3)
+    assert params["digits"] == state.params["digits"]
+    assert params["readout"]["kernel"][0, 0] != state.params["readout"]["kernel"][0, 0]
 
 
 def test_a_batch_is_the_same_on_any_devices():
@@ -294,7 +315,7 @@ def test_the_curriculum(digits, last, error, next_digits, factor):
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize(("epochs", "error"), [(16, 0.9), (17, 0.9), (18, 0.9), (17, 0.84)])
-def test_restarts_when_stuck_after_16_epochs(epochs, error, restart):
+def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
     task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8, restart=restart))
     state = first = task.first_state(jax.random.key(0))
     end_epoch = jax.jit(task.end_epoch)
@@ -312,6 +333,7 @@ def test_restarts_when_stuck_after_16_epochs(epochs, error, restart):
     [
         (["--digits=0"], "digits must be in [1, 8], got 0"),
         (["--digits=9"], "digits must be in [1, 8], got 9"),
+        (["--digits=1", "--start_digits=2"], "start_digits must be at most digits, 1, got 2"),
         (["--start_digits=6"], "start_digits must be at most digits, 2, got 6"),
         (["--input_length=6"], "input_length must be at least 7"),
         (["--target_length=2"], "target_length must be at least 3"),
@@ -331,7 +353,7 @@ def test_bad_settings(flags, complaint, tmp_path, capsys):
 
 def test_examples_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Progress, "LINE_SECONDS", 0)
-    seq2seq.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}"])
+    seq2seq.main(["--preset=smoke", "--eval_size=2", f"--workdir={tmp_path / 'run'}"])
     output = capsys.readouterr()
     assert re.search(r"\d\+\d+ = \d+, answered ", output.err)
-    assert "error 1.0000 validation" in output.out
+    assert "1 digits, error 1.0000 validation" in output.out

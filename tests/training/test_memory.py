@@ -70,8 +70,8 @@ def by_hand(seed):
             sums = 0.5 * sums + x * inputs
             x -= 0.1 * np.mean(2 * (sums - 1) * inputs)
         figures.append(x**2)
-        init = jax.random.fold_in(jax.random.key(seed), 0)  # of which each epoch's key is made
-        x += 0.1 * float(jax.random.normal(jax.random.fold_in(init, epoch + 1))) - 0.01 * x**2
+        end = jax.random.fold_in(jax.random.key(seed), 3)  # the stream of what ends epochs
+        x += 0.1 * float(jax.random.normal(jax.random.fold_in(end, epoch + 1))) - 0.01 * x**2
         sums = np.roll(sums, 1)
     return figures
 

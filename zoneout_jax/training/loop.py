@@ -265,10 +265,10 @@ class _Fit:
                 entry["skipped"] = progress["skipped"][n]
             entries.append(entry)
         if task.show and self.first and self.bar.is_time():
-            self.bar.say(task.show(jax.tree.map(lambda x: x[0], self.placement.get(params))))
+            self._show(self.placement.get(params))
         if self.end_epoch:
             measured = {name: np.float32(values) for name, values in figures.items()}
-            keys = jnp.stack([jax.random.fold_in(s.init, epoch) for s in self.streams])
+            keys = jnp.stack([jax.random.fold_in(s.epoch, epoch) for s in self.streams])
             self.state = self.end_epoch(self.state, *self.placement.put((measured, keys)))
         progress["seconds"] += progress["epoch_seconds"] + evaluation_seconds
         times = place | {
@@ -286,6 +286,11 @@ class _Fit:
         progress.update(epoch_seconds=0.0, checkpoint_seconds=0.0)
         for entry in entries:
             self.bar.say(describe(entry))
+
+    def _show(self, params: Any) -> None:
+        """Tells people what the first seed's model does."""
+        seed = f"seed {self.seeds[0]}, " if len(self.seeds) > 1 else ""
+        self.bar.say(seed + self.task.show(jax.tree.map(lambda x: x[0], params)))
 
     def _save(self, wait: bool = False) -> None:
         """Begins to write a checkpoint and to draw the curves; `wait` until both are done."""
@@ -334,6 +339,8 @@ class _Fit:
     def _finish(self) -> dict[str, Any]:
         """Measures the final figures with the best parameters."""
         progress, task = self.progress, self.task
+        if task.show and self.first:
+            self._show(self.best_params)
         params = self.placement.put(self.best_params)
         start = time.monotonic()
         figures = {

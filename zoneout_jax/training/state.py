@@ -41,9 +41,10 @@ class Streams(NamedTuple):
     init: jax.Array
     data: jax.Array
     noise: jax.Array
+    epoch: jax.Array
 
     @classmethod
     def from_seed(cls, seed: int, impl: str = "threefry2x32") -> "Streams":
         """The streams of a seed, with a generator that `jax.random.key` knows."""
         root = jax.random.key(seed, impl=impl)
-        return cls(*(jax.random.fold_in(root, number) for number in range(3)))
+        return cls(*(jax.random.fold_in(root, number) for number in range(4)))

@@ -66,7 +66,7 @@ class Task:
         the same on every device, is handed to the next.
       end_epoch: `end_epoch(state, figures, key) -> state`, a change of the `TrainState` after an
         epoch, given the validation's figures by name and a key of the epoch. Compiled.
-      show: `show(params) -> text`, what to tell people now and then after an epoch.
+      show: `show(params) -> text`, what to tell people now and then, and at the end.
       final: measured once, with the best parameters, by name.
       facts: what else to keep beside the result, such as sizes of the data.
     """

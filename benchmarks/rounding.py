@@ -1,0 +1,124 @@
+"""How far rounding parts two runs of permuted MNIST, and what has a hand in it.
+
+    ZONEOUT_RAW_DATA=… python -m benchmarks.rounding
+
+Trains the plain LSTM for some batches, in a process of its own each time: on one and on two virtual
+devices, on one with the first weights changed by a ten-millionth, and on one and two with a
+larger floor of RMSProp. Reported are the largest differences of a batch's loss up to some batches.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from experiments import permuted_mnist
+from zoneout_jax.training import Range, check_ranges, parallel, versions, write_json
+from zoneout_jax.training.state import Streams
+
+FLOOR = 1e-3
+PAIRS = {
+    "1 and 2 devices": ({"devices": 1}, {"devices": 2}),
+    "1 device, first weights changed by a relative 1e-7": (
+        {"devices": 1},
+        {"devices": 1, "change": 1e-7},
+    ),
+    f"1 and 2 devices, floor {FLOOR:g}": (
+        {"devices": 1, "floor": FLOOR},
+        {"devices": 2, "floor": FLOOR},
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    preset: str = "paper"
+    """Preset of permuted MNIST."""
+    batches: Annotated[int, Range(1)] = 80
+    """Training steps."""
+    at: tuple[Annotated[int, Range(1)], ...] = (20, 30, 40, 80)
+    """Batches up to which the largest difference is reported."""
+    out: pathlib.Path = pathlib.Path("benchmarks/results/rounding.json")
+    """File of the result."""
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+def losses(preset: str, batches: int, change: float = 0.0, floor: float | None = None) -> list:
+    """Mean loss of each of the first batches, on the devices of this process."""
+    config = permuted_mnist.PRESETS[preset]
+    task, streams = permuted_mnist.build(config), Streams.from_seed(0)
+    optimizer = task.optimizer
+    if floor is not None:
+        rmsprop = optax.rmsprop(config.learning_rate, decay=0.5, eps=floor**2)
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), rmsprop)
+    state = dataclasses.replace(task, optimizer=optimizer).first_state(streams.init)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x * (1 + change * rng.standard_normal(x.shape)).astype(np.float32), state.params
+    )
+    placement = parallel.Placement()
+    state = jax.tree.map(lambda x: np.asarray(x)[None], state._replace(params=params))
+    run = parallel.train_steps(task.loss, optimizer, placement, batches)
+    rows = placement.rows(jnp.asarray(task.plan(jax.random.fold_in(streams.data, 0)))[None])
+    key, going = placement.put(jnp.stack([streams.noise])), placement.put(np.array([True]))
+    data = parallel.replicate(task.data)
+    with jax.default_matmul_precision("float32"):
+        _, totals, counts, _ = run(placement.put(state), data, rows, 0, batches, key, going, 0)
+    return (np.asarray(totals)[0, :, 0] / np.asarray(counts)[0, :, 0]).astype(float).tolist()
+
+
+def in_a_process(options: Options, devices: int, **changes: float) -> np.ndarray:
+    """The losses on so many virtual devices."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    arguments = {"preset": options.preset, "batches": options.batches} | changes
+    code = "import json; from benchmarks.rounding import losses; "
+    code += f"print(json.dumps(losses(**{arguments})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(options: Options) -> dict:
+    """Runs all pairs and writes the report."""
+    found = {}
+    for name, pair in PAIRS.items():
+        first, second = (in_a_process(options, **settings) for settings in pair)
+        away = np.abs(first - second)
+        found[name] = {str(n): float(f"{away[:n].max():.2g}") for n in options.at}
+        print(f"{name}: {found[name]}", flush=True)
+    result = {
+        "command": "python -m benchmarks.rounding",
+        "preset": options.preset,
+        "first loss": float(first[0]),
+        "largest difference up to batch": found,
+        "versions": versions(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.out, result)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures from the command line."""
+    measure(tyro.cli(Options, args=argv, description=__doc__.split("\n")[0]))
+
+
+if __name__ == "__main__":
+    main()
