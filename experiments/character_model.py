@@ -52,6 +52,14 @@ class CharacterConfig(TextConfig):
     eval_batch_size: Count = 64
     """Chunks evaluated at once."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm_cost_coeff and self.seq_length < 3:
+            raise ValueError(
+                "norm_cost_coeff is about changes from one prediction to the next: seq_length must be "
+                f"at least 3, got {self.seq_length}"
+            )
+
 
 def character_model(config: CharacterConfig, vocab_size: int) -> LanguageModel:
     """The model: one-hot characters, learned initial states."""

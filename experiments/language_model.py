@@ -62,17 +62,29 @@ class LanguageModelConfig(ZoneoutConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.penalty == "cells" and not self.norm_cost_coeff:
+            raise ValueError("penalty=cells needs a norm_cost_coeff above 0")
+        if not self.zoneout().active:
+            for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} is about masks, but there are none: give z_prob_cells, "
+                        "z_prob_states or drop_prob_igates, or leave it out"
+                    )
         if self.rnn_type != "LSTM":
-            lacking = [name for name in ("z_prob_cells", "share_mask") if getattr(self, name)]
-            if self.rnn_type == "SRNN" and self.drop_prob_igates:
-                lacking.append("drop_prob_igates")
-            if self.norm_cost_coeff and self.penalty == "cells":
-                lacking.append("penalty")
-            if lacking:
-                raise ValueError(
-                    f"rnn_type {self.rnn_type} has no memory cells or no gate for {lacking[0]}, "
-                    f"got {lacking[0]}={getattr(self, lacking[0])}; leave it out"
-                )
+            lacking = {
+                "z_prob_cells": "memory cells",
+                "share_mask": "memory cells",
+                "drop_prob_igates": "gates" if self.rnn_type == "SRNN" else None,
+            }
+            if self.penalty == "cells":
+                lacking["penalty"] = "memory cells"
+            for name, what in lacking.items():
+                value = getattr(self, name)
+                if what and value:
+                    raise ValueError(
+                        f"rnn_type {self.rnn_type} has no {what}, got {name}={value}; leave it out"
+                    )
 
     def zoneout(self) -> Zoneout:
         """The masks of a layer."""

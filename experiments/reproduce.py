@@ -200,7 +200,7 @@ def write_table(
         rows.append({"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)})
     run = rows[0]["runs"][0]
     table = {
-        "command": " ".join(["python -m experiments.reproduce", *_arguments(options)]),
+        "command": shlex.join(["python", "-m", "experiments.reproduce", *_arguments(options)]),
         "experiment": options.experiment,
         "preset": options.preset,
         "dataset": run.get("corpus") or run["dataset"],
@@ -239,7 +239,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     if table["published_on"]:
         note = f"In brackets: published, on {table['published_on']}."
         if table["preset"] != "paper":
-            note += f" Preset {table['preset']} is a smaller task; do not compare."
+            note += f" Preset {table['preset']} has other settings; do not compare."
+        elif "--epochs" in table["command"]:
+            note += " Trained for other epochs than the paper's; do not compare."
     return (
         f"{table['experiment']}, preset {table['preset']}, {table['dataset']}; mean ± sd over "
         f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"
@@ -253,8 +255,8 @@ def _arguments(options: Options) -> list[str]:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name not in ("experiment", "out", "raw_data_dir") and value != field.default:
-            words = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-            arguments.append(f"--{field.name} " + " ".join(w.replace(" ", "\\ ") for w in words))
+            words = value if isinstance(value, tuple) else (value,)
+            arguments += [f"--{field.name}", *map(str, words)]
     return arguments
 
 

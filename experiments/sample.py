@@ -91,7 +91,7 @@ def read_config(options: Options) -> tuple[Any, Any]:
         content = json.loads(file.read_text())
         name, settings = content["experiment"], content["settings"]
         experiment = importlib.import_module(f"experiments.{name}")
-        if not hasattr(experiment, "model"):
+        if not (hasattr(experiment, "model") and hasattr(experiment, "load")):
             raise ValueError(f"{options.workdir} holds a run of {name}, which is no language model")
         config = type(experiment.PRESETS["smoke"])(**settings)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:

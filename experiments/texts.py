@@ -24,7 +24,7 @@ class TextConfig(LanguageModelConfig):
 
     train_size: Count | None = None
     """Symbols of the training text to use; all by default."""
-    eval_size: Count | None = None
+    eval_size: Annotated[int, Range(2)] | None = None
     """Symbols of the validation and of the test text to use; all by default."""
     seq_length: Annotated[int, Range(2)] = 100
     """Symbols in a training sequence."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -12,7 +13,7 @@ import pytest
 
 from experiments import char_ptb, reproduce
 from zoneout_jax.data import ptb
-from zoneout_jax.training import parse_preset
+from zoneout_jax.training import parse, parse_preset
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -124,6 +125,13 @@ def test_reproduce(flags, words, tmp_path, capsys):
     error = complaint(reproduce.main, [*flags, *preset, f"--out={tmp_path / 'out'}"], capsys)
     assert words.lower() in error.lower()
     assert files(tmp_path) == []
+
+
+def test_the_command_in_a_table_can_be_given_again():
+    rows = ("plain RNN + zoneout", "LSTM")
+    options = reproduce.Options(experiment="char_ptb", preset="smoke", rows=rows, seeds=(3, 4))
+    words = shlex.split(shlex.join(reproduce._arguments(options)))
+    assert parse(reproduce.Options, words, "prog", "") == options
 
 
 def test_reproduce_where_a_file_lies(tmp_path, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from experiments import char_ptb, reproduce, text8, word_ptb
 from experiments.language_model import drop, language_model, make_optimizer
 from experiments.texts import carried_evaluation
 from zoneout_jax import norm_stabilizer
-from zoneout_jax.training import launch, parse_preset
+from zoneout_jax.training import AXIS, launch, parse_preset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 EXPERIMENTS = {"char_ptb": char_ptb, "word_ptb": word_ptb, "text8": text8}
@@ -96,30 +97,75 @@ def test_the_carried_figure_is_one_long_unroll(kind):
 
 def test_training_carries_the_state_and_rolls_it_between_epochs(tmp_path):
     """Without learning, an epoch is one long unroll, and the next one goes on where it ended."""
-    rate = "--learning_rate=1e-30"
-    flags = ("--preset=smoke", rate, "--num_layers=2", f"--workdir={tmp_path}")
+    # So few steps, and so large weights, that the state at the start of an epoch matters.
+    changes = {"num_layers": 2, "init_width": 2.0, "train_size": 170, "seq_length": 7}
+    flags = ["--preset=smoke", "--learning_rate=1e-30", f"--workdir={tmp_path}"]
+    flags += [f"--{name}={value}" for name, value in changes.items()]
     launch("word_ptb", word_ptb.PRESETS, word_ptb.build, "", flags)
-    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    config = smoke(word_ptb, num_layers=2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line)["train_perplexity"] for line in lines]
+    config = smoke(word_ptb, **changes)
     corpus = word_ptb.load(config)
     words = word_ptb.model(config, corpus)
     params = words.init(jax.random.fold_in(jax.random.key(0), 0))
     streams, chunk = config.batch_size, config.seq_length
-    steps = (config.train_size - 1) // chunk // streams
-    part = steps * chunk
-    text = corpus.train[: config.train_size]
+    part = (config.train_size - 1) // chunk // streams * chunk
     starts = part * np.arange(streams)
     positions = starts + np.arange(part)[:, None]
+    text = corpus.train[: config.train_size]
     inputs, targets = (jnp.asarray(text[positions + n], jnp.int32) for n in (0, 1))
-    carry = words.initial_carry(params, streams)
-    for entry in found:
+
+    @jax.jit
+    def epoch(carry):
+        weights = jnp.ones(inputs.shape)
         (total, count), carry = words.sums(
-            params, inputs, targets, jnp.ones(inputs.shape), carry, deterministic=True
+            params, inputs, targets, weights, carry, deterministic=True
         )
-        np.testing.assert_allclose(entry["train_perplexity"], math.exp(total / count), rtol=1e-5)
-        carry = jax.tree.map(lambda c: jnp.roll(c, 1, 0), carry)
-    # The state matters: from zero the second epoch would be as the first.
-    assert found[0]["train_perplexity"] != found[1]["train_perplexity"]
+        return jnp.exp(total / count), carry
+
+    zero = words.initial_carry(params, streams)
+    first, carry = epoch(zero)
+    rolled, _ = epoch(jax.tree.map(lambda c: jnp.roll(c, 1, 0), carry))
+    np.testing.assert_allclose(found, [first, rolled], rtol=1e-5)
+    for other in (epoch(zero)[0], epoch(carry)[0]):
+        assert abs(other / rolled - 1) > 1e-3
+
+
+@pytest.mark.parametrize("sum_over_steps", [True, False])
+def test_the_gradient_of_a_sum_over_steps(sum_over_steps):
+    """Clipped after it is one: a mean of 0.4 over 35 steps is a sum of 14."""
+    config = smoke(
+        word_ptb,
+        algorithm="sgd",
+        learning_rate=0.5,
+        clip_by="gradient",
+        clip_norm=10.0,
+        seq_length=35,
+        train_size=300,
+        sum_over_steps=sum_over_steps,
+    )
+    optimizer = word_ptb.build(config).optimizer
+    params = {"weight": jnp.zeros(2)}
+    updates, _ = optimizer.update({"weight": jnp.array([0.4, 0.0])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["weight"], [-5.0 if sum_over_steps else -0.2, 0], rtol=1e-6)
+
+
+def test_which_loss_is_that_of_a_preset():
+    assert word_ptb.PRESETS["paper"].sum_over_steps
+    assert not word_ptb.PRESETS["repository"].sum_over_steps
+
+
+@pytest.mark.skipif("ZONEOUT_RAW_DATA" not in os.environ, reason="needs the Penn Treebank")
+@pytest.mark.parametrize(
+    ("experiment", "wanted"), [(char_ptb, math.log2(50)), (word_ptb, 10_000)], ids=["char", "word"]
+)
+def test_a_uniform_model_of_the_real_corpus(experiment, wanted):
+    sizes = {"train_size": 2_000, "eval_size": 300}
+    task = experiment.build(smoke(experiment, dataset="ptb", **sizes))
+    symbols = task.facts["vocabulary"]
+    for evaluation in (task.validation, *task.final.values()):
+        figure, _ = measured(task, evaluation, blind(task, np.zeros(symbols)))
+        np.testing.assert_allclose(figure, wanted, rtol=2e-5)
 
 
 def test_perplexity_of_a_model_that_diverged():
@@ -153,7 +199,7 @@ def test_dropout(features):
 @pytest.mark.parametrize("penalty", ["hids", "cells"])
 def test_the_norm_stabilizer_is_in_the_gradient_and_not_in_the_figure(penalty):
     config = smoke(word_ptb, norm_cost_coeff=5.0, penalty=penalty, num_layers=2)
-    plain = language_model(dataclasses.replace(config, norm_cost_coeff=0.0), 7)
+    plain = language_model(dataclasses.replace(config, norm_cost_coeff=0.0, penalty="hids"), 7)
     words = language_model(config, 7)
     params = words.init(jax.random.key(0))
     inputs = jax.random.randint(jax.random.key(1), (6, 3), 0, 7)
@@ -268,6 +314,11 @@ def test_commands_of_the_authors_readme(experiment, flags):
         (["--rnn_type=GRU", "--z_prob_cells=0.5"], "z_prob_cells=0.5; leave it out"),
         (["--rnn_type=SRNN", "--drop_prob_igates=0.5"], "drop_prob_igates=0.5; leave it out"),
         (["--rnn_type=GRU", "--norm_cost_coeff=1", "--penalty=cells"], "penalty=cells"),
+        (["--penalty=cells"], "penalty=cells needs a norm_cost_coeff"),
+        (["--stoch_depth"], "stoch_depth is about masks, but there are none"),
+        (["--static_mask"], "static_mask is about masks"),
+        (["--gaussian_mask"], "gaussian_mask is about masks"),
+        (["--eval_size=1"], "eval_size must be at least 2, got 1"),
         (["--share_mask", "--z_prob_cells=0.5", "--z_prob_states=0.1"], "one rate"),
         (["--dropout=1"], "dropout must be in [0, 1), got 1.0"),
         (["--train_size=80"], "shorter than one batch"),
@@ -279,6 +330,52 @@ def test_settings_that_do_not_fit(flags, words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and words in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_norm_stabilizer_without_a_change_to_look_at(capsys):
+    with pytest.raises(SystemExit) as end:
+        char_ptb.main(["--preset=smoke", "--norm_cost_coeff=1", "--seq_length=2"])
+    assert end.value.code == 2 and "seq_length must be at least 3" in capsys.readouterr().err
+
+
+CHANGES = {
+    name: parse_preset(char_ptb.PRESETS, flags, "prog", "")
+    for name, (flags, _) in char_ptb.ROWS.items()
+    if not name.startswith(("GRU", "plain RNN", "LSTM"))
+} | {"input dropout": char_ptb.Config(input_drop=0.5)}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_flags_of_a_row_change_the_gradient(name):
+    """From that of the baseline, with the same key; `LSTM` again does not."""
+
+    def gradient(settings):
+        task = char_ptb.build(smoke(char_ptb, **settings))
+        params = task.init(jax.random.key(0))
+
+        def loss(params):
+            def on_a_device(examples):
+                return task.loss(params, jnp.asarray(task.data), examples, jax.random.key(1))[0]
+
+            return jax.vmap(on_a_device, axis_name=AXIS)(jnp.arange(4)[None])[0]
+
+        return jax.jit(jax.grad(loss))(params)["layers"][0]["recurrent"]
+
+    default = dataclasses.asdict(char_ptb.Config())
+    given = dataclasses.asdict(CHANGES[name])
+    changed = {name: value for name, value in given.items() if value != default[name]}
+    assert changed
+    assert not np.allclose(gradient(changed), gradient({}), rtol=1e-3, atol=1e-6)
+
+
+def test_sequences_begin_at_other_places_unless_told_not_to():
+    starts = {}
+    for augment in (True, False):
+        task = char_ptb.build(smoke(char_ptb, augment=augment))
+        starts[augment] = [np.asarray(task.plan(jax.random.key(n))) for n in range(3)]
+    assert all((plan % 20 == 0).all() for plan in starts[False])
+    assert len({int(plan.min() % 20) for plan in starts[True]}) > 1
+    assert not np.array_equal(*starts[False][:2])
 
 
 def test_presets_that_an_experiment_lacks(capsys):
