@@ -56,8 +56,8 @@ class CharacterConfig(TextConfig):
         super().__post_init__()
         if self.norm_cost_coeff and self.seq_length < 3:
             raise ValueError(
-                "norm_cost_coeff is about changes from one prediction to the next: seq_length must be "
-                f"at least 3, got {self.seq_length}"
+                "norm_cost_coeff is about changes between predictions: seq_length must be at "
+                f"least 3, got {self.seq_length}"
             )
 
 
