@@ -16,8 +16,9 @@ normalization at several initial gains γ (Cooijmans et al. 2016, section 4), wh
 batch act on each other: there, and so everywhere, L is the sum over the batch.
 
 Written to `--out`: `gradient_norms.json`, with how many steps before the end the norm has fallen to
-a thousandth of its largest; `normalized.png` and `norms.png`; and the runs, from which the same
-command goes on. Models that are measured later, with the same settings, are added.
+a thousandth of its largest; `normalized.png` (without batch normalization) and `norms.png`; and the
+runs, from which the same command goes on. Models that are measured later, with the same settings,
+are added.
 """
 
 import dataclasses
@@ -251,7 +252,11 @@ def measure(options: Config) -> dict[str, Any]:
 
 
 def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
-    """Draws the norms over time: a row of panels for each stage, a column for each state."""
+    """Draws the norms over time: a row of panels for each stage, a column for each state.
+
+    The normalized figure leaves batch normalization out: at the first steps, whose pixels hardly
+    differ between images, its gradients are so large that they would be all that is seen.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")
@@ -261,10 +266,13 @@ def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
     for row, stage in zip(panels, STAGES, strict=True):
         for axes, state in zip(row, STATES, strict=True):
             for number, (name, model) in enumerate(result["models"].items()):
+                normalizes = name.startswith("batch norm")
+                if normalized and normalizes:
+                    continue
                 norms = np.array(model[stage][state]["norms"])
                 values = norms / norms.sum() if normalized else norms
                 values = np.where(norms > 0, values, np.nan)  # where there is none, no line
-                style = "--" if name.startswith("batch norm") else ":" if name in EXPECTED else "-"
+                style = "--" if normalizes else ":" if name in EXPECTED else "-"
                 time = np.arange(1, len(norms) + 1)
                 axes.plot(time, values, style, color=f"C{number}", linewidth=1.5, label=name)
             quantity = f"‖∂L/∂{state}ₜ‖"
