@@ -13,16 +13,15 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from experiments import permuted_mnist
-from zoneout_jax.training import Range, check_ranges, parallel, versions, write_json
+from zoneout_jax.training import Range, check_ranges, parallel, parse, versions, write_json
 from zoneout_jax.training.state import Streams
 
 FLOOR = 1e-3
@@ -43,7 +42,7 @@ PAIRS = {
 class Options:
     """What to measure."""
 
-    preset: str = "paper"
+    preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Preset of permuted MNIST."""
     batches: Annotated[int, Range(1)] = 80
     """Training steps."""
@@ -117,7 +116,8 @@ def measure(options: Options) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures from the command line."""
-    measure(tyro.cli(Options, args=argv, description=__doc__.split("\n")[0]))
+    about = "How far rounding parts two runs."
+    measure(parse(Options, argv, "python -m benchmarks.rounding", about))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import pathlib
 import shlex
 import sys
@@ -51,6 +50,7 @@ from zoneout_jax.training import (
     parse_preset,
     prepare,
     read_trained,
+    save_figure,
     versions,
     write_json,
 )
@@ -285,9 +285,7 @@ def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
         axes.set(xlabel="step t")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

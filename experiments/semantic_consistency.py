@@ -22,7 +22,6 @@ of −I at the end; and `semantic_consistency.png`.
 """
 
 import dataclasses
-import os
 import pathlib
 import shlex
 import sys
@@ -46,6 +45,7 @@ from zoneout_jax.training import (
     exits,
     fail,
     parse_preset,
+    save_figure,
     versions,
     write_json,
 )
@@ -260,9 +260,7 @@ def draw_figure(path: pathlib.Path, config: Config, arrays: dict[str, np.ndarray
         axes.set(xlabel="update")
         axes.grid(alpha=0.3)
     panels[0].legend(loc="upper right")
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

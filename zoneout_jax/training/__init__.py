@@ -18,6 +18,7 @@ from zoneout_jax.training.config import parse as parse
 from zoneout_jax.training.config import parse_preset as parse_preset
 from zoneout_jax.training.loop import fit as fit
 from zoneout_jax.training.metrics import draw_curves as draw_curves
+from zoneout_jax.training.metrics import save_figure as save_figure
 from zoneout_jax.training.metrics import shown as shown
 from zoneout_jax.training.parallel import AXIS as AXIS
 from zoneout_jax.training.run_directory import RunDirectory as RunDirectory

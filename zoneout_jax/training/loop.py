@@ -5,7 +5,6 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +14,13 @@ import numpy as np
 from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig, RunError
+from zoneout_jax.training.evaluation import calibrator, evaluator
 from zoneout_jax.training.metrics import MetricLog, describe, draw_curves, over_seeds
 from zoneout_jax.training.progress import Progress, peak_memory_bytes
 from zoneout_jax.training.run_directory import RunDirectory, versions, write_json, writing
 from zoneout_jax.training.state import Streams, TrainState
 from zoneout_jax.training.stop import StopRequest
-from zoneout_jax.training.task import Calibration, Evaluation, Task
+from zoneout_jax.training.task import Task
 
 
 def fit(
@@ -122,8 +122,8 @@ class _Fit:
             skip_not_finite=config.on_nan == "skip",
         )
         self.plan = jax.jit(task.plan)
-        self.calibrate = _calibrator(task.calibration, self.placement)
-        self.validate = _evaluator(task, task.validation, self.placement)
+        self.calibrate = calibrator(task.calibration, self.placement)
+        self.validate = evaluator(task, task.validation, self.placement)
         self.end_epoch = task.end_epoch and parallel.each_state(task.end_epoch, self.placement)
 
     def _restore(self, state: TrainState) -> TrainState:
@@ -348,7 +348,7 @@ class _Fit:
             for name in max(progress["best_figures"], key=len) or {task.metric: None}
         }
         for name, evaluation in task.final.items():
-            for total, means in _evaluator(task, evaluation, self.placement)(params).items():
+            for total, means in evaluator(task, evaluation, self.placement)(params).items():
                 figures[f"{name}_{total}"] = means
         whole = progress["step"] // task.steps_per_epoch
         figures["best_epoch"] = progress["best_epoch"]
@@ -371,38 +371,3 @@ class _Fit:
             with writing(self.run.result_file):
                 write_json(self.run.result_file, result)
         return result
-
-
-def _evaluator(
-    task: Task, evaluation: Evaluation, placement: parallel.Placement
-) -> Callable[[Any], dict[str, list[float]]]:
-    """Compiles an evaluation: `run(placed params) -> figures of each seed, by name`."""
-
-    def named(params, data, examples):
-        total, count = evaluation.loss(params, data, examples)
-        return total if isinstance(total, dict) else {task.metric: total}, count
-
-    sums = parallel.evaluation_sums(named, placement)
-    data = parallel.replicate(evaluation.data)
-    rows = placement.shared_rows(jax.tree.map(jnp.asarray, evaluation.rows))
-
-    def run(params):
-        totals, counts = jax.tree.map(
-            lambda x: x.astype(np.float64).sum(axis=1), placement.get(sums(params, data, rows))
-        )
-        means = {name: (total / counts).tolist() for name, total in totals.items()}
-        return means | {task.metric: [task.figure(mean) for mean in means[task.metric]]}
-
-    return run
-
-
-def _calibrator(
-    calibration: Calibration | None, placement: parallel.Placement
-) -> Callable[[Any], Any]:
-    """Compiles a calibration of placed parameters."""
-    if calibration is None:
-        return lambda params: params
-    run = parallel.calibrated(calibration.sums, calibration.apply, placement)
-    data = parallel.replicate(calibration.data)
-    rows = placement.shared_rows(jax.tree.map(jnp.asarray, calibration.rows))
-    return lambda params: run(params, data, rows)

@@ -139,6 +139,11 @@ def draw_curves(
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
     axes.legend(fontsize="small", **place)
     with writing(path):
-        temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, path)
+        save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Writes a matplotlib figure as a PNG, whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
