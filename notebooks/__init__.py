@@ -1,0 +1,1 @@
+"""Notebooks; `python -m notebooks.execute` runs them all."""

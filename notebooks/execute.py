@@ -1,0 +1,124 @@
+"""Runs the notebooks and keeps their outputs.
+
+    python -m notebooks.execute                             # all of them, in order
+    python -m notebooks.execute 03_gradient_propagation     # some
+
+Each `.py`, in jupytext's percent format, is run in a kernel of its own, whose working directory is
+this folder, and written with its outputs to the `.ipynb` beside it; its first picture also to a
+`.png`. The first error ends it, and leaves the files of that notebook as they were. Prints the time
+of each and the largest resident memory of its kernel and of the processes that the kernel started.
+"""
+
+import base64
+import dataclasses
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jupytext
+import nbformat
+import tyro
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from zoneout_jax.training import Count, check_ranges, fail, parse
+
+FOLDER = pathlib.Path(__file__).parent
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[0-9]*.py")))
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+PEAK = """
+import resource, sys
+whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+peak = max(resource.getrusage(who).ru_maxrss for who in whose)
+print(peak * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to run."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = NAMES
+    """Notebooks by name, without their ending; by default all."""
+    timeout: Count = 600
+    """Seconds that a cell may take."""
+
+    def __post_init__(self):
+        check_ranges(self)
+        unknown = [name for name in self.names if name not in NAMES]
+        if unknown:
+            raise ValueError(f"unknown notebook {unknown[0]!r}; choose of {', '.join(NAMES)}")
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    """The notebook of a `.py`, without outputs."""
+    notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # else drawn at random: every run would change the file
+        cell.metadata = nbformat.NotebookNode()
+    notebook.metadata = nbformat.from_dict(METADATA)
+    return notebook
+
+
+def execute(name: str, timeout: int) -> int:
+    """Runs a notebook and writes it with its outputs.
+
+    Returns:
+      Peak memory in bytes.
+
+    Raises:
+      nbclient.exceptions.CellExecutionError: a cell raised an error.
+    """
+    notebook = read(name)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(FOLDER)}},
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
+    client.execute()
+    peak = notebook.cells.pop().outputs[0].text
+    save(FOLDER / f"{name}.ipynb", nbformat.writes(notebook).encode() + b"\n")
+    for picture in pictures(notebook)[:1]:
+        save(FOLDER / f"{name}.png", base64.b64decode(picture))
+    return int(peak)
+
+
+def pictures(notebook: nbformat.NotebookNode) -> list[str]:
+    """The pictures among the outputs, PNG in base64."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    data = [output.get("data", {}) for output in outputs]
+    return [each["image/png"] for each in data if "image/png" in each]
+
+
+def save(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs notebooks from the command line."""
+    options = parse(Options, argv, "python -m notebooks.execute", "Runs the notebooks.")
+    for name in options.names:
+        begin = time.monotonic()
+        try:
+            peak = execute(name, options.timeout)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except OSError as error:
+            fail(error)
+        print(f"{name}: {time.monotonic() - begin:.0f} s, {peak / 2**20:,.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

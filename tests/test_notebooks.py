@@ -1,0 +1,93 @@
+"""Notebooks are what their `.py` say, were run without an error, and fetch this release."""
+
+import configparser
+import pathlib
+import re
+
+import nbformat
+import pytest
+
+import zoneout_jax
+from notebooks import execute
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAME = "zoneout-jax/zoneout_jax"
+REPOSITORY = f"https://github.com/{NAME}"
+
+
+def committed(name):
+    return nbformat.read(execute.FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", execute.NAMES)
+def test_notebook_is_its_script_and_was_run(name):
+    notebook, script = committed(name), execute.read(name)
+    nbformat.validate(notebook)
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [
+        (c.cell_type, c.source) for c in script.cells
+    ]
+    assert [c.execution_count for c in code(notebook)] == [*range(1, len(code(notebook)) + 1)]
+    assert not [o for c in code(notebook) for o in c.outputs if o.output_type == "error"]
+    assert (execute.FOLDER / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (execute.FOLDER / f"{name}.ipynb").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("name", execute.NAMES)
+def test_notebook_fetches_this_release(name):
+    release = f"v{zoneout_jax.__version__}"
+    title, first = execute.read(name).cells[:2]
+    colab = f"https://colab.research.google.com/github/{NAME}/blob/{release}/notebooks/{name}.ipynb"
+    assert f"]({colab})" in title.source
+    assert f'REPOSITORY, RELEASE = "{REPOSITORY}", "{release}"' in first.source
+    others = [execute.read(other).cells[1].source for other in execute.NAMES[1:]]
+    assert len(set(others)) == 1, "the first cells differ"
+
+
+def test_address_is_that_of_the_package():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"Source = {REPOSITORY}" in setup["metadata"]["project_urls"]
+    readme = (ROOT / "README.md").read_text()
+    for name in execute.NAMES:
+        assert re.search(rf"\]\(notebooks/{name}\.ipynb\)", readme), name
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "FOLDER", tmp_path)
+    monkeypatch.setattr(execute, "NAMES", ("1_good", "2_bad"))
+    (tmp_path / "1_good.py").write_text("# %% [markdown]\n# Sum\n\n# %%\nprint(1 + 1)\n")
+    (tmp_path / "2_bad.py").write_text("# %%\n1 / 0\n")
+    return tmp_path
+
+
+def test_execute_keeps_outputs_and_stops_at_an_error(folder, capfd):
+    (folder / "2_bad.ipynb").write_text("as it was")
+    with pytest.raises(SystemExit) as exit:
+        execute.main(["1_good", "2_bad"])
+    assert exit.value.code == 1
+    said = capfd.readouterr()
+    assert re.search(r"^1_good: \d+ s, \d+ MiB$", said.out, re.MULTILINE)
+    assert "2_bad" in said.err and "ZeroDivisionError" in said.err
+    assert (folder / "2_bad.ipynb").read_text() == "as it was"
+    notebook = nbformat.read(folder / "1_good.ipynb", as_version=4)
+    assert [cell.source for cell in notebook.cells] == ["Sum", "print(1 + 1)"]
+    assert notebook.cells[1].outputs[0].text == "2\n"
+    before = (folder / "1_good.ipynb").read_bytes()
+    execute.main(["1_good"])
+    assert (folder / "1_good.ipynb").read_bytes() == before
+    assert not list(folder.glob(".*")) and not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("flags", [["06_none"], ["--timeout=0"]])
+def test_bad_flags(folder, capsys, flags):
+    with pytest.raises(SystemExit) as exit:
+        execute.main(flags)
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: ")
+    assert not list(folder.glob("*.ipynb"))
