@@ -40,7 +40,7 @@ for name, (flags, published) in permuted_mnist.ROWS.items():
     print(f"{name}: {' '.join(flags) or 'no flags'}; {published}")
 
 # %% [markdown]
-# One seed of each, 50 epochs. About two minutes on two CPU cores.
+# One seed of each, 50 epochs. Two to three minutes on two CPU cores.
 
 # %%
 PRESET = "laptop"  # "paper" for MNIST; downloads 12 MB, takes a GPU or days
@@ -55,3 +55,10 @@ with contextlib.redirect_stdout(None):  # what it prints is shown below
 # %%
 display(Markdown(reproduce.markdown(table)))
 display(Image(out / PRESET / "curves.png"))
+
+# %% [markdown]
+# Dashed is training, with masks drawn; solid is validation. The two rows with batch normalization
+# learn fastest and have the lowest errors, as in the paper. Of the others the order is not the
+# paper's: recurrent dropout is far behind after 50 epochs, and the errors of zoneout and the LSTM
+# differ by less than 300 images can tell. 1,197 images and 900 updates show how the rows learn, not
+# where they end.
