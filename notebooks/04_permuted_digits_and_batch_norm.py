@@ -15,7 +15,7 @@ import sys
 REPOSITORY, RELEASE = "https://github.com/zoneout-jax/zoneout_jax", "v0.1.0"
 checkout = pathlib.Path("..")
 if not (checkout / "experiments").is_dir():
-    checkout = pathlib.Path(f"zoneout_jax-{RELEASE}")
+    checkout = pathlib.Path(f"zoneout_jax-{RELEASE}").resolve()
     if not checkout.is_dir():
         clone = ["git", "clone", "-q", "--depth=1", f"--branch={RELEASE}", REPOSITORY, checkout]
         subprocess.run(clone, check=True)

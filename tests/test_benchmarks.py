@@ -1,14 +1,17 @@
 """The benchmarks run; what they measure is judged by their results, not here."""
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from benchmarks import choices, rnn, rounding
+from benchmarks import choices, outside_compiled, rnn, rounding
+from experiments import seq2seq
 
 ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = seq2seq.PRESETS["smoke"]
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -54,6 +57,15 @@ def test_rounding_is_measured(tmp_path, monkeypatch):
     found = result["largest difference up to batch"]
     assert found["1 and 2 devices"] == {"2": 1.0, "5": 4.0}
     assert found["1 device, first weights changed by a relative 1e-7"] == {"2": 1e-7, "5": 4e-7}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_time_outside_compiled_code_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(seq2seq, "Config", lambda **given: dataclasses.replace(SMOKE, **given))
+    outside_compiled.main(["--rounds=2", "--eval_size=64", f"--out={tmp_path / 'result.json'}"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["share_outside"]) == 2 and 0 < result["median_share_outside"] < 1
+    assert result["median_batches_per_second"] > 0 < result["median_seconds_an_epoch"]
 
 
 def test_a_choice_that_is_not_used_is_an_error():

@@ -1,0 +1,129 @@
+"""How much of a run's time is spent outside compiled code: learning to add.
+
+    python -m benchmarks.outside_compiled
+
+Trains the toy task at the authors' setting, whose steps are so small that Python could be in their
+way. Every call of a compiled function is timed until its results are there: nothing overlaps, so
+that what remains of the time is an upper bound. A round is ten epochs, of 20 batches and a
+validation each; those of the first round compile and do not count.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+from experiments import seq2seq
+from zoneout_jax.training import (
+    Count,
+    check_ranges,
+    fit,
+    parallel,
+    parse,
+    prepare,
+    versions,
+    write_json,
+)
+
+EPOCHS = 10
+"""Epochs of a round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How long to measure."""
+
+    rounds: Count = 7
+    """Rounds."""
+    eval_size: Count = seq2seq.Config().eval_size
+    """Additions of a validation."""
+    out: pathlib.Path = pathlib.Path("benchmarks/results/outside_compiled.json")
+    """File of the result."""
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+class Clock:
+    """Seconds spent in the compiled functions that it has wrapped."""
+
+    def __init__(self):
+        self.inside = 0.0
+        self.marks: list[tuple[float, float]] = []
+
+    def timed(self, make: Callable[..., Callable], marks: bool = False) -> Callable[..., Callable]:
+        """`make` as it was, but for functions that are timed, and may each mark an epoch's end."""
+
+        @functools.wraps(make)
+        def made(*arguments: Any, **options: Any) -> Callable:
+            function = make(*arguments, **options)
+
+            def call(*inputs: Any) -> Any:
+                start = time.perf_counter()
+                result = jax.block_until_ready(function(*inputs))
+                end = time.perf_counter()
+                self.inside += end - start
+                if marks:
+                    self.marks.append((end, self.inside))
+                return result
+
+            return call
+
+        return made
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Runs the experiment; returns shares and times of each round."""
+    clock = Clock()
+    timed = {
+        "train_steps": clock.timed(parallel.train_steps),
+        "evaluation_sums": clock.timed(parallel.evaluation_sums),
+        "each_state": clock.timed(parallel.each_state, marks=True),
+    }
+    with mock.patch.multiple(parallel, **timed), tempfile.TemporaryDirectory() as folder:
+        epochs = (options.rounds + 1) * EPOCHS
+        config = seq2seq.Config(epochs=epochs, eval_size=options.eval_size, workdir=folder)
+        task, run = prepare("seq2seq", seq2seq.PRESETS, seq2seq.build, config)
+        fit(dataclasses.replace(task, final={}), config, run)
+        entries = [json.loads(line) for line in run.times_file.read_text().splitlines()]
+    ends = np.array(clock.marks)[EPOCHS - 1 :: EPOCHS]
+    walls, insides = np.diff(ends, axis=0).T
+    return {
+        "share_outside": (1 - insides / walls).tolist(),
+        "median_share_outside": float(np.median(1 - insides / walls)),
+        "seconds_an_epoch": (walls / EPOCHS).tolist(),
+        "median_seconds_an_epoch": float(np.median(walls / EPOCHS)),
+        "median_batches_per_second": statistics.median(
+            entry["steps_per_second"] for entry in entries[EPOCHS:]
+        ),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures from the command line, prints and keeps the result."""
+    command = "python -m benchmarks.outside_compiled"
+    options = parse(Options, argv, command, "How much time is spent outside compiled code.")
+    flags = f"--rounds={options.rounds} --eval_size={options.eval_size}"
+    result = {
+        "command": f"{command} {flags}",
+        "shapes": "2 layers, H=128, B=32, T=13+8, 20 batches an epoch, float32",
+        **measure(options),
+        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+        "versions": versions(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.out, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
