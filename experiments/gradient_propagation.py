@@ -26,8 +26,6 @@ import functools
 import itertools
 import json
 import pathlib
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -44,11 +42,10 @@ from zoneout_jax.training import (
     Range,
     RunError,
     check_ranges,
-    exits,
-    fail,
     fit,
     parse_preset,
     prepare,
+    program,
     read_trained,
     save_figure,
     versions,
@@ -292,11 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures from the command line."""
     command = "python -m experiments.gradient_propagation"
     options = parse_preset(PRESETS, argv, command, "How far gradients reach back in time.")
-    try:
-        with exits(f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"):
-            measure(options)
-    except (ValueError, OSError) as error:
-        fail(error)
+    with program(command, argv):
+        measure(options)
 
 
 if __name__ == "__main__":

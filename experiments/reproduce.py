@@ -19,7 +19,6 @@ import pathlib
 import shlex
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -34,12 +33,11 @@ from zoneout_jax.training import (
     RunDirectory,
     check_ranges,
     draw_curves,
-    exits,
-    fail,
     fit,
     parse,
     parse_preset,
     prepare,
+    program,
     versions,
     write_json,
 )
@@ -273,13 +271,10 @@ def commit() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Reruns rows from the command line."""
     about = "Reruns the rows of a table of the paper."
-    options = parse(Options, argv, "python -m experiments.reproduce", about)
-    command = ["python", "-m", "experiments.reproduce", *(sys.argv[1:] if argv is None else argv)]
-    try:
-        with exits(shlex.join(command)), compiled_once():
-            reproduce(options)
-    except (ValueError, OSError) as error:
-        fail(error)
+    command = "python -m experiments.reproduce"
+    options = parse(Options, argv, command, about)
+    with program(command, argv), compiled_once():
+        reproduce(options)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import dataclasses
 import importlib
 import json
 import pathlib
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -27,9 +25,8 @@ from zoneout_jax.training import (
     NotNegative,
     Range,
     check_ranges,
-    exits,
-    fail,
     parse,
+    program,
     read_trained,
 )
 
@@ -153,13 +150,10 @@ def has_characters(corpus: Corpus) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a text."""
-    options = parse(Options, argv, "python -m experiments.sample", "Text from a language model.")
-    command = ["python", "-m", "experiments.sample", *(sys.argv[1:] if argv is None else argv)]
-    try:
-        with exits(shlex.join(command)):
-            print(sample(options))
-    except (ValueError, OSError) as error:
-        fail(error)
+    command = "python -m experiments.sample"
+    options = parse(Options, argv, command, "Text from a language model.")
+    with program(command, argv):
+        print(sample(options))
 
 
 if __name__ == "__main__":

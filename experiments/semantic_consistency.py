@@ -23,8 +23,6 @@ of −I at the end; and `semantic_consistency.png`.
 
 import dataclasses
 import pathlib
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -42,9 +40,8 @@ from zoneout_jax.training import (
     Range,
     RunError,
     check_ranges,
-    exits,
-    fail,
     parse_preset,
+    program,
     save_figure,
     versions,
     write_json,
@@ -267,11 +264,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures from the command line."""
     command = "python -m experiments.semantic_consistency"
     config = parse_preset(PRESETS, argv, command, "Do units keep their meaning?")
-    try:
-        with exits(f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"):
-            measure(config)
-    except (ValueError, OSError) as error:
-        fail(error)
+    with program(command, argv):
+        measure(config)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Training of any task: state, steps over all devices, the loop, checkpoints and logs."""
 
-from zoneout_jax.training.cli import exits as exits
 from zoneout_jax.training.cli import launch as launch
 from zoneout_jax.training.cli import prepare as prepare
+from zoneout_jax.training.cli import program as program
 from zoneout_jax.training.config import Count as Count
 from zoneout_jax.training.config import DropRate as DropRate
 from zoneout_jax.training.config import NotNegative as NotNegative

@@ -65,6 +65,25 @@ def launch(
 
 
 @contextlib.contextmanager
+def program(command: str, argv: Sequence[str] | None) -> Iterator[None]:
+    """Ends a program that is called as `command` with one line where it cannot go on.
+
+    Args:
+      command: how it is called, without arguments.
+      argv: its arguments; those of the process if None.
+
+    Raises:
+      SystemExit: code 2 for a ValueError or OSError, which are bad input; see `exits` for others.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        with exits(f"{command} {shlex.join(arguments)}"):
+            yield
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+@contextlib.contextmanager
 def exits(command: str) -> Iterator[None]:
     """Ends the program with one line where a run ends before its end.
 
