@@ -14,23 +14,22 @@ import subprocess
 import sys
 
 REPOSITORY, RELEASE = "https://github.com/zoneout-jax/zoneout_jax", "v0.1.0"
-checkout = pathlib.Path("..")
+checkout = pathlib.Path("..").resolve()
 if not (checkout / "experiments").is_dir():
-    checkout = pathlib.Path(f"zoneout_jax-{RELEASE}").resolve()
+    checkout = pathlib.Path(f"zoneout_jax-{RELEASE}").resolve()  # whole: pip looks for a slash
     if not checkout.is_dir():
         clone = ["git", "clone", "-q", "--depth=1", f"--branch={RELEASE}", REPOSITORY, checkout]
         subprocess.run(clone, check=True)
     package = f"{checkout}[experiments]"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
-sys.path.insert(0, str(checkout.resolve()))
+sys.path.insert(0, str(checkout))
 
 # %%
 import contextlib
-import pathlib
 import tempfile
 
 import absl.logging
-from IPython.display import Image, Markdown, display
+from IPython.display import Image, Markdown, clear_output, display
 
 from experiments import reproduce, sample
 
@@ -52,6 +51,7 @@ options = reproduce.Options(
 )
 with contextlib.redirect_stdout(None):  # what it prints is shown below
     table = reproduce.reproduce(options)
+clear_output()
 
 # %%
 display(Markdown(reproduce.markdown(table)))
@@ -59,13 +59,14 @@ display(Image(out / PRESET / "curves.png"))
 
 # %% [markdown]
 # Dashed is training, solid validation, in bits per character. Overfitting is where the solid line
-# turns up while the dashed one goes on falling. Training figures are measured with masks drawn, so
-# that zoneout's are not as good as the model could do.
+# turns up while the dashed one goes on falling: the LSTM's after some twelve epochs. Zoneout's ends
+# lower and flat. Both stop after six epochs without a better validation figure. Training figures
+# are measured with masks drawn, so that zoneout's are not as good as the model could do.
 #
 # ## What they write
 #
 # A symbol is drawn from softmax(logits / temperature): the lower, the more the model keeps to what
-# it is sure of.
+# it is sure of. So little text teaches either model words and signs of Python, not sentences.
 
 # %%
 for row in rows:

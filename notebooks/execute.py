@@ -4,9 +4,10 @@
     python -m notebooks.execute 03_gradient_propagation     # some
 
 Each `.py`, in jupytext's percent format, is run in a kernel of its own, whose working directory is
-this folder, and written with its outputs to the `.ipynb` beside it; its first picture also to a
-`.png`. The first error ends it, and leaves the files of that notebook as they were. Prints the time
-of each and the largest resident memory of its kernel and of the processes that the kernel started.
+this folder, and written with its outputs to the `.ipynb` beside it; the pictures that the README
+shows also to a `.png`. The first error ends it, and leaves the files of that notebook as they were.
+Prints the time of each and the largest resident memory of its kernel and of the processes that the
+kernel started.
 """
 
 import base64
@@ -23,10 +24,13 @@ import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from zoneout_jax.training import Count, check_ranges, fail, parse
+from zoneout_jax.training import fail, parse
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[0-9]*.py")))
+PICTURED = NAMES[:2]
+"""Those with a picture in the README."""
+CELL_SECONDS = 600
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -45,11 +49,8 @@ class Options:
 
     names: tyro.conf.Positional[tuple[str, ...]] = NAMES
     """Notebooks by name, without their ending; by default all."""
-    timeout: Count = 600
-    """Seconds that a cell may take."""
 
     def __post_init__(self):
-        check_ranges(self)
         unknown = [name for name in self.names if name not in NAMES]
         if unknown:
             raise ValueError(f"unknown notebook {unknown[0]!r}; choose of {', '.join(NAMES)}")
@@ -65,7 +66,7 @@ def read(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def execute(name: str, timeout: int) -> int:
+def execute(name: str) -> int:
     """Runs a notebook and writes it with its outputs.
 
     Returns:
@@ -77,7 +78,7 @@ def execute(name: str, timeout: int) -> int:
     notebook = read(name)
     client = NotebookClient(
         notebook,
-        timeout=timeout,
+        timeout=CELL_SECONDS,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(FOLDER)}},
@@ -86,16 +87,16 @@ def execute(name: str, timeout: int) -> int:
     client.execute()
     peak = notebook.cells.pop().outputs[0].text
     save(FOLDER / f"{name}.ipynb", nbformat.writes(notebook).encode() + b"\n")
-    for picture in pictures(notebook)[:1]:
-        save(FOLDER / f"{name}.png", base64.b64decode(picture))
+    if name in PICTURED:
+        save(FOLDER / f"{name}.png", first_picture(notebook))
     return int(peak)
 
 
-def pictures(notebook: nbformat.NotebookNode) -> list[str]:
-    """The pictures among the outputs, PNG in base64."""
+def first_picture(notebook: nbformat.NotebookNode) -> bytes:
+    """The first picture among the outputs, as PNG."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     data = [output.get("data", {}) for output in outputs]
-    return [each["image/png"] for each in data if "image/png" in each]
+    return base64.b64decode(next(each["image/png"] for each in data if "image/png" in each))
 
 
 def save(path: pathlib.Path, content: bytes) -> None:
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.names:
         begin = time.monotonic()
         try:
-            peak = execute(name, options.timeout)
+            peak = execute(name)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             raise SystemExit(1) from None
