@@ -104,7 +104,8 @@ class Config:
 
 
 PRESETS = {
-    "paper": Config(),
+    # At γ = 1 the first gradient on MNIST, 784 steps long, is not finite in float32.
+    "paper": Config(models=tuple(name for name in MODELS if name != "batch norm 1.0")),
     "laptop": Config(preset="laptop", epochs=20),
     "smoke": Config(preset="smoke", models=("LSTM", "zoneout", "batch norm 0.1"), examples=16),
 }

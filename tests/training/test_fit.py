@@ -1,92 +1,37 @@
 """The training loop with tasks of a single number, which take no network."""
 
 import dataclasses
-import errno
 import functools
 import itertools
 import json
 import math
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
+from tests.training.quadratic import (
+    CONFIG,
+    DEVICES,
+    STEPS,
+    history,
+    last_checkpoint,
+    quadratic,
+    start,
+    towards,
+    untimed,
+)
 from zoneout_jax.training import (
     Calibration,
     Evaluation,
-    RunConfig,
-    RunDirectory,
     RunError,
-    Stopped,
-    Task,
-    fit,
     loop,
 )
-from zoneout_jax.training.checkpoint import Checkpoints
-from zoneout_jax.training.state import Streams, TrainState
+from zoneout_jax.training.state import Streams
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-DEVICES = jax.local_device_count()
-STEPS = 5
-CONFIG = RunConfig(
-    epochs=6, patience=10, batch_size=DEVICES, steps_per_call=2, checkpoint_minutes=1000
-)
-TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
-
-
-def towards(target, steepness=1.0):
-    """Squared distance of the parameter to a number, for each example."""
-
-    def loss(params, data, examples, key=None):
-        counted = jnp.sum((examples >= 0).astype(jnp.float32))
-        wanted = target
-        if key is not None:
-            wanted = wanted + 0.1 * jax.random.normal(key)
-        return steepness * counted * (params["x"] - wanted) ** 2, counted
-
-    return loss
-
-
-def quadratic(validation_target=1.0, **changes):
-    """From 0 training heads for 1, a tenth of the way in each step.
-
-    Validation wants `validation_target`: less than 1 is overshot, and its figure grows again.
-    """
-    rows = np.zeros((1, 3), np.int32)
-    task = Task(
-        name="quadratic",
-        init=lambda key: {"x": jnp.zeros(())},
-        optimizer=optax.sgd(0.05),
-        loss=towards(1.0),
-        data=np.zeros(4, np.float32),
-        plan=lambda key: jax.random.randint(key, (STEPS, DEVICES), 0, 4),
-        steps_per_epoch=STEPS,
-        metric="cost",
-        figure=lambda loss: 100 * loss,
-        validation=Evaluation(towards(validation_target), np.zeros(1), rows),
-        final={"test": Evaluation(towards(0.0), np.zeros(1), rows)},
-        facts={"corpus": "none", "sizes": {"train": 4}},
-    )
-    return dataclasses.replace(task, **changes)
-
-
-def start(task, path, config=CONFIG):
-    """Fits in a directory."""
-    return fit(task, config, RunDirectory(path, config.identity()))
-
-
-def untimed(mapping):
-    """What does not depend on the clock or the machine."""
-    return {name: value for name, value in mapping.items() if name not in TIMED}
-
-
-def history(path):
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -261,99 +206,6 @@ def test_seed_and_calls(tmp_path):
     assert other["test_cost"] != whole["test_cost"]
 
 
-class Cut(Exception):
-    """Stands for the moment at which a process is killed."""
-
-
-def cut_at(monkeypatch, step, action):
-    """Calls `action` once the step is done."""
-    update = loop.Progress.update
-
-    def updated(self, done, text):
-        update(self, done, text)
-        if done == step:
-            action()
-
-    monkeypatch.setattr(loop.Progress, "update", updated)
-
-
-# 4 and 13 within an epoch, 5 and 15 at the end of one, before it is validated.
-@pytest.mark.parametrize(("step", "every"), [(4, 1), (5, 1), (13, 1), (15, 3), (13, None)])
-def test_a_crash_at_any_step_changes_no_figure(step, every, tmp_path, monkeypatch):
-    def crash():
-        raise Cut
-
-    task = quadratic(validation_target=0.65, optimizer=optax.adam(0.1))
-    config = dataclasses.replace(CONFIG, epochs=4, steps_per_call=1)
-    monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)  # slow
-    whole = start(task, tmp_path / "whole", config)
-    config = dataclasses.replace(config, checkpoint_steps=every)
-    with monkeypatch.context() as patch:
-        cut_at(patch, step, crash)
-        with pytest.raises(Cut):
-            start(task, tmp_path / "cut", config)
-    result = start(task, tmp_path / "cut", config)
-    assert result["resumed"] == (1 if every else 0)
-    assert untimed(result) == untimed(whole)
-    cut, uncut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "whole"))
-    assert cut == uncut
-    states = [last_checkpoint(tmp_path / name, task)[0] for name in ("cut", "whole")]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-
-
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 4), (signal.SIGTERM, 10)])
-def test_a_signal_ends_the_run_with_a_checkpoint(number, step, tmp_path, monkeypatch):
-    whole = start(quadratic(), tmp_path / "whole")
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        cut_at(patch, step, lambda: os.kill(os.getpid(), number))
-        words = f"stopped by {signal.Signals(number).name} at step {step}"
-        with pytest.raises(Stopped, match=words) as stop:
-            start(quadratic(), tmp_path / "cut")
-    assert stop.value.exit_code == 128 + number
-    assert signal.getsignal(number) == before
-    assert last_checkpoint(tmp_path / "cut", quadratic())[1]["step"] == step
-    assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
-
-
-def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    cut_at(monkeypatch, 4, twice)
-    with pytest.raises(KeyboardInterrupt, match="stopped at once; the last checkpoint stands"):
-        start(quadratic(), tmp_path)
-    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
-
-
-def test_a_run_cut_off_before_its_final_figures_only_measures_them(tmp_path, monkeypatch):
-    whole = start(quadratic(), tmp_path / "whole")
-
-    def crash(self):
-        raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Fit, "_finish", crash)
-        with pytest.raises(Cut):
-            start(quadratic(), tmp_path / "cut")
-    monkeypatch.setattr(loop._Fit, "_epoch", None)
-    assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
-
-
-def test_time_that_is_up_ends_the_run_with_a_checkpoint(tmp_path):
-    whole = start(quadratic(), tmp_path / "whole")
-    config = dataclasses.replace(CONFIG, max_minutes=1e-9)
-    steps = []
-    for _ in range(3):
-        with pytest.raises(Stopped, match=r"stopped at step \d+, as the time") as stop:
-            start(quadratic(), tmp_path / "cut", config)
-        assert stop.value.exit_code == 0
-        steps.append(last_checkpoint(tmp_path / "cut", quadratic())[1]["step"])
-    assert steps == [2, 4, 5]
-    assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
-
-
 @pytest.mark.parametrize("seeds", [3, DEVICES])
 def test_many_seeds_are_each_as_if_alone(seeds, tmp_path):
     # Between what x is after two and three epochs: noise, each seed's own, decides which is best.
@@ -380,43 +232,3 @@ def test_many_seeds_are_each_as_if_alone(seeds, tmp_path):
     costs = [run["test_cost"] for run in result["runs"]]
     assert result["test_cost"] == pytest.approx(np.mean(costs))
     assert result["test_cost_sd"] == pytest.approx(np.std(costs, ddof=1))
-
-
-def test_many_seeds_go_on_where_they_were_cut_off(tmp_path, monkeypatch):
-    def crash():
-        raise Cut
-
-    config = dataclasses.replace(CONFIG, num_seeds=3, checkpoint_steps=3)
-    whole = start(quadratic(), tmp_path / "whole", config)
-    with monkeypatch.context() as patch:
-        cut_at(patch, 15, crash)
-        with pytest.raises(Cut):
-            start(quadratic(), tmp_path / "cut", config)
-    assert untimed(start(quadratic(), tmp_path / "cut", config)) == untimed(whole)
-    assert history(tmp_path / "cut") == history(tmp_path / "whole")
-
-
-def last_checkpoint(path, task, seeds=1):
-    """Arrays and progress of a run's last checkpoint, for one seed without the axis of seeds."""
-    state = TrainState.create(task.init(jax.random.key(0)), task.optimizer)
-    like = jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), (state, state.params))
-    checkpoints = Checkpoints(path / "checkpoints")
-    (state, best), progress = checkpoints.restore(like, print)
-    checkpoints.close()
-    state = TrainState(*state)._asdict()
-    return jax.tree.map(lambda x: x[0] if seeds == 1 else x, (state, best)), progress
-
-
-def test_a_disk_that_is_full_while_saving(tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)
-    config = dataclasses.replace(CONFIG, checkpoint_steps=2)
-    with monkeypatch.context() as patch:
-        cut_at(patch, 5, lambda: patch.setattr(ocp.CheckpointManager, "save", full))
-        words = "cannot write a checkpoint to .*: No space left on device; that of step 4 is intact"
-        with pytest.raises(RunError, match=words):
-            start(quadratic(), tmp_path, config)
-    result = start(quadratic(), tmp_path, config)
-    assert result["resumed"] == 1 and result["steps"] == 30

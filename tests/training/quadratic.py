@@ -1,0 +1,105 @@
+"""A task of a single number, which takes no network, and runs of it that are cut off."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zoneout_jax.training import (
+    Evaluation,
+    RunConfig,
+    RunDirectory,
+    Task,
+    fit,
+    loop,
+)
+from zoneout_jax.training.checkpoint import Checkpoints
+from zoneout_jax.training.state import TrainState
+
+DEVICES = jax.local_device_count()
+STEPS = 5
+CONFIG = RunConfig(
+    epochs=6, patience=10, batch_size=DEVICES, steps_per_call=2, checkpoint_minutes=1000
+)
+TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
+
+
+def towards(target, steepness=1.0):
+    """Squared distance of the parameter to a number, for each example."""
+
+    def loss(params, data, examples, key=None):
+        counted = jnp.sum((examples >= 0).astype(jnp.float32))
+        wanted = target
+        if key is not None:
+            wanted = wanted + 0.1 * jax.random.normal(key)
+        return steepness * counted * (params["x"] - wanted) ** 2, counted
+
+    return loss
+
+
+def quadratic(validation_target=1.0, **changes):
+    """From 0 training heads for 1, a tenth of the way in each step.
+
+    Validation wants `validation_target`: less than 1 is overshot, and its figure grows again.
+    """
+    rows = np.zeros((1, 3), np.int32)
+    task = Task(
+        name="quadratic",
+        init=lambda key: {"x": jnp.zeros(())},
+        optimizer=optax.sgd(0.05),
+        loss=towards(1.0),
+        data=np.zeros(4, np.float32),
+        plan=lambda key: jax.random.randint(key, (STEPS, DEVICES), 0, 4),
+        steps_per_epoch=STEPS,
+        metric="cost",
+        figure=lambda loss: 100 * loss,
+        validation=Evaluation(towards(validation_target), np.zeros(1), rows),
+        final={"test": Evaluation(towards(0.0), np.zeros(1), rows)},
+        facts={"corpus": "none", "sizes": {"train": 4}},
+    )
+    return dataclasses.replace(task, **changes)
+
+
+def start(task, path, config=CONFIG):
+    """Fits in a directory."""
+    return fit(task, config, RunDirectory(path, config.identity()))
+
+
+def untimed(mapping):
+    """What does not depend on the clock or the machine."""
+    return {name: value for name, value in mapping.items() if name not in TIMED}
+
+
+def history(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+class Cut(Exception):
+    """Stands for the moment at which a process is killed."""
+
+
+def cut_at(monkeypatch, step, action):
+    """Calls `action` once the step is done."""
+    update = loop.Progress.update
+
+    def updated(self, done, text):
+        update(self, done, text)
+        if done == step:
+            action()
+
+    monkeypatch.setattr(loop.Progress, "update", updated)
+
+
+# 4 and 13 within an epoch, 5 and 15 at the end of one, before it is validated.
+def last_checkpoint(path, task, seeds=1):
+    """Arrays and progress of a run's last checkpoint, for one seed without the axis of seeds."""
+    state = TrainState.create(task.init(jax.random.key(0)), task.optimizer)
+    like = jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), (state, state.params))
+    checkpoints = Checkpoints(path / "checkpoints")
+    (state, best), progress = checkpoints.restore(like, print)
+    checkpoints.close()
+    state = TrainState(*state)._asdict()
+    return jax.tree.map(lambda x: x[0] if seeds == 1 else x, (state, best)), progress
