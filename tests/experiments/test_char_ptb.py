@@ -204,21 +204,30 @@ def test_same_figures_on_any_number_of_devices(rng_impl, tmp_path):
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
 
 
+SAVING = ("--checkpoint_steps=1", "--steps_per_call=1")
+CUT_OFF = (*SMOKE, "--z_prob_cells=0.5", "--epochs=4", *SAVING)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The directory of a run that was not cut off."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert command(*CUT_OFF, f"--workdir={workdir}").wait() == 0
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_cut_off_goes_on_to_the_last_bit(number, tmp_path):
-    flags = (*SMOKE, "--z_prob_cells=0.5", "--epochs=4", "--checkpoint_steps=1")
-    flags = (*flags, "--steps_per_call=1")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert command(*flags, f"--workdir={whole}").wait() == 0
-    process = command(*flags, f"--workdir={cut}")
+def test_a_run_cut_off_goes_on_to_the_last_bit(number, whole, tmp_path):
+    cut = tmp_path / "cut"
+    process = command(*CUT_OFF, f"--workdir={cut}")
     while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait() == (143 if number == signal.SIGTERM else -number)
     assert not (cut / "result.json").exists()
-    assert command(*flags, f"--workdir={cut}").wait() == 0
+    assert command(*CUT_OFF, f"--workdir={cut}").wait() == 0
     assert json.loads((cut / "result.json").read_text())["resumed"] == 1
     assert metrics(cut) == metrics(whole)
 
