@@ -6,8 +6,7 @@
 Each `.py`, in jupytext's percent format, is run in a kernel of its own, whose working directory is
 this folder, and written with its outputs to the `.ipynb` beside it; the pictures that the README
 shows also to a `.png`. The first error ends it, and leaves the files of that notebook as they were.
-Prints the time of each and the largest resident memory of its kernel and of the processes that the
-kernel started.
+Prints the time of each and the largest resident memory of its kernel.
 """
 
 import base64
@@ -35,12 +34,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-PEAK = """
-import resource, sys
-whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-peak = max(resource.getrusage(who).ru_maxrss for who in whose)
-print(peak * (1 if sys.platform == "darwin" else 1024))
-"""
+PEAK = "from zoneout_jax.training.progress import host_peak_bytes; print(host_peak_bytes())"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

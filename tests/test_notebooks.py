@@ -74,7 +74,7 @@ def test_execute_keeps_outputs_and_stops_at_an_error(folder, capfd):
         execute.main(["1_good", "2_bad", "3_after"])
     assert exit.value.code == 1
     said = capfd.readouterr()
-    assert re.search(r"^1_good: \d+ s, \d+ MiB$", said.out, re.MULTILINE)
+    assert re.search(r"^1_good: \d+ s, [\d,]+ MiB$", said.out, re.MULTILINE)
     assert "2_bad" in said.err and "ZeroDivisionError" in said.err
     assert (folder / "2_bad.ipynb").read_text() == "as it was"
     assert not (folder / "3_after.ipynb").exists()

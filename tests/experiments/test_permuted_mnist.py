@@ -63,8 +63,9 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize("summarize", [False, True])
 @pytest.mark.parametrize("batch_normalization", [False, True])
 def test_loss_in_numpy(batch_normalization, summarize):
+    gain = {"initial_gamma": 0.4} if batch_normalization else {}
     task = permuted_mnist.build(
-        smoke(batch_normalization=batch_normalization, summarize=summarize, initial_gamma=0.4)
+        smoke(batch_normalization=batch_normalization, summarize=summarize, **gain)
     )
     params = shaken(task)
     examples = np.array([5, -1, 17, 3, 40])

@@ -1,5 +1,6 @@
 """How far a run is, for people."""
 
+import pathlib
 import sys
 import time
 
@@ -84,7 +85,17 @@ def peak_memory_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
-    import resource
+    return host_peak_bytes()
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+def host_peak_bytes() -> int:
+    """Most memory of the host that this program has used so far, in bytes."""
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # On Linux that figure would count the process that has started this one.
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
