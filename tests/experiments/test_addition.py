@@ -66,7 +66,9 @@ def test_every_pair_belongs_to_one_part(all_pairs):
 def test_draws_are_those_of_the_task_and_of_no_other_part(part, digits, all_pairs):
     pairs, parts = all_pairs
     draws = 100_000
-    drawn = jax.jit(addition.draw_pairs, static_argnames="part")(
+    # Here it is running that takes long, not compiling, which the tests else do in haste.
+    optimized = {"xla_backend_optimization_level": 3}
+    drawn = jax.jit(addition.draw_pairs, static_argnames="part", compiler_options=optimized)(
         jax.random.key(3), jnp.arange(draws), digits, part=part
     )
     numbers = np.arange(101)
