@@ -3,9 +3,9 @@
     python -m benchmarks.outside_compiled
 
 Trains the toy task at the authors' setting, whose steps are so small that Python could be in their
-way. Every call of a compiled function is timed until its results are there: nothing overlaps, so
-that what remains of the time is an upper bound. A round is ten epochs, of 20 batches and a
-validation each; those of the first round compile and do not count.
+way. Every call of a compiled function, its dispatch included, is timed until its results are there,
+so that nothing overlaps; what remains is the rest of the loop. A round is ten epochs, of 20 batches
+and a validation each; those of the first round compile and do not count.
 """
 
 import dataclasses

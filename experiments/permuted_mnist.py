@@ -106,7 +106,7 @@ class Config(ZoneoutConfig):
         if self.noise and self.summarize:
             raise ValueError("noise and summarize exclude each other: choose one initial state")
         if self.initial_gamma != Config.initial_gamma and not self.batch_normalization:
-            raise ValueError("initial_gamma belongs to batch_normalization: give both or neither")
+            raise ValueError("initial_gamma has no effect without batch_normalization")
         if self.permutation_seed and self.unpermuted:
             raise ValueError("unpermuted pixels have no permutation_seed: leave out one of them")
         if not np.isfinite(self.initial_beta):

@@ -138,8 +138,9 @@ for epoch in (1, 2, 5, 10, 20):
 # ## Many seeds in one program
 #
 # `--num_seeds=8` trains eight seeds at once, each with its own weights, batches, masks and early
-# stopping; on eight devices each has one, and nothing is exchanged. The figure shows how much of a
-# curve is the seed's.
+# stopping; on eight devices each has one, and nothing is exchanged. The one seed beside it spreads
+# its batch over the same devices, which for so small a model costs more than it gains. The figure
+# shows how much of a curve is the seed's.
 
 # %%
 finish(start("seeds", "--num_seeds=8", devices=8))

@@ -80,9 +80,10 @@ def execute(name: str) -> int:
     notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
     client.execute()
     peak = notebook.cells.pop().outputs[0].text
+    picture = first_picture(notebook) if name in PICTURED else None
     save(FOLDER / f"{name}.ipynb", nbformat.writes(notebook).encode() + b"\n")
-    if name in PICTURED:
-        save(FOLDER / f"{name}.png", first_picture(notebook))
+    if picture is not None:
+        save(FOLDER / f"{name}.png", picture)
     return int(peak)
 
 

@@ -278,7 +278,7 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
         (["--noise=0.1", "--summarize"], "noise and summarize"),
         (["--initial_beta=nan"], "initial_beta must be finite"),
         (["--initial_gamma=0", "--batch_normalization"], "initial_gamma must be"),
-        (["--initial_gamma=0.5"], "initial_gamma belongs to batch_normalization"),
+        (["--initial_gamma=0.5"], "initial_gamma has no effect"),
         (["--permutation_seed=1", "--unpermuted"], "unpermuted pixels"),
         (["--popstats=none"], "popstats"),
         (["--train_size=20"], "20 examples are fewer than one batch of 32"),

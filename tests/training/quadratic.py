@@ -93,7 +93,6 @@ def cut_at(monkeypatch, step, action):
     monkeypatch.setattr(loop.Progress, "update", updated)
 
 
-# 4 and 13 within an epoch, 5 and 15 at the end of one, before it is validated.
 def last_checkpoint(path, task, seeds=1):
     """Arrays and progress of a run's last checkpoint, for one seed without the axis of seeds."""
     state = TrainState.create(task.init(jax.random.key(0)), task.optimizer)
