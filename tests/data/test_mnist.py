@@ -1,11 +1,10 @@
-"""MNIST: the IDX files, the TFDS builder, and every way in which it can fail."""
+"""MNIST: the TFDS builder, and every way in which it can fail."""
 # ruff: noqa: D103 (a test's name says what it tests)
 
 import gzip
 import hashlib
 import pathlib
 import shutil
-import struct
 import subprocess
 import sys
 import urllib.error
@@ -14,6 +13,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from tests.data.idx_files import idx
 from zoneout_jax.data import DataError, RawFile, load_images
 
 mnist = pytest.importorskip(
@@ -40,12 +40,6 @@ FIRST_LABELS = {"train": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "test": [7, 2, 1, 0, 4,
 MEAN_PIXEL = {"train": 33.31842, "test": 33.79122}
 
 pytestmark = pytest.mark.usefixtures("no_named_folders")
-
-
-def idx(array: np.ndarray, kind: int = 8) -> bytes:
-    """An IDX file, not packed."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, kind, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
@@ -256,64 +250,6 @@ def test_wrong_checksum_counts_although_prepared(small, tmp_path):
     (tmp_path / "raw" / "mnist" / NAMES["test"][1]).write_bytes(gzip.compress(b"other"))
     with pytest.raises(DataError, match=f"{NAMES['test'][1]}: the SHA-256 of what it holds is"):
         load_small(tmp_path)
-
-
-IMAGES = np.arange(24).reshape(2, 3, 4)
-LABEL_ARRAY = np.array([9, 0, 5])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "it ends in its header, after 0 bytes"),
-        (idx(IMAGES)[:11], "it ends in its header, after 11 bytes"),
-        (idx(IMAGES)[:-1], "23 bytes follow the header, expected 24"),
-        (idx(IMAGES)[:16], "0 bytes follow the header, expected 24"),
-        (idx(IMAGES) + b"x", "25 bytes follow the header, expected 24"),
-        (idx(IMAGES, kind=13), "it starts with 00000d03, expected 00000803"),
-        (idx(np.arange(24)), "it starts with 00000801, expected 00000803"),
-        (b"\x89PNG" + idx(IMAGES)[4:], "it starts with 89504e47, expected 00000803"),
-        (idx(IMAGES[:1]), r"it holds an array of shape (1, 3, 4), expected (2, 3, 4)"),
-        (idx(IMAGES.reshape(2, 4, 3)), "it holds an array of shape (2, 4, 3), expected (2, 3, 4)"),
-    ],
-    ids="empty header cut bare long type rank png count transposed".split(),
-)
-def test_wrong_idx_files(tmp_path, content, message):
-    path = tmp_path / "some-images.gz"
-    path.write_bytes(gzip.compress(content))
-    with pytest.raises(DataError) as error:
-        mnist.read_idx(path, (2, 3, 4))
-    assert str(error.value).startswith(f"{path}: {message}; replace it by the original from https:")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "packed",
-    [gzip.compress(idx(IMAGES))[:-3], idx(IMAGES), b"\x1f\x8b\x08"],
-    ids="cut not-packed start".split(),
-)
-def test_wrong_gzip_files(tmp_path, packed):
-    path = tmp_path / "some-images.gz"
-    path.write_bytes(packed)
-    with pytest.raises(DataError, match="some-images.gz: not a whole gzip file"):
-        mnist.read_idx(path, (2, 3, 4))
-
-
-def test_right_idx_files(tmp_path):
-    path = tmp_path / "file.gz"
-    path.write_bytes(gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, 2, 3, 4) + bytes(range(24))))
-    array = mnist.read_idx(path, (2, 3, 4))
-    assert array.dtype == np.uint8
-    np.testing.assert_array_equal(array, IMAGES)
-    path.write_bytes(gzip.compress(idx(LABEL_ARRAY)))
-    np.testing.assert_array_equal(mnist.read_idx(path, (3,), below=10), LABEL_ARRAY)
-
-
-def test_labels_out_of_range(tmp_path):
-    path = tmp_path / "labels.gz"
-    path.write_bytes(gzip.compress(idx(np.array([9, 0, 10, 255]))))
-    with pytest.raises(DataError, match="labels.gz: number 2 is 10, expected at most 9"):
-        mnist.read_idx(path, (4,), below=10)
 
 
 def test_a_wrong_file_with_the_right_checksum_leaves_nothing(small, tmp_path, monkeypatch):
