@@ -30,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tyro
 
+from tests.processes import environment
 from zoneout_jax import Zoneout
 from zoneout_jax.training import versions, write_json
 
@@ -74,7 +75,7 @@ def masks(devices: int, file: pathlib.Path) -> None:
 
 def call(devices: int, module: str, name: str, *arguments: Any) -> None:
     """Calls a function in this fresh process, with so many virtual devices."""
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ.update(environment(devices))
     jax.config.update("jax_platforms", "cpu")
     getattr(importlib.import_module(module), name)(*arguments)
 
@@ -164,13 +165,11 @@ class Together:
             *("python", "-m", "experiments.char_ptb", *flags, f"--workdir={workdir}"),
             *(f"--coordinator=localhost:{port}", f"--num_processes={count}"),
         )
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
         self.processes = [
             subprocess.Popen(
                 [sys.executable, *self.command[1:], f"--process_id={n}"],
                 cwd=ROOT,
-                env=environment,
+                env=environment(1) | {"PYTHONPATH": str(ROOT)},
                 stdout=log.open("w"),
                 stderr=subprocess.STDOUT,
             )

@@ -18,6 +18,7 @@ import pytest
 from experiments import char_ptb, reproduce
 from experiments.language_model import LanguageModel, cross_entropy_sum, readout_init
 from experiments.texts import carried_evaluation
+from tests.processes import environment
 from zoneout_jax import lstm, unroll
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,12 +28,10 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def command(*flags, devices=1):
     """A process that runs the experiment."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
     words = [sys.executable, "-m", "experiments.char_ptb", *flags]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment(devices), stderr=subprocess.PIPE, text=True
+    )
 
 
 def metrics(workdir):

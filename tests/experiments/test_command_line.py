@@ -1,7 +1,6 @@
 """What a user meets who gets a command wrong: one line, exit code 2, nothing written."""
 
 import json
-import os
 import pathlib
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ import urllib.request
 import pytest
 
 from experiments import char_ptb, reproduce
+from tests.processes import environment
 from zoneout_jax.data import ptb
 from zoneout_jax.training import parse, parse_preset
 
@@ -151,12 +151,11 @@ def test_reproduce_checks_every_seed_before_it_trains(seed, tmp_path, capsys, mo
 
 
 def test_a_real_process_says_no_more_than_the_line(tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-m", "experiments.char_ptb", "--preset=smoke", "--batch_size=12"]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path / 'run'}"],
         cwd=ROOT,
-        env=environment,
+        env=environment(8),
         capture_output=True,
         text=True,
     )
