@@ -11,7 +11,6 @@ of every flag of every experiment, made from the flags' types and ranges.
 
 import contextlib
 import dataclasses
-import http.server
 import importlib
 import json
 import multiprocessing
@@ -23,9 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -33,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tyro
 
+from tests import bad_data
 from tests.bad_commands import commands
 from zoneout_jax.training import versions, write_json
 
@@ -170,13 +168,6 @@ def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
     return report
 
 
-def tmpfs(folder: pathlib.Path, options: str) -> bool:
-    """Mounts a small disk; False where that is not allowed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
 def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     """Does each thing that can go wrong; what happened, what was said, whether all was well."""
     whole = runs.folder / "days" / "whole"
@@ -254,7 +245,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     note("--max_minutes=0.03", code, said, code == 0 and outcome(workdir) == wanted)
 
     disk = whole.with_name("disk")
-    if tmpfs(disk, "size=3m"):
+    if bad_data.tmpfs(disk, "size=3m"):
         try:
             workdir, filler = disk / "saving", disk / "filler"
             process = runs.start(workdir, *TRAINING)
@@ -308,7 +299,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     code, said = runs.run(whole, *TRAINING, "--seed=1")
     note("another configuration", code, said, code == 2 and "seed is 0 there, 1 here" in said)
 
-    data_days(runs, note)
+    bad_data.days(runs, note)
     return report
 
 
@@ -319,81 +310,6 @@ def note_disk(runs, what, workdir, process, wanted, note) -> None:
     code, _ = runs.run(workdir, *TRAINING)
     well = process.exitcode == 1 and "No space left" in said and code == 0
     note(what, process.exitcode, said, well and outcome(workdir) == wanted)
-
-
-def data_days(runs: Runs, note: Callable) -> None:
-    """Folders and downloads of data that are not as they should be."""
-    smoke = ("--preset=smoke", "--dataset=ptb", "--train_size=2000", "--eval_size=500")
-    folder = runs.folder / "data"
-    folder.mkdir()
-    raw = os.environ.get("ZONEOUT_RAW_DATA")
-    if raw is None:
-        print("$ZONEOUT_RAW_DATA is not set: days of the data are left out")
-        return
-    disk = folder / "readonly"
-    if tmpfs(disk, "size=1m"):
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        try:
-            code, said = runs.run(folder / "a", *smoke, f"--data_dir={disk}")
-            note("read-only data folder", code, said, code == 2 and "Read-only" in said)
-        finally:
-            subprocess.run(["umount", str(disk)], check=True)
-    copy = folder / "raw"
-    shutil.copytree(pathlib.Path(raw) / "ptb", copy / "ptb")
-    file = copy / "ptb" / "ptb.valid.txt"
-    original = file.read_bytes()
-    file.write_bytes(original[:-1])
-    flags = (*smoke, f"--data_dir={folder / 'prepared'}", f"--raw_data_dir={copy}")
-    code, said = runs.run(folder / "b", *flags)
-    file.write_bytes(original)
-    again, _ = runs.run(folder / "b", *flags)
-    well = code == 2 and "SHA-256" in said and again == 0
-    note("wrong checksum, then the right file", code, said, well)
-
-    empty = folder / "empty"
-    empty.mkdir()
-    flags = (*smoke, f"--data_dir={folder / 'downloaded'}", f"--raw_data_dir={empty}")
-    with http.server.ThreadingHTTPServer(("localhost", 0), Mirror) as server:
-        server.folder = pathlib.Path(raw) / "ptb"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://localhost:{server.server_port}"
-        code, said = runs.run(folder / "c", *flags, patch=Redirect(f"{address}/cut"))
-        again, _ = runs.run(folder / "c", *flags, patch=Redirect(f"{address}/whole"))
-        server.shutdown()
-    parts = list((folder / "downloaded").rglob("*.part"))
-    note("interrupted download, then a whole one", code, said, (code, again, parts) == (2, 0, []))
-
-
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves files of `server.folder`; below /cut the connection ends half-way."""
-
-    def do_GET(self) -> None:
-        """Answers a request."""
-        content = (self.server.folder / self.path.rsplit("/", 1)[1]).read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        half = self.path.startswith("/cut")
-        self.wfile.write(content[: len(content) // 2] if half else content)
-
-    def log_message(self, *arguments) -> None:
-        """Says nothing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Redirect:
-    """Lets every download come from an address."""
-
-    address: str
-
-    def __call__(self) -> None:
-        """Puts it in place, in the process that calls it."""
-        original = urllib.request.urlopen
-
-        def urlopen(url: str, timeout: float):
-            return original(f"{self.address}/{url.rsplit('/', 1)[1]}", timeout=timeout)
-
-        urllib.request.urlopen = urlopen
 
 
 def main() -> None:
