@@ -52,7 +52,7 @@ class Config(CharacterConfig):
 
 PRESETS = {
     "paper": Config(),
-    # An epoch takes some 20 s on a CPU core; the baseline overfits before the last one.
+    # An epoch takes some 20 s on a CPU core. The step size is for the rows with an LSTM.
     "small": Config(
         preset="small",
         train_size=500_000,

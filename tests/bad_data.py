@@ -1,4 +1,4 @@
-"""Data folders and downloads that are not as they should be, for `tests.fault_injection`."""
+"""Bad data folders, bad downloads and small disks, for `tests.fault_injection`."""
 
 import dataclasses
 import http.server
@@ -19,7 +19,7 @@ def tmpfs(folder: pathlib.Path, options: str) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def days(runs: Any, note: Callable) -> None:
+def data_days(runs: Any, note: Callable) -> None:
     """Folders and downloads of data that are not as they should be."""
     smoke = ("--preset=smoke", "--dataset=ptb", "--train_size=2000", "--eval_size=500")
     folder = runs.folder / "data"

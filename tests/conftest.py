@@ -1,7 +1,8 @@
 """Eight virtual CPU devices and strict dtypes for every test. Runs before anything imports JAX.
 
-Code is compiled without LLVM's optimizations and without XLA's fusion emitters, a third of the time
-of the tests: most of it is compilation. CONTRIBUTING has the flags that test the code of users.
+Code is compiled without LLVM's optimizations and without XLA's fusion emitters: the tests, mostly
+compilation, take a third of the time. CONTRIBUTING has the flags that test the code of users. If a
+newer JAX ends with "Unknown flags in XLA_FLAGS", the flag goes, here and there.
 """
 
 import os

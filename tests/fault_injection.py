@@ -299,7 +299,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     code, said = runs.run(whole, *TRAINING, "--seed=1")
     note("another configuration", code, said, code == 2 and "seed is 0 there, 1 here" in said)
 
-    bad_data.days(runs, note)
+    bad_data.data_days(runs, note)
     return report
 
 

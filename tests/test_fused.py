@@ -98,7 +98,11 @@ EVERY_FORM = [(*case, "as it comes") for case in EVERY]
 SHAPES = ("plain", "all", "static", "stochastic depth", "gaussian")
 EVERY_FORM += [(*case, "transposed, own input") for case in EVERY if case[0] in SHAPES]
 # The others differ from these in how a step computes, not in where its masks go.
-WITH_EVERY_MASK = ("lstm", "lstm output gate", "lstm layer norm", "lstm batch norm", "gru", "rnn")
+WITH_EVERY_MASK = (
+    *("lstm", "lstm output gate", "lstm output gate repository", "lstm layer norm"),
+    *("lstm batch norm", "gru", "rnn"),
+)
+assert {*WITH_EVERY_MASK} <= CELLS.keys()
 EVERY_CASE = [
     (name, *case)
     for name in CELLS

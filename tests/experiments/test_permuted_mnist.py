@@ -176,7 +176,8 @@ def test_moving_averages_are_those_of_update_stats():
     (total, count, grads), (same_total, _, same_grads) = found["ema"], found["reestimate"]
     weights = {name: same_grads[name] for name in ("lstm", "readout")}
 
-    # Neither the loss nor the gradient of a weight knows of it; two programs round differently.
+    # Neither the loss nor the gradient of a weight knows of the averages; two programs round
+    # differently.
     np.testing.assert_allclose(total, same_total, rtol=1e-6)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     for name, wanted in weights.items():
@@ -195,8 +196,8 @@ def test_moving_averages_are_those_of_update_stats():
     cell = permuted_mnist.build_cell(config, STEPS)
     xs = tasks["ema"].data[0][np.arange(16)].T[..., None] / np.float32(16)
     mode = {"zoneout": config.zoneout(), "key": jax.random.key(0)}
-    *_, found = unroll(cell, params["lstm"], xs, **mode)
-    wanted = update_stats(params["stats"], found, permuted_mnist.EMA_RATE)
+    *_, batch = unroll(cell, params["lstm"], xs, **mode)
+    wanted = update_stats(params["stats"], batch, permuted_mnist.EMA_RATE)
     for name in ("mean", "var"):
         np.testing.assert_allclose(moved["stats"][name], wanted[name], rtol=1e-5, atol=1e-6)
         assert not np.allclose(moved["stats"][name], params["stats"][name], rtol=1e-4)
