@@ -66,7 +66,7 @@ Digits = Annotated[int, Range(1, MAX_DIGITS)]
 class Config(LanguageModelConfig):
     """Settings of the experiment; the defaults are those of the authors' code."""
 
-    preset: Literal["repository", "laptop", "smoke"] = "repository"
+    preset: Literal["repository", "long", "laptop", "smoke"] = "repository"
     """Settings to start from; a flag given by hand beats them."""
     epochs: Count = 40
     """Epochs at most."""
@@ -124,6 +124,7 @@ class Config(LanguageModelConfig):
 
 PRESETS = {
     "repository": Config(),
+    "long": Config(preset="long", epochs=5000, eval_size=512),
     "laptop": Config(preset="laptop", digits=2, learning_rate=5e-3, epochs=100, eval_size=1024),
     "smoke": Config(
         preset="smoke",
