@@ -64,8 +64,8 @@ class Options:
     """Experiment."""
     preset: Literal["paper", "repository", "long", "small", "laptop", "smoke"] | None = None
     """Settings: the paper's own, the authors' code's, those for longer, a small task on the paper's
-    data, minutes on a laptop, or seconds. Not every experiment has them all; by default its first, the paper's own
-    if it is in the paper."""
+    data, minutes on a laptop, or seconds. Not every experiment has them all; by default its first,
+    the paper's own if it is in the paper."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] | None = None
     """Seeds that every row is run with: by default 0, 1 and 2, or those that the experiment has."""
     rows: tuple[str, ...] = ()
