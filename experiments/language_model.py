@@ -38,7 +38,7 @@ class LanguageModelConfig(ZoneoutConfig):
     learning_rate: Positive = 2e-3
     """Step size."""
     momentum: Annotated[float, Range(0, 1)] = 0.99
-    """Of the algorithm momentum."""
+    """Momentum, for algorithm momentum alone."""
     clip_norm: Positive | None = 1.0
     """Largest global norm; None for any."""
     clip_by: Literal["gradient", "update"] = "gradient"
@@ -64,13 +64,6 @@ class LanguageModelConfig(ZoneoutConfig):
         super().__post_init__()
         if self.penalty == "cells" and not self.norm_cost_coeff:
             raise ValueError("penalty=cells needs a norm_cost_coeff above 0")
-        if not self.zoneout().active:
-            for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"{name} is about masks, but there are none: give z_prob_cells, "
-                        "z_prob_states or drop_prob_igates, or leave it out"
-                    )
         if self.rnn_type != "LSTM":
             lacking = {
                 "z_prob_cells": "memory cells",
@@ -84,6 +77,13 @@ class LanguageModelConfig(ZoneoutConfig):
                 if what and value:
                     raise ValueError(
                         f"rnn_type {self.rnn_type} has no {what}, got {name}={value}; leave it out"
+                    )
+        if not self.zoneout().active:
+            for name in ("static_mask", "stoch_depth", "gaussian_mask"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} is about masks, but there are none: give z_prob_cells, "
+                        "z_prob_states or drop_prob_igates, or leave it out"
                     )
 
     def zoneout(self) -> Zoneout:
@@ -109,7 +109,7 @@ class LanguageModel(NamedTuple):
       sums: `sums(params, inputs, targets, weights, carry=None, **mode) -> ((total, count), carry)`:
         Σ w·nats and Σ w of predicting the targets, all `[T, B]`, and the carry after them. `mode`
         is `deterministic=True`; or `key`, and `axis_name` of the axis that a batch is spread over.
-        In training, of gradient alone, the norm stabilizer is added to the total.
+        In training the total has the gradient of the norm stabilizer too, but not its value.
       logits: `logits(params, inputs, carry) -> (logits [T, B, V], carry)`, by expectation.
     """
 

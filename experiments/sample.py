@@ -110,6 +110,7 @@ def continuation(
     def draw(logits, key):
         if not temperature:
             return jnp.argmax(logits)
+        logits -= jnp.max(logits)  # or a small temperature makes several of them infinite
         return jax.random.categorical(key, logits / temperature)
 
     @jax.jit

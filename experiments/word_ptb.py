@@ -24,7 +24,7 @@ Figures: `validation_perplexity` and `test_perplexity`, with the state carried o
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ import optax
 from experiments.language_model import LanguageModel, language_model, make_optimizer
 from experiments.texts import TextConfig, carried_evaluation, split_texts
 from zoneout_jax.data import Corpus, gather, load_corpus, stream_plan
-from zoneout_jax.training import AXIS, Count, DropRate, Positive, Task, launch, shown
+from zoneout_jax.training import AXIS, Count, DropRate, Positive, Range, Task, launch, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Config(TextConfig):
     """Streams of text, over all devices."""
     hidden_features: Count = 1500
     """Units of a layer, and features of an embedding."""
-    num_layers: Count = 2
+    num_layers: Annotated[int, Range(1, 100)] = 2
     """Layers."""
     seq_length: Count = 35
     """Words of a stream in a batch."""
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = launch("word_ptb", PRESETS, build, "Word-level Penn Treebank.", argv)
     print(
         f"{result['name']}: perplexity {shown(result, 'validation_perplexity')} validation, "
-        f"{shown(result, 'test_perplexity')} test, of epoch {result['best_epoch']}; paper: LSTM "
+        f"{shown(result, 'test_perplexity')} test, of epoch {result['best_epoch']:g}; paper: LSTM "
         "120.7 / 114.5, dropout 82.2 / 78.4, dropout + zoneout 81.4 / 77.4"
     )
 

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from experiments import char_ptb, reproduce
+from experiments import char_ptb, reproduce, text8
 from tests.processes import environment
 from zoneout_jax.data import ptb
 from zoneout_jax.training import parse, parse_preset
@@ -71,6 +71,25 @@ def test_raw_file_with_another_content(split, tmp_path, capsys, no_network, monk
     flags += [f"--raw_data_dir={tmp_path / 'raw'}"]
     error = complaint(char_ptb.main, flags, capsys)
     assert f"ptb.{split}.txt" in error and "SHA-256" in error
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"anarchism", "ends after 9 characters, expected 100,000,000"),
+        (b"Anarchism", "byte 0 is b'A'"),
+    ],
+    ids=["short", "capital"],
+)
+def test_another_file_than_text8(text, fault, tmp_path, capsys, no_network):
+    path = tmp_path / "raw" / "text8" / "text8"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    before = files(tmp_path)
+    flags = [f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
+    error = complaint(text8.main, [*flags, f"--raw_data_dir={tmp_path / 'raw'}"], capsys)
+    assert f"{path} is not the expected text8/text8: " in error and fault in error
     assert files(tmp_path) == before
 
 

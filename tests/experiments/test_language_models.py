@@ -9,6 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import char_ptb, reproduce, text8, word_ptb
@@ -250,6 +251,83 @@ def test_tied_weights_are_one_matrix():
         language_model(config, 7, embedding_features=5, tied=True)
 
 
+def test_tied_logits_are_those_of_the_transposed_embedding():
+    config = smoke(word_ptb)
+    tied, free = (language_model(config, 7, embedding_features=8, tied=t) for t in (True, False))
+    params = tied.init(jax.random.key(0))
+    params["readout"]["bias"] = jnp.arange(7.0)
+    readout = {"kernel": params["embedding"].T, "bias": params["readout"]["bias"]}
+    inputs = jnp.array([[0, 3], [6, 1], [2, 5]])
+    found, _ = tied.logits(params, inputs, tied.initial_carry(params, 2))
+    apart = params | {"readout": readout}
+    wanted, _ = free.logits(apart, inputs, free.initial_carry(apart, 2))
+    np.testing.assert_array_equal(found, wanted)
+
+    def total(params, model):
+        weights = jnp.ones(inputs.shape)
+        return model.sums(params, inputs, inputs, weights, deterministic=True)[0][0]
+
+    both, one = jax.grad(total)(params, tied), jax.grad(total)(apart, free)
+    wanted = one["embedding"] + one["readout"]["kernel"].T
+    np.testing.assert_allclose(both["embedding"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flag", "attribute"),
+    [
+        ("share_mask", "shared"),
+        ("static_mask", "static"),
+        ("stoch_depth", "per_layer"),
+        ("gaussian_mask", "gaussian"),
+    ],
+)
+def test_flags_of_masks(flag, attribute):
+    rates = {"z_prob_cells": 0.1, "z_prob_states": 0.1}
+    plain = smoke(char_ptb, **rates).zoneout()
+    wanted = dataclasses.replace(plain, **{attribute: True})
+    assert smoke(char_ptb, **rates, **{flag: True}).zoneout() == wanted != plain
+
+
+@pytest.mark.parametrize(
+    ("experiment", "settings"),
+    [
+        (char_ptb, {}),
+        (char_ptb, {"rnn_type": "GRU"}),
+        (char_ptb, {"rnn_type": "SRNN"}),
+        (char_ptb, {"z_prob_cells": 0.1, "z_prob_states": 0.05, "num_layers": 2}),
+        (word_ptb, {"hidden_features": 32}),
+    ],
+    ids=["LSTM", "GRU", "SRNN", "two layers with zoneout", "words"],
+)
+def test_updates_lower_the_loss(experiment, settings):
+    """To less than half of what the best guess has that does not look at the symbols before."""
+    config = smoke(experiment, **settings)
+    model = experiment.model(config, experiment.load(config))
+    symbols = jnp.tile(jnp.array([1, 2, 3, 2]), 5)[:, None]
+    inputs, targets = symbols[:-1], symbols[1:]
+    optimizer = optax.adam(0.01)
+
+    def loss(params, **mode):
+        (total, count), _ = model.sums(params, inputs, targets, jnp.ones(targets.shape), **mode)
+        return total / count
+
+    @jax.jit
+    def trained(params):
+        def step(state, key):
+            params, opt_state = state
+            updates, opt_state = optimizer.update(jax.grad(loss)(params, key=key), opt_state)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        keys = jax.random.split(jax.random.key(1), 1000)
+        state = (params, optimizer.init(params))
+        params = jax.lax.scan(step, state, keys)[0][0]
+        return loss(params, deterministic=True)
+
+    counts = np.bincount(np.ravel(targets))
+    shares = counts[counts > 0] / counts.sum()
+    assert trained(model.init(jax.random.key(0))) < -np.sum(shares * np.log(shares)) / 2
+
+
 @pytest.mark.parametrize("algorithm", ["adam", "rms_prop", "momentum", "sgd"])
 @pytest.mark.parametrize("clip_by", ["gradient", "update"])
 def test_optimizers_go_downhill_and_clip(algorithm, clip_by):
@@ -266,8 +344,8 @@ def test_optimizers_go_downhill_and_clip(algorithm, clip_by):
 
 
 @each_experiment
-def test_each_row_is_trained(experiment):
-    """Traced only: its flags make a loss with finite shapes, and gradients of all parameters."""
+def test_flags_of_each_row_fit_the_experiment(experiment):
+    """Traced only: they are accepted, and the loss has gradients."""
     for flags, published in experiment.ROWS.values():
         config = parse_preset(experiment.PRESETS, ["--preset=smoke", *flags], "prog", "")
         task = experiment.build(config)
@@ -312,6 +390,8 @@ def test_commands_of_the_authors_readme(experiment, flags):
     ("flags", "words"),
     [
         (["--rnn_type=GRU", "--z_prob_cells=0.5"], "z_prob_cells=0.5; leave it out"),
+        (["--rnn_type=GRU", "--share_mask", "--z_prob_states=0.1"], "share_mask=True; leave it"),
+        (["--num_layers=101"], "num_layers must be in [1, 100], got 101"),
         (["--rnn_type=SRNN", "--drop_prob_igates=0.5"], "drop_prob_igates=0.5; leave it out"),
         (["--rnn_type=GRU", "--norm_cost_coeff=1", "--penalty=cells"], "penalty=cells"),
         (["--penalty=cells"], "penalty=cells needs a norm_cost_coeff"),

@@ -40,6 +40,16 @@ def test_at_temperature_zero_the_likeliest_symbol_follows():
         symbols.append(symbol)
 
 
+def test_the_coldest_draws_are_the_likeliest_symbols():
+    """Though logits divided by such a temperature are not finite in float32."""
+    words, params = model()
+    found, wanted = (
+        sample.continuation(words, params, PROMPT, 8, temperature, jax.random.key(0))
+        for temperature in (1e-39, 0.0)
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_symbols_are_drawn_from_the_tempered_softmax(temperature):
     words, params = model()
