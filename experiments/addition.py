@@ -45,7 +45,7 @@ def draw_pair(key: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
     """Draws operands of one addition, `[2]`.
 
     Args:
-      key: a JAX random key.
+      key: a JAX random key, of generator threefry2x32.
       digits: greatest k, at most `MAX_DIGITS`.
       part: a name in `PARTS`.
     """
@@ -68,9 +68,13 @@ def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part
     """Draws operands of additions `[N, 2]`; number n draws from `fold_in(key, n)`.
 
     Args:
-      key, digits, part: as in `draw_pair`.
+      key: a JAX random key of any generator.
+      digits, part: as in `draw_pair`.
       numbers: of the additions, integers `[N]`.
     """
+    # One generator for all: with `rbg` each draw of a batch would depend on the whole of it, and a
+    # pair that is drawn again would be the same one for ever.
+    key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
     return jax.vmap(lambda n: draw_pair(jax.random.fold_in(key, n), digits, part))(numbers)
 
 

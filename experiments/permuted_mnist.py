@@ -157,9 +157,6 @@ ROWS = {
 }
 """Rows of the paper's table: flags and published figures."""
 
-PRESET_ROWS: dict[str, tuple[str, ...]] = {}
-"""Rows that a preset is for; all by default."""
-
 PUBLISHED_ON = "MNIST"
 
 FIGURES = ("validation_error", "test_error")

@@ -4,6 +4,7 @@
     python -m experiments.reproduce char_ptb --seeds 0 1 2    # the paper's own settings
     python -m experiments.reproduce permuted_mnist --preset=laptop
     python -m experiments.reproduce gradient_propagation --preset=laptop   # a figure, no table
+    python -m experiments.reproduce seq2seq --preset=long                  # hours of a CPU core
 
 Runs that are done are skipped, runs that were cut off go on. The table (Markdown and JSON) and the
 figures of all learning curves are written anew after every run. An experiment that measures
@@ -63,9 +64,9 @@ class Options:
     ]
     """Experiment."""
     preset: Literal["paper", "repository", "long", "small", "laptop", "smoke"] | None = None
-    """Settings: the paper's own, the authors' code's, those for longer, a small task on the paper's
-    data, minutes on a laptop, or seconds. Not every experiment has them all; by default its first,
-    the paper's own if it is in the paper."""
+    """Settings: the paper's own, the authors' code's, the same for longer, a small task on the
+    paper's data, minutes on a laptop, or seconds. Not every experiment has them all; by default its
+    first, the paper's own if it is in the paper."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] | None = None
     """Seeds that every row is run with: by default 0, 1 and 2, or those that the experiment has."""
     rows: tuple[str, ...] = ()
@@ -100,7 +101,9 @@ def reproduce(options: Options) -> dict[str, Any]:
         )
     if hasattr(experiment, "measure"):
         return experiment.measure(_measurement(options, experiment.PRESETS[options.preset]))
-    names = options.rows or experiment.PRESET_ROWS.get(options.preset, tuple(experiment.ROWS))
+    names = options.rows or getattr(experiment, "PRESET_ROWS", {}).get(
+        options.preset, tuple(experiment.ROWS)
+    )
     unknown = [name for name in names if name not in experiment.ROWS]
     if unknown:
         raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(experiment.ROWS)}")
@@ -202,7 +205,7 @@ def write_table(
         "experiment": options.experiment,
         "preset": options.preset,
         "dataset": run.get("corpus") or run["dataset"],
-        "published_on": experiment.PUBLISHED_ON,
+        "published_on": getattr(experiment, "PUBLISHED_ON", None),
         "devices": run["devices"],
         "commit": commit(),
         "versions": versions(),

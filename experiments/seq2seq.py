@@ -9,12 +9,13 @@ this task.
 Settings (the authors' code, but for the first): one two-layer LSTM of 128 units is encoder and
 decoder; weights uniform within ±0.08; Adam at 0.01 on batches of 32, gradients not clipped; 40
 epochs of 20 batches. In training the decoder is fed with the answer, in evaluation with its own
-likeliest symbols, masks at their expectation. Operands have up to 2 digits at the start. The
-curriculum goes on to the next number of digits, up to 5, when the validation error falls below 0.1;
-there, the learning rate is multiplied by 0.95 whenever the error rises.
+likeliest symbols, masks at their expectation. Operands are at most 10², those of 2 `digits`, at the
+start. The curriculum goes on to the next number of digits, up to 5, when the validation error falls
+below 0.1; there, the learning rate is multiplied by 0.95 whenever the error rises. Preset `long`
+has 5,000 epochs, and validates on 512 additions.
 
 Figures: `error` (share of answers with any wrong symbol) over 4096 additions of up to the current
-number of `digits`, none of which training ever draws; with few digits there are not so many, and
+number of digits, none of which training ever draws; with few digits there are not so many, and
 some count more than once. `nats`, the cross entropy of a symbol. `test_error`, over as many others
 of up to the greatest number of digits. The epoch kept is the one with the least `to_come`, the
 error plus the number of digits that are still to come.
@@ -88,12 +89,14 @@ class Config(LanguageModelConfig):
     """Zoneout: probability that a cell keeps its previous value."""
     z_prob_states: DropRate = 0.0
     """Zoneout: probability that a hidden state keeps its previous value."""
+    drop_prob_igates: DropRate = 0.0
+    """Recurrent dropout: probability that the update of a cell is dropped."""
     batches_per_epoch: Count = 20
     """Batches between two validations."""
     digits: Digits = 5
     """Digits of operands at the end of the curriculum."""
-    start_digits: Digits | None = None
-    """Digits of operands at its start; by default 2, or 1 if there are no more."""
+    start_digits: Digits = 2
+    """Digits of operands at its start, or `digits` if that is less."""
     good_error: Probability = 0.1
     """Validation error below which the number of digits grows."""
     lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
@@ -107,18 +110,12 @@ class Config(LanguageModelConfig):
     reverse: bool = False
     """Questions are written from right to left (Sutskever et al. 2014)."""
     eval_size: Count = 4096
-    """Additions of an evaluation."""
+    """Additions of a validation."""
     eval_batch_size: Count = 512
     """Additions evaluated at once."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.start_digits is None:
-            object.__setattr__(self, "start_digits", min(2, self.digits))
-        if self.start_digits > self.digits:
-            raise ValueError(
-                f"start_digits must be at most digits, {self.digits}, got {self.start_digits}"
-            )
         check_lengths(self.digits, self.input_length, self.target_length)
 
 
@@ -145,16 +142,14 @@ ROWS = {
 }
 """Flags of the rows; nothing is published."""
 
-PRESET_ROWS: dict[str, tuple[str, ...]] = {}
-"""Rows that a preset is for; all by default."""
-
-PUBLISHED_ON = None
-
 FIGURES = ("validation_digits", "validation_error", "test_error")
 """Figures to tabulate."""
 
 CURVES = ("digits", "error")
 """Figures to draw over the epochs."""
+
+TEST_SIZE = 4096
+"""Additions of the test."""
 
 RESTART_AGE = 16
 """Epochs before the one in which a model may be found to be stuck."""
@@ -263,7 +258,7 @@ def build(config: Config) -> Task:
 
     def init(key):
         # Beside the weights, as evaluations are given nothing else; the optimizer leaves it alone.
-        return adder.init(key) | {"digits": jnp.float32(config.start_digits)}
+        return adder.init(key) | {"digits": jnp.float32(min(config.start_digits, config.digits))}
 
     def written(pairs):
         return encode(pairs, config.input_length, config.target_length, config.reverse)
@@ -297,9 +292,8 @@ def build(config: Config) -> Task:
     validation = [
         draw(fixed, numbers, digits, part="validation") for digits in range(1, config.digits + 1)
     ]
-    test = draw(fixed, numbers, config.digits, part="test")
-    rows = pad_rows(np.arange(config.eval_size), config.eval_batch_size)
     validation = jnp.stack(validation)
+    test = draw(fixed, jnp.arange(TEST_SIZE), config.digits, part="test")
     shown_pairs = jnp.stack([different(pairs, 3) for pairs in validation])
 
     @jax.jit
@@ -308,6 +302,9 @@ def build(config: Config) -> Task:
         carry = read(adder, params, questions)
         found = write(adder, params, carry, len(questions), config.target_length)
         return questions, answers, found
+
+    def rows(size):
+        return pad_rows(np.arange(size), config.eval_batch_size)
 
     def show(params):
         return "; ".join(
@@ -325,9 +322,9 @@ def build(config: Config) -> Task:
         steps_per_epoch=config.batches_per_epoch,
         metric="nats",
         figure=lambda nats: nats,
-        validation=Evaluation(validation_loss, validation, rows),
+        validation=Evaluation(validation_loss, validation, rows(config.eval_size)),
         chosen_by="to_come",
-        final={"test": Evaluation(final_loss, test, rows)},
+        final={"test": Evaluation(final_loss, test, rows(TEST_SIZE))},
         memory=lambda params: {"last_error": jnp.float32(jnp.inf), "age": jnp.int32(0)},
         end_epoch=curriculum(config, adder),
         show=show,
@@ -339,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the experiment and prints our figures."""
     result = launch("seq2seq", PRESETS, build, "Learning to add.", argv)
     print(
-        f"{result['name']}: {result['validation_digits']:g} digits, error "
+        f"{result['name']}: digits {result['validation_digits']:g}, error "
         f"{shown(result, 'validation_error')} validation, of epoch {result['best_epoch']}; with "
         f"all digits {shown(result, 'test_error')} test"
     )

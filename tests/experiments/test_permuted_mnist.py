@@ -305,7 +305,6 @@ def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
 
 
 def test_rows_of_the_table_are_flags_that_are_understood():
-    assert not permuted_mnist.PRESET_ROWS  # every preset is for all rows
     for flags, published in permuted_mnist.ROWS.values():
         config = parse_preset(permuted_mnist.PRESETS, flags, "prog", "")
         assert isinstance(config.zoneout(), Zoneout)

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import seq2seq
-from experiments.addition import draw_pairs
+from experiments import reproduce, seq2seq
+from experiments.addition import draw_pairs, in_part
 from tests.oracles import sigmoid
-from zoneout_jax.training import AXIS
+from zoneout_jax.training import AXIS, parse_preset
 from zoneout_jax.training.progress import Progress
 from zoneout_jax.training.state import Streams
 
@@ -233,20 +233,41 @@ def test_errors_are_counted_once(monkeypatch):
     assert figures["digits"] == 1
     figures, count = evaluated(task, task.final["test"], params)
     wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 9)
-    assert count == 100
+    assert count == len(task.final["test"].data) == 4096
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
 
 
-def test_nats_are_those_of_a_loop():
+def test_additions_of_each_set_are_of_its_part_and_size():
+    task = seq2seq.build(seq2seq.Config(digits=3, hidden_features=4, eval_size=64))
+    test = task.final["test"].data
+    assert in_part(test, "test").all() and 10**2 < test.max() <= 10**3
+    assert task.validation.data.shape == (3, 64, 2)
+    for digits, pairs in enumerate(task.validation.data, 1):
+        assert in_part(pairs, "validation").all()
+        assert 10 ** (digits - 1) < pairs.max() <= 10**digits
+
+
+@pytest.mark.parametrize(("flags", "digits"), [([], 2), (["--digits=1"], 1)])
+def test_the_curriculum_starts_with_two_digits_or_all_there_are(flags, digits):
+    config = parse_preset(seq2seq.PRESETS, [*flags, "--eval_size=8"], "prog", "")
+    params = jax.eval_shape(seq2seq.build(config).init, jax.random.key(0))
+    assert params["digits"].shape == ()
+    small = dataclasses.replace(config, hidden_features=4)
+    assert seq2seq.build(small).init(jax.random.key(0))["digits"] == digits
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nats_are_those_of_a_loop(reverse, monkeypatch):
     """With masks at their expectation."""
-    config = smoke(**ZONEOUT, eval_size=20, eval_batch_size=16)
+    monkeypatch.setattr(seq2seq, "TEST_SIZE", 20)
+    config = smoke(**ZONEOUT, reverse=reverse, eval_size=20, eval_batch_size=16)
     task = seq2seq.build(config)
     params = random_params(task) | {"digits": jnp.ones(())}
     for evaluation, pairs in (
         (task.validation, task.validation.data[0]),
         (task.final["test"], task.final["test"].data),
     ):
-        questions, answers = map(np.asarray, seq2seq.encode(pairs, 13, 7))
+        questions, answers = map(np.asarray, seq2seq.encode(pairs, 13, 7, reverse))
         rates = [[np.full((20, 20, 16), rate) for rate in ZONEOUT.values()]] * 2
         wanted, _ = loss_and_gradient(in_float64(params), questions, answers, rates)
         np.testing.assert_allclose(
@@ -328,18 +349,38 @@ def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
     assert state.params["digits"] == first.params["digits"]
 
 
+def test_a_restart_is_of_all_but_the_curriculum():
+    """And there can be another, as long after it as the first one after the start."""
+    task = seq2seq.build(
+        seq2seq.Config(hidden_features=4, eval_size=8, restart=True, digits=1, start_digits=1)
+    )
+    fresh = state = task.first_state(jax.random.key(0))
+    end_epoch = jax.jit(task.end_epoch)
+    used = jax.tree.map(jnp.ones_like, state.opt_state)
+    for key in jax.random.split(jax.random.key(1)):
+        weights = state.params["layers"][0]["input"]
+        state = state._replace(opt_state=used)
+        for epoch in range(17):
+            figures = {"error": jnp.float32(0.86 + 0.001 * epoch)}
+            state = end_epoch(state, figures, jax.random.fold_in(key, epoch))
+        jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
+        assert state.memory["age"] == 0
+        np.testing.assert_allclose(state.memory["last_error"], 0.875, rtol=1e-6)
+        assert not np.array_equal(state.params["layers"][0]["input"], weights)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["--digits=0"], "digits must be in [1, 8], got 0"),
         (["--digits=9"], "digits must be in [1, 8], got 9"),
-        (["--digits=1", "--start_digits=2"], "start_digits must be at most digits, 1, got 2"),
-        (["--start_digits=6"], "start_digits must be at most digits, 2, got 6"),
+        (["--start_digits=0"], "start_digits must be in [1, 8], got 0"),
         (["--input_length=6"], "input_length must be at least 7"),
         (["--target_length=2"], "target_length must be at least 3"),
         (["--digits=6"], "input_length must be at least 15 for numbers up to 10^6, got 13"),
         (["--z_prob_cells=1"], "z_prob_cells must be in [0, 1), got 1"),
         (["--z_prob_states=1"], "z_prob_states must be in [0, 1), got 1"),
+        (["--drop_prob_igates=1"], "drop_prob_igates must be in [0, 1), got 1"),
         (["--good_error=2"], "good_error must be in [0, 1]"),
     ],
 )
@@ -356,4 +397,14 @@ def test_examples_are_shown(tmp_path, monkeypatch, capsys):
     seq2seq.main(["--preset=smoke", "--eval_size=2", f"--workdir={tmp_path / 'run'}"])
     output = capsys.readouterr()
     assert re.search(r"\d\+\d+ = \d+, answered ", output.err)
-    assert "1 digits, error 1.0000 validation" in output.out
+    assert "digits 1, error 1.0000 validation" in output.out
+
+
+def test_all_rows_again(tmp_path, capsys):
+    flags = ["seq2seq", "--preset=smoke", "--seeds", "0", f"--out={tmp_path}"]
+    reproduce.main(flags)
+    table = (tmp_path / "table.md").read_text()
+    assert "Nothing is published of this task." in table
+    assert "| LSTM |" in table and "| zoneout |" in table and table in capsys.readouterr().out
+    for figure in ("curves.png", "curves-digits.png", "curves-error.png"):
+        assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
