@@ -35,14 +35,15 @@ import numpy as np
 import optax
 
 from experiments import permuted_mnist
-from experiments.reproduce import commit
 from zoneout_jax import Masks
 from zoneout_jax.training import (
     Count,
     Range,
     RunError,
     check_ranges,
+    commit,
     fit,
+    output_folder,
     parse_preset,
     prepare,
     program,
@@ -83,6 +84,9 @@ class Config:
     """Epochs of training before the second measurement."""
     train_size: Count | None = None
     """Training images to use; by default the preset's."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient of training that is not finite: stop before the step, or leave it
+    out."""
     examples: Annotated[int, Range(2)] = 100
     """Validation images that the norms are averaged over, one batch."""
     out: pathlib.Path | None = None
@@ -157,6 +161,7 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
         patience=options.epochs,
         train_size=options.train_size or preset.train_size,
         popstats="ema",  # for the figures of the training alone, and cheap
+        on_nan=options.on_nan,
         workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
         raw_data_dir=options.raw_data_dir,
         data_dir=options.data_dir,
@@ -188,7 +193,8 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     run_gradients = jax.jit(gradients, static_argnums=0)
     norms = {}
     for stage in STAGES:
-        found = run_gradients(cell, params[stage], xs, labels.astype(jnp.int32), masks)
+        with config.matmul_precision():
+            found = run_gradients(cell, params[stage], xs, labels.astype(jnp.int32), masks)
         # Squares of small gradients would be lost in float32.
         arrays = (np.linalg.norm(np.asarray(g, np.float64), axis=-1) for g in found)
         norms[stage] = {state: a.mean(1) for state, a in zip(STATES, arrays, strict=True)}
@@ -206,13 +212,11 @@ def measure(options: Config) -> dict[str, Any]:
     Raises:
       ValueError: data or a run directory that do not fit.
     """
-    out = options.out or pathlib.Path("runs/gradient_propagation") / options.preset
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give another --out")
+    out = output_folder(options.out, f"gradient_propagation/{options.preset}")
     settings = {
         k: v
         for k, v in dataclasses.asdict(options).items()
-        if not k.endswith(("out", "dir", "models"))
+        if not k.endswith(("out", "dir", "models", "on_nan"))
     }
     settings = json.loads(json.dumps(settings))
     dataset = permuted_mnist.PRESETS[options.preset].dataset

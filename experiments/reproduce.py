@@ -19,9 +19,8 @@ import itertools
 import pathlib
 import shlex
 import statistics
-import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -33,14 +32,16 @@ from zoneout_jax.training import (
     Range,
     RunDirectory,
     check_ranges,
+    deviation,
     draw_curves,
     fit,
+    output_folder,
     parse,
     parse_preset,
     prepare,
     program,
-    versions,
     write_json,
+    writing,
 )
 
 SEEDS = (0, 1, 2)
@@ -73,6 +74,8 @@ class Options:
     """Rows, or models, by name; by default all, or those that suit the preset."""
     epochs: Count | None = None
     """Epochs at most; by default the preset's."""
+    on_nan: Literal["stop", "skip"] | None = None
+    """At a loss or gradient that is not finite: stop before the step, or leave it out."""
     out: pathlib.Path | None = None
     """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>."""
     raw_data_dir: str | None = None
@@ -110,9 +113,7 @@ def reproduce(options: Options) -> dict[str, Any]:
     seeds = SEEDS if options.seeds is None else options.seeds
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be given, each once, got {seeds}")
-    out = options.out or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give another --out")
+    out = output_folder(options.out, f"reproduce/{options.experiment}-{options.preset}")
     # Seeds outside, rows inside: a table cut short compares the same seeds.
     configs = {}
     for seed, name in itertools.product(seeds, names):
@@ -120,7 +121,8 @@ def reproduce(options: Options) -> dict[str, Any]:
         config = parse_preset(experiment.PRESETS, flags, options.experiment, "")
         configs[seed, name] = dataclasses.replace(
             config,
-            epochs=config.epochs if options.epochs is None else options.epochs,
+            epochs=options.epochs or config.epochs,
+            on_nan=options.on_nan or config.on_nan,
             workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
             raw_data_dir=options.raw_data_dir,
         )
@@ -167,8 +169,8 @@ def _measurement(options: Options, settings: Any) -> Any:
         "models": options.rows or None,
         "seeds": options.seeds,
         "epochs": options.epochs,
-        "out": options.out
-        or pathlib.Path("runs/reproduce") / f"{options.experiment}-{options.preset}",
+        "on_nan": options.on_nan,
+        "out": output_folder(options.out, f"reproduce/{options.experiment}-{options.preset}"),
         "raw_data_dir": options.raw_data_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -192,28 +194,38 @@ def write_table(
         figures = {
             figure: {
                 "mean": statistics.fmean(run[figure] for run in runs),
-                "sd": statistics.stdev(run[figure] for run in runs) if len(runs) > 1 else None,
+                "sd": deviation([run[figure] for run in runs]),
                 "published": published.get(figure),
                 "runs": [run[figure] for run in runs],
             }
             for figure in experiment.FIGURES
         }
         rows.append({"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)})
-    run = rows[0]["runs"][0]
+    runs = [run for row in rows for run in row["runs"]]
     table = {
         "command": shlex.join(["python", "-m", "experiments.reproduce", *_arguments(options)]),
         "experiment": options.experiment,
         "preset": options.preset,
-        "dataset": run.get("corpus") or run["dataset"],
+        "dataset": distinct(run.get("corpus") or run["dataset"] for run in runs),
         "published_on": getattr(experiment, "PUBLISHED_ON", None),
-        "devices": run["devices"],
-        "commit": commit(),
-        "versions": versions(),
+        "devices": distinct(run["devices"] for run in runs),
+        "commit": distinct(run.get("commit", "unknown") for run in runs),
+        "versions": {
+            name: distinct(run["versions"].get(name, "unknown") for run in runs)
+            for name in runs[0]["versions"]
+        },
         "rows": rows,
     }
-    write_json(out / "table.json", table)
-    (out / "table.md").write_text(markdown(table))
+    with writing(out / "table.json"):
+        write_json(out / "table.json", table)
+    with writing(out / "table.md"):
+        (out / "table.md").write_text(markdown(table))
     return table
+
+
+def distinct(values: Iterable[str]) -> str:
+    """What runs have in common, or all that they have."""
+    return " and ".join(dict.fromkeys(values))
 
 
 def markdown(table: Mapping[str, Any]) -> str:
@@ -259,16 +271,6 @@ def _arguments(options: Options) -> list[str]:
             words = value if isinstance(value, tuple) else (value,)
             arguments += [f"--{field.name}", *map(str, words)]
     return arguments
-
-
-def commit() -> str:
-    """Commit of the checkout that runs, marked if it has changes."""
-    here = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

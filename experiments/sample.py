@@ -70,14 +70,11 @@ def sample(options: Options) -> str:
         experiment.build(config), options.workdir, config.num_seeds, options.number
     ).best
     model = experiment.model(config, corpus)
-    symbols = continuation(
-        model,
-        params,
-        jnp.asarray(prompt),
-        options.length,
-        options.temperature,
-        jax.random.key(options.seed),
-    )
+    key = jax.random.key(options.seed)
+    with config.matmul_precision():
+        symbols = continuation(
+            model, params, jnp.asarray(prompt), options.length, options.temperature, key
+        )
     return decode([*prompt, *np.asarray(symbols)], corpus)
 
 

@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.reproduce import commit
 from zoneout_jax.training import (
     Count,
     DropRate,
@@ -40,6 +39,8 @@ from zoneout_jax.training import (
     Range,
     RunError,
     check_ranges,
+    commit,
+    output_folder,
     parse_preset,
     program,
     save_figure,
@@ -172,9 +173,7 @@ def measure(config: Config) -> dict[str, Any]:
       ValueError: `out` is a file.
       RunError: W is not finite at the end.
     """
-    out = config.out or pathlib.Path("runs/semantic_consistency") / config.preset
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give another --out")
+    out = output_folder(config.out, f"semantic_consistency/{config.preset}")
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
     start = time.monotonic()
     with Progress(config.steps, "semantic consistency") as progress:

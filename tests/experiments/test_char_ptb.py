@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import signal
@@ -20,6 +21,7 @@ from experiments.language_model import LanguageModel, cross_entropy_sum, readout
 from experiments.texts import carried_evaluation
 from tests.processes import environment
 from zoneout_jax import lstm, unroll
+from zoneout_jax.training import commit, versions
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = ("--preset=smoke",)
@@ -241,6 +243,21 @@ def test_reproduce_keeps_compiled_programs_as_long_as_it_runs():
     assert jax.config.jax_compilation_cache_dir is None and not folder.exists()
 
 
+def test_a_table_of_runs_that_differ_and_of_one_that_diverged(tmp_path):
+    """It says what each was made with, and has no deviation where there is none."""
+    runs = []
+    for jax_version, figure in (("0.9.0", 1.5), ("0.10.2", math.inf), ("0.9.0", 1.6)):
+        run = dict.fromkeys(char_ptb.FIGURES, figure)
+        run |= {"seed": 0, "best_epoch": 1, "steps": 2, "seconds": 3.0, "corpus": "ptb"}
+        runs.append(run | {"devices": "1 × cpu", "versions": {"jax": jax_version}})
+    runs[0]["commit"] = "c0ffee"
+    options = reproduce.Options(experiment="char_ptb", preset="smoke", out=tmp_path)
+    table = reproduce.write_table(tmp_path, options, char_ptb, {"LSTM": runs, "zoneout": []})
+    assert table["versions"] == {"jax": "0.9.0 and 0.10.2"}
+    assert table["commit"] == "c0ffee and unknown" and table["dataset"] == "ptb"
+    assert "| LSTM | inf ± nan (1.466) |" in (tmp_path / "table.md").read_text()
+
+
 def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, capsys):
     options = reproduce.Options(
         experiment="char_ptb", preset="smoke", seeds=(0, 1), epochs=1, out=tmp_path
@@ -256,6 +273,7 @@ def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, 
     cell = f"{figure['mean']:.3f} ± {figure['sd']:.3f} (1.356)"
     assert cell in (tmp_path / "table.md").read_text()
     assert (tmp_path / "curves.png").exists()
+    assert (table["commit"], table["versions"]) == (commit(), versions())
     for bad, words in (({"rows": ("CNN",)}, "unknown row"), ({"seeds": (0, 0)}, "each once")):
         with pytest.raises(ValueError, match=words):
             reproduce.reproduce(dataclasses.replace(options, **bad))

@@ -4,9 +4,10 @@ import dataclasses
 import math
 import pathlib
 
+import jax
 import pytest
 
-from zoneout_jax.training import Range, RunConfig, parse_preset
+from zoneout_jax.training import Range, RunConfig, output_folder, parse_preset
 from zoneout_jax.training.config import ranges
 
 PRESETS = {"paper": RunConfig(), "smoke": RunConfig(preset="smoke", epochs=2, batch_size=8)}
@@ -44,6 +45,7 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
         ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "got 'a:65536'"),
         ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for num_seeds"),
+        ({"workdir": "gs://bucket/run"}, "workdir must be a local folder, got gs://bucket/run"),
         ({"steps_per_call": 3 * 10**9}, r"steps_per_call must be in \[1, 100000\]"),
         (
             {"coordinator": "a", "num_processes": 2, "process_id": 0},
@@ -120,6 +122,24 @@ def test_run_directory_is_named_after_what_was_changed():
     assert changed.run_directory("x", smoke) == runs / "x" / "smoke-seed=3-epochs=9"
     named = dataclasses.replace(changed, workdir="a/b")
     assert named.run_directory("x", smoke) == pathlib.Path("a/b")
+    at_home = dataclasses.replace(changed, workdir="~/runs/a:b")
+    assert at_home.run_directory("x", smoke) == pathlib.Path.home() / "runs" / "a:b"
+
+
+def test_where_results_go(tmp_path):
+    assert output_folder(None, "a/b") == pathlib.Path("runs/a/b")
+    assert output_folder(pathlib.Path("~/a"), "b") == pathlib.Path.home() / "a"
+    with pytest.raises(ValueError, match="out must be a local folder, got gs:/bucket"):
+        output_folder(pathlib.Path("gs://bucket"), "b")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file; give another --out"):
+        output_folder(tmp_path / "file", "b")
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("float32", "float32"), ("bfloat16", "default")])
+def test_precision_of_products(precision, wanted):
+    with RunConfig(precision=precision).matmul_precision():
+        assert jax.config.jax_default_matmul_precision == wanted
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from zoneout_jax.training import (
     Calibration,
     Evaluation,
     RunError,
+    commit,
     loop,
 )
 from zoneout_jax.training.state import Streams
@@ -55,6 +56,7 @@ def test_what_a_run_leaves(tmp_path):
     assert result["devices"].startswith(f"{DEVICES} × ")
     assert {"python", "jax", "optax"} <= set(result["versions"])
     config = json.loads((run / "config.json").read_text())
+    assert config["commit"] == result["commit"] == commit()
     assert config["settings"] == CONFIG.identity()
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [file.stat().st_size > 100 for file in run.glob("events.out.tfevents*")] == [True]
@@ -194,6 +196,22 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
     with pytest.raises(RunError, match="no step of epoch 3 had a finite loss"):
         start(EXPLODES, tmp_path / "cut", skip)
     assert [entry["step"] for entry in history(tmp_path / "cut")] == [5, 10]
+
+
+def test_a_seed_whose_losses_are_not_finite_leaves_the_others_alone(tmp_path):
+    def loss(params, data, examples, key):
+        total, count = towards(1.0)(params, data, examples, key)
+        return jnp.where(params["x"] < 0, jnp.nan, total), count
+
+    # One seed begins where the loss is not finite, and stays there.
+    task = quadratic(loss=loss, init=lambda key: {"x": jnp.sign(jax.random.normal(key))})
+    assert [float(task.init(Streams.from_seed(seed).init)["x"]) for seed in (2, 3)] == [1, -1]
+    config = dataclasses.replace(CONFIG, epochs=3, seed=2, num_seeds=2, on_nan="skip")
+    alive, dead = start(task, tmp_path / "both", config)["runs"]
+    wanted = start(task, tmp_path / "alone", dataclasses.replace(CONFIG, epochs=3, seed=2))
+    assert alive["validation_cost"] == wanted["validation_cost"]
+    assert math.isinf(dead["validation_cost"])
+    assert [entry["seed"] for entry in history(tmp_path / "both")] == [2, 2, 2]
 
 
 def test_seed_and_calls(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import signal
 
@@ -105,6 +106,25 @@ def test_time_that_is_up_ends_the_run_with_a_checkpoint(tmp_path):
         steps.append(last_checkpoint(tmp_path / "cut", quadratic())[1]["step"])
     assert steps == [2, 4, 5]
     assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_other_versions_are_told_of_when_a_run_goes_on(changed, tmp_path, monkeypatch, capsys):
+    def crash():
+        raise Cut
+
+    config = dataclasses.replace(CONFIG, checkpoint_steps=1)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(patch, 8, crash)
+        start(quadratic(), tmp_path, config)
+    if changed:
+        content = json.loads((tmp_path / "config.json").read_text())
+        now, content["versions"]["jax"] = content["versions"]["jax"], "0.1"
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    start(quadratic(), tmp_path, config)
+    said = capsys.readouterr().err
+    assert "going on from step" in said and ("numbers may differ" in said) == changed
+    assert not changed or f"one program: jax 0.1 then, {now} now" in said
 
 
 def test_many_seeds_go_on_where_they_were_cut_off(tmp_path, monkeypatch):

@@ -2,10 +2,21 @@
 
 import json
 import os
+import re
+import subprocess
 
 import pytest
 
-from zoneout_jax.training import RunDirectory, RunError, draw_curves, shown, versions, write_json
+from zoneout_jax.training import (
+    RunDirectory,
+    RunError,
+    commit,
+    draw_curves,
+    run_directory,
+    shown,
+    versions,
+    write_json,
+)
 from zoneout_jax.training.metrics import MetricLog
 
 SETTINGS = {"seed": 0, "sizes": (1, 2), "rate": 0.5}
@@ -31,6 +42,7 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
     assert config == {
         "experiment": None,
         "settings": SETTINGS | {"sizes": [1, 2]},
+        "commit": commit(),
         "versions": versions(),
     }
 
@@ -184,3 +196,30 @@ def test_curves_of_many_runs(tmp_path):
 def test_figures_are_shown_with_their_deviation():
     assert shown({"bpc": 1.23456}, "bpc") == "1.2346"
     assert shown({"bpc": 1.23456, "bpc_sd": 0.01}, "bpc") == "1.2346 ± 0.0100"
+
+
+def test_another_run_that_begins_in_the_meantime(tmp_path):
+    first, second = (RunDirectory(tmp_path / "run", {"seed": seed}) for seed in (0, 1))
+    with first.opened():
+        pass
+    with pytest.raises(RunError, match="seed is 0 there, 1 here") as error, second.opened():
+        pass
+    assert error.value.exit_code == 2
+    with RunDirectory(tmp_path / "run", {"seed": 0}).opened():
+        pass
+
+
+def test_commit(tmp_path, monkeypatch):
+    """Of the checkout; unknown if the package is not under its control."""
+    elsewhere = tmp_path / "zoneout_jax" / "run_directory.py"
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "another project"], check=True)
+    monkeypatch.setattr(run_directory, "__file__", str(elsewhere))
+    assert commit() == "unknown"
+    subprocess.run([*git, "add", "."], check=True)
+    assert re.fullmatch("[0-9a-f]{12}-dirty", commit())
+    subprocess.run([*git, "commit", "-q", "-m", "the package"], check=True)
+    assert re.fullmatch("[0-9a-f]{12}", commit())

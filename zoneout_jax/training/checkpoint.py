@@ -1,5 +1,6 @@
 """Checkpoints: all that is needed to go on as if nothing had happened."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -126,6 +127,8 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # orbax and tensorstore raise whatever they meet
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()  # one may still be on its way
             raise RunError(
                 f"cannot write a checkpoint to {self._directory}: {_reason(error)}; "
                 f"{self._on_disk()}"

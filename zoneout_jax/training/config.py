@@ -6,12 +6,14 @@ import dataclasses
 import io
 import itertools
 import math
+import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_type_hints
 
+import jax
 import tyro
 
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
@@ -148,6 +150,8 @@ class RunConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.workdir is not None:
+            local_folder(self.workdir, "workdir")
         last = self.seed + self.num_seeds - 1
         if last >= 2**32:
             raise ValueError(f"the last seed must be in [0, {2**32 - 1}], got {last}")
@@ -182,14 +186,42 @@ class RunConfig:
             if name not in self.INCIDENTAL
         }
 
+    def matmul_precision(self) -> contextlib.AbstractContextManager:
+        """A context in which float32 products are just that, on every kind of device."""
+        whole = self.precision == "float32"
+        return jax.default_matmul_precision("float32" if whole else "default")
+
     def run_directory(self, experiment: str, preset: "RunConfig") -> pathlib.Path:
         """Where the run is kept: `workdir`, or a name made of what differs from the preset."""
         if self.workdir is not None:
-            return pathlib.Path(self.workdir)
+            return local_folder(self.workdir, "workdir")
         start = preset.identity()
         changed = [f"{k}={v}" for k, v in self.identity().items() if v != start[k]]
         name = "-".join([self.preset, *changed])
         return pathlib.Path("runs") / experiment / name
+
+
+def local_folder(path: str | os.PathLike, name: str) -> pathlib.Path:
+    """A folder that a user named, with `~` expanded.
+
+    Raises:
+      ValueError: an address such as `gs://…`, which would become a local folder of that name.
+    """
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(f"{name} must be a local folder, got {os.fspath(path)}")
+    return pathlib.Path(path).expanduser()
+
+
+def output_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
+    """Where results go: what `--out` says, or a folder below `runs`; nothing is made yet.
+
+    Raises:
+      ValueError: an address, or a file.
+    """
+    out = pathlib.Path("runs") / default if given is None else local_folder(given, "out")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give another --out")
+    return out
 
 
 def fail(message: object) -> NoReturn:

@@ -16,8 +16,14 @@ from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig, RunError
 from zoneout_jax.training.evaluation import calibrator, evaluator
 from zoneout_jax.training.metrics import MetricLog, describe, draw_curves, over_seeds
-from zoneout_jax.training.progress import Progress, peak_memory_bytes
-from zoneout_jax.training.run_directory import RunDirectory, versions, write_json, writing
+from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
+from zoneout_jax.training.run_directory import (
+    RunDirectory,
+    commit,
+    versions,
+    write_json,
+    writing,
+)
 from zoneout_jax.training.state import Streams, TrainState
 from zoneout_jax.training.stop import StopRequest
 from zoneout_jax.training.task import Task
@@ -52,8 +58,8 @@ def fit(
         return done
     with contextlib.ExitStack() as stack:
         processes.on_first(lambda: stack.enter_context(run.opened()) and None)
-        precision = "float32" if config.precision == "float32" else "default"
-        stack.enter_context(jax.default_matmul_precision(precision))
+        stack.enter_context(config.matmul_precision())
+        reset_peak_memory()
         stop = stop or stack.enter_context(StopRequest(config.max_minutes))
         return _Fit(task, config, run, stop, stack).train()
 
@@ -140,6 +146,8 @@ class _Fit:
         self.progress["resumed"] += 1
         self.bar.start(self.progress["step"])
         self.bar.say(f"going on from step {self.progress['step']:,}")
+        if self.first and (changed := self.run.changed_versions()):
+            self.bar.say(f"numbers may differ from those of one program: {'; '.join(changed)}")
         return TrainState(*state)
 
     def train(self) -> dict[str, Any]:
@@ -242,12 +250,13 @@ class _Fit:
         evaluation_seconds = time.monotonic() - start
         epoch = progress["step"] // task.steps_per_epoch
         place = {"epoch": epoch, "step": progress["step"]}
-        entries = []
+        entries, dead = [], []
         for n, seed in enumerate(self.seeds):
             if epoch - 1 - progress["best_epoch"][n] >= self.config.patience:
                 continue
             if not progress["epoch_counts"][n]:
-                raise RunError(f"no step of epoch {epoch} had a finite loss and gradient")
+                dead.append(seed)
+                continue
             if chosen[n] < progress["best"][n]:
                 progress["best"][n], progress["best_epoch"][n] = chosen[n], epoch
                 progress["best_figures"][n] = {k: values[n] for k, values in figures.items()}
@@ -264,6 +273,10 @@ class _Fit:
             if progress["skipped"][n]:
                 entry["skipped"] = progress["skipped"][n]
             entries.append(entry)
+        if dead and not entries:
+            raise RunError(f"no step of epoch {epoch} had a finite loss and gradient")
+        for seed in dead:  # the others go on; it has the patience of a seed that gets no better
+            self.bar.say(f"seed {seed}: no step of epoch {epoch} had a finite loss and gradient")
         if task.show and self.first and self.bar.is_time():
             self._show(self.placement.get(params))
         if self.end_epoch:
@@ -365,6 +378,7 @@ class _Fit:
             "resumed": progress["resumed"],
             "devices": f"{jax.device_count()} × {jax.local_devices()[0].device_kind}",
             **task.facts,
+            "commit": commit(),
             "versions": versions(),
         }
         if self.first:

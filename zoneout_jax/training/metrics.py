@@ -85,12 +85,18 @@ def over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, values in figures.items():
         result[name] = float(np.mean(values))
-        result[f"{name}_sd"] = float(np.std(values, ddof=1))
+        result[f"{name}_sd"] = deviation(values)
     runs = [
         dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
     ]
     result["runs"] = [{"seed": seed} | run for seed, run in zip(seeds, runs, strict=True)]
     return result
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of several seeds' figures; not a number if one diverged, None of one."""
+    with np.errstate(invalid="ignore"):
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def describe(entry: Mapping[str, Any]) -> str:

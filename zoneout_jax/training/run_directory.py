@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -46,10 +47,26 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str:
+    """Commit of the checkout that this package lies in, marked if it has changes."""
+    file = pathlib.Path(__file__)
+    git = ["git", "-C", str(file.parent)]
+
+    def answer(*arguments: str) -> str:
+        asked = subprocess.run([*git, *arguments], capture_output=True, text=True, check=True)
+        return asked.stdout.strip()
+
+    try:
+        answer("ls-files", "--error-unmatch", file.name)  # else it is installed in another checkout
+        return answer("describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 class RunDirectory:
     """A directory that holds one run.
 
-    config.json      experiment, settings that decide its numbers, and versions it began with
+    config.json      experiment, settings that decide its numbers, commit and versions it began with
     metrics.jsonl    one JSON object an epoch (and seed); nothing in it depends on the clock
     times.jsonl      how long each epoch took
     checkpoints/     what it takes to go on
@@ -88,6 +105,10 @@ class RunDirectory:
             raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no-resume")
         if not self.config_file.exists():
             raise ValueError(f"workdir {path} is not empty and no run's; give another --workdir")
+        self._compare()
+
+    def _compare(self) -> None:
+        """Raises ValueError if the directory is of a run with other settings."""
         there = self._settings_there()
         names = sorted(there.keys() | self._settings.keys())
         differing = [
@@ -97,8 +118,8 @@ class RunDirectory:
         ]
         if differing:
             raise ValueError(
-                f"workdir {path} holds a run of another configuration ({'; '.join(differing)}); "
-                "give another --workdir"
+                f"workdir {self.path} holds a run of another configuration "
+                f"({'; '.join(differing)}); give another --workdir"
             )
 
     def _settings_there(self) -> dict[str, Any]:
@@ -110,6 +131,15 @@ class RunDirectory:
                 f"{self.config_file} cannot be read ({type(error).__name__}: {error}); repair it, "
                 "or give another --workdir"
             ) from error
+
+    def changed_versions(self) -> list[str]:
+        """What the run began with that is of another version now, a few words each."""
+        there = json.loads(self.config_file.read_text()).get("versions", {})
+        return [
+            f"{name} {there[name]} then, {now} now"
+            for name, now in versions().items()
+            if there.get(name, now) != now
+        ]
 
     @property
     def config_file(self) -> pathlib.Path:
@@ -136,16 +166,26 @@ class RunDirectory:
         """Makes the directory and its configuration, and keeps other processes out.
 
         Raises:
-          RunError: another process has it open, or it cannot be written; exit code 2.
+          RunError: another process has it open or has begun another run in it, or it cannot be
+            written; exit code 2.
         """
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
                 self._lock(lock)
-                if not self.config_file.exists():
-                    content = {"settings": self._settings, "versions": versions()}
-                    write_json(self.config_file, {"experiment": self._experiment} | content)
+                if self.config_file.exists():
+                    self._compare()  # another run may have begun in the meantime
+                else:
+                    content = {
+                        "experiment": self._experiment,
+                        "settings": self._settings,
+                        "commit": commit(),
+                        "versions": versions(),
+                    }
+                    write_json(self.config_file, content)
+            except ValueError as error:
+                raise RunError(str(error), exit_code=2) from error
             except OSError as error:
                 raise RunError(
                     f"cannot write to workdir {self.path}: {error.strerror or error}; "
