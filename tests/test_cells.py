@@ -302,6 +302,17 @@ def test_nan_in_padding_reaches_nothing(name):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
+def test_lengths_of_narrow_types(dtype):
+    # T is more than either type holds.
+    cell = rnn(F, H)
+    params, xs = cell.init(KEY), jnp.ones((300, 2, F))
+    lengths = jnp.array([3, 120])
+    run = jax.jit(lambda lengths: unroll(cell, params, xs, seq_lengths=lengths))
+    got, wanted = run(lengths.astype(dtype)), run(lengths)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16_products_keep_a_float32_state(name):
     kind, options = CELLS[name]

@@ -321,10 +321,17 @@ def _check_lengths(seq_lengths: jax.Array, steps: int, batch: int) -> jax.Array:
         lengths = np.asarray(seq_lengths)
         if lengths.min(initial=0) < 0 or lengths.max(initial=0) > steps:
             raise ValueError(f"seq_lengths must be in [0, {steps}], got {lengths.tolist()}")
+    return clip_lengths(seq_lengths, steps)
+
+
+def clip_lengths(seq_lengths: jax.Array, steps: int) -> jax.Array:
+    """Lengths of any integer type as integers in [0, T]."""
     seq_lengths = jnp.asarray(seq_lengths)
     if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
         raise TypeError(f"seq_lengths must be integers, got {seq_lengths.dtype}")
-    return jnp.clip(seq_lengths, 0, steps)
+    # In a narrow type T itself may be too large, and would wrap.
+    most = min(steps, jnp.iinfo(seq_lengths.dtype).max)
+    return jnp.clip(seq_lengths, 0, most).astype(int)
 
 
 def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int) -> Carry:
