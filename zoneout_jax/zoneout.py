@@ -17,6 +17,9 @@ from zoneout_jax.threefry import random_words
 
 Rate = float | jax.Array | None | Callable[[Any], Any]
 
+RATES = ("cells", "states", "update_drop")
+KINDS = ("shared", "static", "per_layer", "gaussian")
+
 
 def zoneout(previous: jax.Array, candidate: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Keeps the previous value where the mask says so.
@@ -61,7 +64,6 @@ class Masks(NamedTuple):
     update: jax.Array | None = None
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Zoneout:
     """Which units zone out, how often, and how the masks are drawn.
@@ -96,10 +98,10 @@ class Zoneout:
     cells: Rate = None
     states: Rate = None
     update_drop: Rate = None
-    shared: bool = dataclasses.field(default=False, metadata={"static": True})
-    static: bool = dataclasses.field(default=False, metadata={"static": True})
-    per_layer: bool = dataclasses.field(default=False, metadata={"static": True})
-    gaussian: bool = dataclasses.field(default=False, metadata={"static": True})
+    shared: bool = False
+    static: bool = False
+    per_layer: bool = False
+    gaussian: bool = False
 
     def __post_init__(self):
         for name, rate in self.rates.items():
@@ -116,7 +118,7 @@ class Zoneout:
     @property
     def rates(self) -> dict[str, Rate]:
         """The three rates by name."""
-        return {"cells": self.cells, "states": self.states, "update_drop": self.update_drop}
+        return {name: getattr(self, name) for name in RATES}
 
     def at(self, step: jax.Array | int) -> "Zoneout":
         """The spec with its schedules evaluated at a step of the training.
@@ -204,6 +206,21 @@ class Zoneout:
                 for name, mean in means.items()
             }
         )
+
+
+def _flatten(spec: Zoneout) -> tuple[list[tuple[Any, Rate]], tuple[bool, ...]]:
+    leaves = [(jax.tree_util.GetAttrKey(name), rate) for name, rate in spec.rates.items()]
+    return leaves, tuple(getattr(spec, name) for name in KINDS)
+
+
+def _unflatten(kinds: tuple[bool, ...], rates: tuple[Any, ...]) -> Zoneout:
+    # Not by the constructor, which checks: a spec of gradients, axes or shapes holds no rates.
+    spec = object.__new__(Zoneout)
+    vars(spec).update(zip(RATES + KINDS, (*rates, *kinds), strict=True))
+    return spec
+
+
+jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
 def _is_off(rate: Rate) -> bool:
