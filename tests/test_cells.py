@@ -313,6 +313,33 @@ def test_lengths_of_narrow_types(dtype):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "lstm batch norm"])
+def test_emit_of_any_rank_with_lengths(name, reverse):
+    cell, params, xs = build(name, jnp.float32)
+    xs = xs[:B]  # as many steps as examples, so that no axis can be taken for another
+
+    def run(emit, lengths, **options):
+        options |= {"emit": emit, "seq_lengths": lengths, "reverse": reverse}
+        return unroll(cell, params, xs, **options)[1]
+
+    def emit(carry, y):
+        return y, carry, y[:, 0], y[:, :, None] * y[:, None], jnp.float32(2)
+
+    lengths = jnp.array([4, 2, 3, 0])
+    ys, carry, first, squares, two = run(emit, lengths)
+    np.testing.assert_array_equal(ys, run(None, lengths))
+    np.testing.assert_array_equal(carry[1], ys)
+    np.testing.assert_array_equal(first, ys[:, :, 0])
+    np.testing.assert_allclose(squares, ys[..., None] * ys[:, :, None], rtol=1e-6)
+    np.testing.assert_array_equal(two, np.full(B, 2))
+    # Lengths of T are as good as none.
+    full, wanted = run(emit, jnp.full(B, B)), run(emit, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), full, wanted)
+    with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
+        run(lambda carry, y: y.sum(0), lengths)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16_products_keep_a_float32_state(name):
     kind, options = CELLS[name]

@@ -57,7 +57,8 @@ def unroll(
       reverse: from the last element to the first. The outputs keep the order of the inputs, and
         padding stays where it is.
       emit: `emit(carry, output)`, what to return of each step instead of the output: arrays
-        `[B, ·]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
+        `[B, ...]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
+        Scalars are the whole batch's: padding does not make them zero.
       chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
         computed anew. None keeps everything.
       unroll: steps in one iteration of the compiled loop.
@@ -71,7 +72,8 @@ def unroll(
       cell returns the statistics of the batch as a third, for `update_stats`.
 
     Raises:
-      ValueError: inputs, carry, masks or lengths whose shapes do not fit; rates that the cell has
+      ValueError: inputs, carry, masks, lengths or what `emit` returns, if their shapes do not fit;
+        rates that the cell has
         no use for; training without a key; evaluation without statistics.
       TypeError: a rate that is a schedule.
 
@@ -174,8 +176,21 @@ def _run(how, scan, emit, params, constants, carry, inputs, own_input):
     if emit is not None:
         ys = jax.vmap(emit)(*ys)
         if valid is not None:
-            ys = jax.tree.map(lambda y: jnp.where(valid, y, jnp.zeros_like(y)), ys)
+            ys = jax.tree.map(lambda y: _without_padding(y, valid), ys)
     return carry, (ys, found)
+
+
+def _without_padding(y: jax.Array, valid: jax.Array) -> jax.Array:
+    """What `emit` returned of each step, with zeros in place of padding."""
+    if y.ndim == 1:
+        return y  # it is the whole batch's
+    if y.shape[:2] != valid.shape[:2]:
+        raise ValueError(
+            f"with seq_lengths, emit must return arrays [{valid.shape[1]}, ...], one row an"
+            f" example, or scalars; got {y.shape[1:]}"
+        )
+    valid = valid.reshape(valid.shape[:2] + (1,) * (y.ndim - 2))
+    return jnp.where(valid, y, jnp.zeros_like(y))
 
 
 def _is_better_transposed(cell: Cell, batch: int) -> bool:
@@ -234,12 +249,15 @@ def _transpose(tree: Any) -> Any:
 
 
 def _flip(tree: Any, lengths: jax.Array) -> Any:
-    """Reverses each example of arrays `[T, B, ·]` within its length."""
+    """Reverses each example of arrays `[T, B, ...]` within its length, and arrays `[T]` whole."""
 
     def flip(array):
+        if array.ndim == 1:
+            return array[::-1]
         time = jnp.arange(array.shape[0])[:, None]
-        source = jnp.where(time < lengths, lengths - 1 - time, time)[..., None]
-        array = jnp.broadcast_to(array, (array.shape[0], len(lengths), array.shape[2]))
+        source = jnp.where(time < lengths, lengths - 1 - time, time)
+        source = source.reshape(source.shape + (1,) * (array.ndim - 2))
+        array = jnp.broadcast_to(array, (array.shape[0], len(lengths), *array.shape[2:]))
         return jnp.take_along_axis(array, source, 0)
 
     return jax.tree.map(flip, tree)
