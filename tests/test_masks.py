@@ -198,6 +198,23 @@ def test_trees_made_from_a_spec_are_not_taken_for_rates():
     assert paths == [".cells", ".states"]
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "states"), [(0.0, jnp.array(0.9)), (jnp.array(0.5), 0.0), (0.5, jnp.array(0.0))]
+)
+def test_a_shared_mask_with_a_rate_of_zero(cells, states, deterministic):
+    cell = lstm(2, 3)
+    params, xs, key = cell.init(jax.random.key(0)), jnp.ones((4, 2, 2)), jax.random.key(1)
+
+    def run(spec):
+        return unroll(cell, params, xs, zoneout=spec, key=key, deterministic=deterministic)
+
+    spec = Zoneout(cells=cells, states=states, shared=True)
+    assert spec.active == bool(cells != 0)
+    wanted = run(Zoneout(cells=cells, states=cells, shared=True))
+    jax.tree.map(np.testing.assert_array_equal, run(spec), wanted)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_gaussian_masks_have_a_gradient_everywhere(rate):
     def mean(rate):

@@ -134,17 +134,18 @@ class Zoneout:
     @property
     def active(self) -> bool:
         """Whether any mask is drawn."""
-        return any(not _is_off(rate) for rate in self.rates.values())
+        return any(rate is not None for rate in self.without_zeros().rates.values())
 
     def without_zeros(self) -> "Zoneout":
         """The spec with rates that are the number 0 turned off, for exactly the plain cell.
 
         A mask that never keeps anything changes no value, but the compiler may order the sums
-        around it in another way. A traced rate can not be seen to be 0.
+        around it in another way. A traced rate can not be seen to be 0. Whether a shared mask is
+        off, the rate of the cells decides, which is that of the mask.
         """
-        rates = {name: None if _is_off(rate) else rate for name, rate in self.rates.items()}
-        shared = self.shared and rates["cells"] is not None
-        return dataclasses.replace(self, **rates, shared=shared)
+        deciding = self.rates | ({"states": self.cells} if self.shared else {})
+        off = {name: None for name, rate in deciding.items() if _is_off(rate)}
+        return dataclasses.replace(self, **off, shared=self.shared and "cells" not in off)
 
     def expected(self) -> Masks:
         """The masks of evaluation: their expectations, scalars for every step."""
