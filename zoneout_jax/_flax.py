@@ -10,7 +10,7 @@ from flax.linen.recurrent import flip_sequences
 
 from zoneout_jax.cells import Carry, Cell, Params
 from zoneout_jax.normalization import Stats, update_stats
-from zoneout_jax.unroll import unroll
+from zoneout_jax.unroll import clip_lengths, unroll
 from zoneout_jax.zoneout import Zoneout
 
 
@@ -148,6 +148,8 @@ def run_layers(
         )
         last.append(carry)
     if options["reverse"] and not options["keep_order"]:
+        if seq_lengths is not None:
+            seq_lengths = clip_lengths(seq_lengths, len(xs))
         xs = flip_sequences(xs, seq_lengths, num_batch_dims=xs.ndim - 2, time_major=True)
     ys = xs if options["time_major"] else jnp.moveaxis(xs, 0, -2)
     carry = last[0] if is_single else tuple(last)
