@@ -340,6 +340,32 @@ def test_emit_of_any_rank_with_lengths(name, reverse):
         run(lambda carry, y: y.sum(0), lengths)
 
 
+@pytest.mark.parametrize("features", [1, F])  # of one, each step multiplies its own input
+@pytest.mark.parametrize(("steps", "batch", "chunk"), [(0, B, None), (T, 0, None), (T, 0, 3)])
+def test_empty_batches_and_sequences(steps, batch, chunk, features):
+    xs, spec = jnp.ones((steps, batch, features)), Zoneout(states=0.5)
+    options = {"time_major": True, "return_carry": True, "chunk": chunk}
+    lengths = jnp.zeros(batch, int)
+    in_linen = linen.ZoneoutLSTMCell(H, zoneout=spec, deterministic=True)
+    layer = linen.ZoneoutRNN(in_linen, **options, reverse=True)
+    variables = layer.init(jax.random.key(0), jnp.ones((T, B, features)))
+    in_nnx = faces.ZoneoutLSTMCell(features, H, zoneout=spec, rngs=nnx.Rngs(0))
+    in_nnx = faces.ZoneoutRNN(in_nnx, **options)
+
+    def pure(params, xs):
+        return unroll(in_nnx.cell.pure(), params, xs, chunk=chunk)
+
+    for carry, ys in (
+        pure(in_nnx.cell.pure_params(), xs),
+        layer.apply(variables, xs, seq_lengths=lengths),
+        in_nnx(xs),
+    ):
+        assert ys.shape == (steps, batch, H)
+        assert [leaf.shape for leaf in carry] == [(batch, H), (batch, H)]
+    gradient = jax.grad(lambda *a: jnp.sum(pure(*a)[1]), (0, 1))(in_nnx.cell.pure_params(), xs)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16_products_keep_a_float32_state(name):
     kind, options = CELLS[name]

@@ -87,8 +87,9 @@ def run_cell(
         **options,
     )
     moved = update_stats(stats, *found, rate=1 - module.momentum) if found else None
-    carry = jax.tree.map(lambda a: a.reshape(*batch_dims, -1) if a.ndim else a, carry)
-    return carry, ys.reshape(steps, *batch_dims, -1), moved
+    shape = (*batch_dims, cell.hidden_features)
+    carry = jax.tree.map(lambda a: a.reshape(shape) if a.ndim else a, carry)
+    return carry, ys.reshape(steps, *shape), moved
 
 
 def expand_carry(carry: Carry, batch_dims: Sequence[int]) -> Carry:

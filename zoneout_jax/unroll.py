@@ -266,7 +266,7 @@ def _flip(tree: Any, lengths: jax.Array) -> Any:
 def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     """Runs whole chunks in a scan, and what is left over after them in time on its own."""
     whole = steps - steps % chunk
-    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), inputs)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(whole // chunk, chunk, *a.shape[1:]), inputs)
     rest = jax.tree.map(lambda a: a[whole:], inputs)
 
     def run_rest(carry):
@@ -277,7 +277,7 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     carry, first = jax.lax.scan(run, carry, chunks, reverse=reverse)
     if not reverse:
         carry, last = run_rest(carry)
-    first = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), first)
+    first = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), first)
     if last is None:
         return carry, first
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
