@@ -185,6 +185,22 @@ def test_parameter_shapes(name):
     assert jax.tree.map(jnp.shape, variables["params"]["cell"]) == SHAPES[name]
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_initializers_of_jax_fill_a_gate_each(name):
+    initializers = {
+        "kernel_init": jax.nn.initializers.lecun_normal(),
+        "recurrent_init": jax.nn.initializers.orthogonal(2.0),
+    }
+    in_linen, in_nnx = make_faces(name, Zoneout(), **initializers)
+    variables = linen.ZoneoutRNN(in_linen).init(jax.random.key(0), jnp.ones((B, T, F)))
+    for params in (variables["params"]["cell"], in_nnx.pure_params()):
+        assert jax.tree.map(jnp.shape, dict(params)) == SHAPES[name]
+        gates = jnp.split(params["recurrent"], in_nnx.pure().gates, -1)
+        for gate in gates:
+            np.testing.assert_allclose(gate.T @ gate, 4 * np.eye(H), rtol=0, atol=1e-5)
+        assert len({gate.tobytes() for gate in map(np.asarray, gates)}) == len(gates)
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("masks", ["all", "static"])
 @pytest.mark.parametrize("name", CELLS)

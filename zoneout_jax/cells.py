@@ -5,6 +5,7 @@ A cell is a `Cell` of functions over a plain dict of parameters; it holds no arr
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -310,11 +311,21 @@ def init_kernels(key, in_features, hidden_features, blocks, kernel_init, recurre
     input_key, recurrent_key = jax.random.split(key)
     kernel_init = kernel_init or block_orthogonal()
     recurrent_init = recurrent_init or block_orthogonal()
-    width = blocks * hidden_features
+    shapes = (in_features, hidden_features), (hidden_features, hidden_features)
     return {
-        "input": kernel_init(input_key, (in_features, width), dtype, blocks=blocks),
-        "recurrent": recurrent_init(recurrent_key, (hidden_features, width), dtype, blocks=blocks),
+        "input": _init_blocks(kernel_init, input_key, shapes[0], dtype, blocks),
+        "recurrent": _init_blocks(recurrent_init, recurrent_key, shapes[1], dtype, blocks),
     }
+
+
+def _init_blocks(init: Initializer, key: jax.Array, shape: tuple[int, int], dtype, blocks: int):
+    """Blocks of a shape side by side, by an initializer of all of them or of a single one."""
+    rows, columns = shape
+    parameters = inspect.signature(init).parameters.values()
+    if any(p.name == "blocks" or p.kind == p.VAR_KEYWORD for p in parameters):
+        return init(key, (rows, blocks * columns), dtype, blocks=blocks)
+    keys = jax.random.split(key, blocks)
+    return jnp.concatenate([init(k, shape, dtype) for k in keys], -1)
 
 
 def _initial_hidden(hidden_features: int, learned: bool, dtype: Any) -> Callable[..., Carry]:

@@ -41,7 +41,8 @@ class ZoneoutCell(nn.RNNCellBase):
       activation: "tanh" or "relu".
       output: "state" gives the zoned-out state, "candidate" the one before zoneout.
       kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)`, with a block
-        for each gate; block orthogonal if None.
+        for each gate, or without `blocks`, as those of JAX and Flax, and then called for each gate
+        with a key of its own. Block orthogonal if None.
       recurrent_init: initializer of the recurrent weights, likewise.
       learned_carry: the initial carry is made of parameters; needs `ZoneoutRNN`.
       carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.

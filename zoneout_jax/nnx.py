@@ -40,7 +40,8 @@ class ZoneoutCell(nnx.RNNCellBase):
         then those of the whole batch on a single device.
       rngs: random streams: "params", and "zoneout" for the masks.
       options: options of the pure cell: `activation`, `output`, `kernel_init`, `recurrent_init`,
-        `learned_carry`, `param_dtype`, `dtype`, and those of the subclass.
+        `learned_carry`, `param_dtype`, `dtype`, and those of the subclass. Initializers are those
+        of JAX and Flax, called for each gate with a key of its own, or have a parameter `blocks`.
 
     Raises:
       ValueError: training without a random stream; static masks or noise on the carry in a single
