@@ -201,6 +201,14 @@ def test_initializers_of_jax_fill_a_gate_each(name):
         assert len({gate.tobytes() for gate in map(np.asarray, gates)}) == len(gates)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_narrow_types(dtype):
+    narrow, wide = (lstm(F, H, param_dtype=d).init(jax.random.key(0)) for d in (dtype, jnp.float32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(dtype)}
+    np.testing.assert_array_equal(narrow["recurrent"], wide["recurrent"].astype(dtype))
+    assert unroll(lstm(F, H, param_dtype=dtype), narrow, jnp.ones((T, B, F)))[1].dtype == dtype
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("masks", ["all", "static"])
 @pytest.mark.parametrize("name", CELLS)
