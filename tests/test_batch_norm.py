@@ -206,6 +206,16 @@ def test_noise_of_the_carry():
     assert not np.any(quiet[0])
 
 
+def test_noise_leaves_step_and_output_gate_alone():
+    cell = lstm(F, H, normalization="batch", max_steps=T, ogates_zoneout="paper")
+    params = cell.init(jax.random.key(0))
+    start = cell.initial_carry(params, B)
+    c, h, step, gate = _add_noise(start, 0.1, jax.random.key(0), 0)
+    assert np.all(c != 0) and np.all(h != 0)
+    np.testing.assert_array_equal(step, 0)
+    np.testing.assert_array_equal(gate, start[-1])
+
+
 def test_faces_keep_population_statistics():
     options = {"normalization": "batch", "max_steps": T, "momentum": 0.5}
     xs = jnp.swapaxes(XS, 0, 1)

@@ -353,20 +353,20 @@ def clip_lengths(seq_lengths: jax.Array, steps: int) -> jax.Array:
 
 
 def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int) -> Carry:
-    """Adds Gaussian noise to the arrays `[B, H]` of a carry; each example has its own key."""
+    """Adds Gaussian noise to c and h; each example has its own key."""
     leaves, structure = jax.tree.flatten(carry)
-    for number, leaf in enumerate(leaves):
-        if leaf.ndim:
-            stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
-            examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
+    # What may come after them, the number of the step and an output gate, is no state.
+    for number, leaf in enumerate(leaves[:2]):
+        stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
+        examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
 
-            def draw(example, stream=stream, leaf=leaf):
-                return jax.random.normal(
-                    jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
-                )
+        def draw(example, stream=stream, leaf=leaf):
+            return jax.random.normal(
+                jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
+            )
 
-            # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
-            leaves[number] = leaf + scale * jax.lax.map(draw, examples)
+        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
+        leaves[number] = leaf + scale * jax.lax.map(draw, examples)
     return jax.tree.unflatten(structure, leaves)
 
 
