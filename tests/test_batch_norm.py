@@ -83,6 +83,17 @@ def test_evaluation_does_not_depend_on_the_batch():
         np.testing.assert_allclose(alone[:, 0], whole[:, b], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_population_statistics_have_no_gradient(implementation):
+    def loss(params, stats):
+        options = {"deterministic": True, "implementation": implementation}
+        return jnp.sum(jnp.square(unroll(CELL, params, XS, stats=stats, **options)[1]))
+
+    of_params, of_stats = jax.grad(loss, (0, 1))(PARAMS, population(CELL.init_stats()))
+    assert np.all(of_params["cell_gamma"])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_stats))
+
+
 def test_last_step_serves_longer_sequences():
     stats = population(CELL.init_stats())
     longer = jnp.concatenate([XS, XS])

@@ -85,7 +85,8 @@ class Cell(NamedTuple):
           carry: carry of the step before.
           x: input `[B, F]`.
           masks: each `[B, H]` or broadcast to it; none by default.
-          stats: population statistics of a batch-normalized cell; those of the batch by default.
+          stats: population statistics of a batch-normalized cell, without gradients; those of the
+            batch by default.
 
         Returns:
           The new carry and the output `[B, H]`.

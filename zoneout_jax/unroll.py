@@ -49,8 +49,8 @@ def unroll(
       deterministic: True in evaluation.
       masks: masks to use instead of sampled ones, each `[T, B, H]` or broadcast to it.
       stats: population statistics of a batch-normalized cell, needed in evaluation. Training uses
-        those of the batch.
-      carry_noise: standard deviation of Gaussian noise on the cell's initial carry, in training
+        those of the batch. No gradient goes through population statistics.
+      carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training
         (recurrent batch normalization: inputs that all examples share leave no variance otherwise).
       seq_lengths: integers `[B]`. From a sequence's end on the carry stands still, and the outputs
         are zero. Traced lengths above T count as T.
