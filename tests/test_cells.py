@@ -458,6 +458,22 @@ def test_transformations(name):
         ),
         (lambda: call(gru, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
         (lambda: call(gru, carry_noise=0.1), ValueError, "noise in training needs a random key"),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=0.5), key=0),
+            TypeError,
+            r"such as jax.random.key\(0\); got 0",
+        ),
+        (
+            lambda: call(lstm, masks=Masks(cells=jnp.ones((B, H)))),
+            ValueError,
+            r"axes .7 or 1, 4 or 1, 5 or 1. .time first. or be a scalar, got .4, 5.",
+        ),
+        (lambda: call(gru, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
+        (
+            lambda: gru(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
+            ValueError,
+            "no cells to mask, only states",
+        ),
         (lambda: call(gru, stats={}), ValueError, "batch-normalized cells only"),
         (
             lambda: call(functools.partial(lstm, **BATCH), deterministic=True),

@@ -44,8 +44,7 @@ def run_cell(
     """
     zoneout = module.zoneout if zoneout is None else zoneout
     deterministic = module.deterministic if deterministic is None else deterministic
-    if not isinstance(zoneout, Zoneout):
-        raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
+    check_spec(zoneout)
     if initializing:
         zoneout = Zoneout()
     draws = zoneout.active or bool(module.carry_noise)
@@ -155,6 +154,12 @@ def run_layers(
     ys = xs if options["time_major"] else jnp.moveaxis(xs, 0, -2)
     carry = last[0] if is_single else tuple(last)
     return (carry, ys) if options["return_carry"] else ys
+
+
+def check_spec(zoneout: Any) -> None:
+    """Raises TypeError unless it is a `Zoneout`."""
+    if not isinstance(zoneout, Zoneout):
+        raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
 
 
 def check_cells(cells: Sequence[Any], kind: type) -> None:

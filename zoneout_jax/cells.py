@@ -90,7 +90,11 @@ class Cell(NamedTuple):
 
         Returns:
           The new carry and the output `[B, H]`.
+
+        Raises:
+          ValueError: a mask that the cell has no use for.
         """
+        masks = Masks(**self.known_masks(masks or Masks()))
         kernels = self.kernels(params)
         projected = tuple(jnp.split(self.project(params, x), self.gates, -1))
 
@@ -99,10 +103,18 @@ class Cell(NamedTuple):
             return add_projected(parts, projected[: self.additive]) if number == 0 else parts
 
         normalize = BatchNormalizer(carry[2], stats) if self.init_stats else None
-        masks = masks or Masks()
         return self.advance(
             self.gains(params), carry, projected, masks, multiply, activate, normalize
         )
+
+    def known_masks(self, masks: Masks) -> dict[str, jax.Array]:
+        """The masks that are given, by name; ValueError if the cell has no use for one."""
+        given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
+        for name in given:
+            if name not in self.masks:
+                known = " and ".join(self.masks)
+                raise ValueError(f"this cell has no {name} to mask, only {known}; leave it None")
+        return given
 
 
 def activate(names: tuple[str, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

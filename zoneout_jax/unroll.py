@@ -47,7 +47,8 @@ def unroll(
       zoneout: rates and kinds of the masks; None for none.
       key: random key of masks and noise, needed in training if there are any.
       deterministic: True in evaluation.
-      masks: masks to use instead of sampled ones, each `[T, B, H]` or broadcast to it.
+      masks: masks to use instead of sampled ones, each a scalar or of the axes
+        `[T or 1, B or 1, H or 1]`.
       stats: population statistics of a batch-normalized cell, needed in evaluation. Training uses
         those of the batch. No gradient goes through population statistics.
       carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training
@@ -73,9 +74,9 @@ def unroll(
 
     Raises:
       ValueError: inputs, carry, masks, lengths or what `emit` returns, if their shapes do not fit;
-        rates that the cell has
-        no use for; training without a key; evaluation without statistics.
-      TypeError: a rate that is a schedule.
+        rates or masks that the cell has no use for; training without a key; evaluation without
+        statistics.
+      TypeError: a rate that is a schedule; a key that is none.
 
     Example:
       >>> cell = lstm(3, 4)
@@ -306,22 +307,23 @@ def _draw(cell, zoneout, key, deterministic, steps, batch, offset) -> Masks:
 def _required(key: jax.Array | None, what: str) -> jax.Array:
     if key is None:
         raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
     return key
 
 
 def _split_masks(masks: Masks, cell: Cell, shape: tuple[int, int, int]):
     """Masks of each step that serve every step, and those with a leading axis T."""
     constant, varying = {}, {}
-    for name, mask in masks._asdict().items():
-        if mask is None:
-            continue
-        if name not in cell.masks:
-            known = " and ".join(cell.masks)
-            raise ValueError(f"this cell has no {name} to mask, only {known}; leave the rate None")
+    for name, mask in cell.known_masks(masks).items():
         mask = jnp.asarray(mask)
         fits = all(m in (1, n) for m, n in zip(mask.shape, shape, strict=False))
         if mask.ndim not in (0, 3) or not fits:
-            raise ValueError(f"mask of {name} must broadcast to {shape}, got {mask.shape}")
+            axes = ", ".join(f"{size} or 1" for size in shape)
+            raise ValueError(
+                f"mask of {name} must have the axes [{axes}] (time first) or be a scalar,"
+                f" got {mask.shape}"
+            )
         if mask.ndim == 3 and mask.shape[0] == shape[0]:
             varying[name] = mask
         else:

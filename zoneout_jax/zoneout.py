@@ -49,7 +49,10 @@ def zoneout(previous: jax.Array, candidate: jax.Array, mask: jax.Array | None) -
 
 
 class Masks(NamedTuple):
-    """Masks of one step (`[B, H]`, or what broadcasts to it) or of a sequence (`[T, B, H]`).
+    """Masks of one step or of a sequence.
+
+    Those of a step, for `Cell.step`, are `[B, H]` or broadcast to it. Those of a sequence, for
+    `unroll`, are scalars or have all three axes, `[T or 1, B or 1, H or 1]`.
 
     Attributes:
       cells: d of the memory cells; of no use to cells that have none.
