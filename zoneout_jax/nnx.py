@@ -181,8 +181,10 @@ class ZoneoutSimpleCell(ZoneoutCell):
 
 
 class ZoneoutRNN(nnx.Module):
-    """Runs cells over sequences, with the arguments of `nnx.RNN`; several cells are stacked.
+    """Runs cells over sequences, as `nnx.RNN` does; several cells are stacked.
 
+    Arguments are those of `nnx.RNN` for the call and the layout. `state_axes`, `broadcast_rngs` and
+    the constructor's `rngs` do not exist here: each cell has its own stream.
     The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
     each cell's stream for all its masks. It fits in `nnx.Bidirectional`. Two things differ from
     `nnx.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence of
