@@ -83,6 +83,17 @@ def test_evaluation_does_not_depend_on_the_batch():
         np.testing.assert_allclose(alone[:, 0], whole[:, b], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_population_statistics_have_no_gradient(implementation):
+    def loss(params, stats):
+        options = {"deterministic": True, "implementation": implementation}
+        return jnp.sum(jnp.square(unroll(CELL, params, XS, stats=stats, **options)[1]))
+
+    of_params, of_stats = jax.grad(loss, (0, 1))(PARAMS, population(CELL.init_stats()))
+    assert np.all(of_params["cell_gamma"])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_stats))
+
+
 def test_last_step_serves_longer_sequences():
     stats = population(CELL.init_stats())
     longer = jnp.concatenate([XS, XS])
@@ -204,6 +215,16 @@ def test_noise_of_the_carry():
     )
     quiet, _ = unroll(cell, params, xs, carry_noise=0.1, deterministic=True)
     assert not np.any(quiet[0])
+
+
+def test_noise_leaves_step_and_output_gate_alone():
+    cell = lstm(F, H, normalization="batch", max_steps=T, ogates_zoneout="paper")
+    params = cell.init(jax.random.key(0))
+    start = cell.initial_carry(params, B)
+    c, h, step, gate = _add_noise(start, 0.1, jax.random.key(0), 0)
+    assert np.all(c != 0) and np.all(h != 0)
+    np.testing.assert_array_equal(step, 0)
+    np.testing.assert_array_equal(gate, start[-1])
 
 
 def test_faces_keep_population_statistics():

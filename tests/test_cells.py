@@ -185,6 +185,30 @@ def test_parameter_shapes(name):
     assert jax.tree.map(jnp.shape, variables["params"]["cell"]) == SHAPES[name]
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_initializers_of_jax_fill_a_gate_each(name):
+    initializers = {
+        "kernel_init": jax.nn.initializers.lecun_normal(),
+        "recurrent_init": jax.nn.initializers.orthogonal(2.0),
+    }
+    in_linen, in_nnx = make_faces(name, Zoneout(), **initializers)
+    variables = linen.ZoneoutRNN(in_linen).init(jax.random.key(0), jnp.ones((B, T, F)))
+    for params in (variables["params"]["cell"], in_nnx.pure_params()):
+        assert jax.tree.map(jnp.shape, dict(params)) == SHAPES[name]
+        gates = jnp.split(params["recurrent"], in_nnx.pure().gates, -1)
+        for gate in gates:
+            np.testing.assert_allclose(gate.T @ gate, 4 * np.eye(H), rtol=0, atol=1e-5)
+        assert len({gate.tobytes() for gate in map(np.asarray, gates)}) == len(gates)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_narrow_types(dtype):
+    narrow, wide = (lstm(F, H, param_dtype=d).init(jax.random.key(0)) for d in (dtype, jnp.float32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(dtype)}
+    np.testing.assert_array_equal(narrow["recurrent"], wide["recurrent"].astype(dtype))
+    assert unroll(lstm(F, H, param_dtype=dtype), narrow, jnp.ones((T, B, F)))[1].dtype == dtype
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("masks", ["all", "static"])
 @pytest.mark.parametrize("name", CELLS)
@@ -302,6 +326,70 @@ def test_nan_in_padding_reaches_nothing(name):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
+def test_lengths_of_narrow_types(dtype):
+    # T is more than either type holds.
+    cell = rnn(F, H)
+    params, xs = cell.init(KEY), jnp.ones((300, 2, F))
+    lengths = jnp.array([3, 120])
+    run = jax.jit(lambda lengths: unroll(cell, params, xs, seq_lengths=lengths))
+    got, wanted = run(lengths.astype(dtype)), run(lengths)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "lstm batch norm"])
+def test_emit_of_any_rank_with_lengths(name, reverse):
+    cell, params, xs = build(name, jnp.float32)
+    xs = xs[:B]  # as many steps as examples, so that no axis can be taken for another
+
+    def run(emit, lengths, **options):
+        options |= {"emit": emit, "seq_lengths": lengths, "reverse": reverse}
+        return unroll(cell, params, xs, **options)[1]
+
+    def emit(carry, y):
+        return y, carry, y[:, 0], y[:, :, None] * y[:, None], jnp.float32(2)
+
+    lengths = jnp.array([4, 2, 3, 0])
+    ys, carry, first, squares, two = run(emit, lengths)
+    np.testing.assert_array_equal(ys, run(None, lengths))
+    np.testing.assert_array_equal(carry[1], ys)
+    np.testing.assert_array_equal(first, ys[:, :, 0])
+    np.testing.assert_allclose(squares, ys[..., None] * ys[:, :, None], rtol=1e-6)
+    np.testing.assert_array_equal(two, np.full(B, 2))
+    # Lengths of T are as good as none.
+    full, wanted = run(emit, jnp.full(B, B)), run(emit, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), full, wanted)
+    with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
+        run(lambda carry, y: y.sum(0), lengths)
+
+
+@pytest.mark.parametrize("features", [1, F])  # of one, each step multiplies its own input
+@pytest.mark.parametrize(("steps", "batch", "chunk"), [(0, B, None), (T, 0, None), (T, 0, 3)])
+def test_empty_batches_and_sequences(steps, batch, chunk, features):
+    xs, spec = jnp.ones((steps, batch, features)), Zoneout(states=0.5)
+    options = {"time_major": True, "return_carry": True, "chunk": chunk}
+    lengths = jnp.zeros(batch, int)
+    in_linen = linen.ZoneoutLSTMCell(H, zoneout=spec, deterministic=True)
+    layer = linen.ZoneoutRNN(in_linen, **options, reverse=True)
+    variables = layer.init(jax.random.key(0), jnp.ones((T, B, features)))
+    in_nnx = faces.ZoneoutLSTMCell(features, H, zoneout=spec, rngs=nnx.Rngs(0))
+    in_nnx = faces.ZoneoutRNN(in_nnx, **options)
+
+    def pure(params, xs):
+        return unroll(in_nnx.cell.pure(), params, xs, chunk=chunk)
+
+    for carry, ys in (
+        pure(in_nnx.cell.pure_params(), xs),
+        layer.apply(variables, xs, seq_lengths=lengths),
+        in_nnx(xs),
+    ):
+        assert ys.shape == (steps, batch, H)
+        assert [leaf.shape for leaf in carry] == [(batch, H), (batch, H)]
+    gradient = jax.grad(lambda *a: jnp.sum(pure(*a)[1]), (0, 1))(in_nnx.cell.pure_params(), xs)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16_products_keep_a_float32_state(name):
     kind, options = CELLS[name]
@@ -370,6 +458,22 @@ def test_transformations(name):
         ),
         (lambda: call(gru, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
         (lambda: call(gru, carry_noise=0.1), ValueError, "noise in training needs a random key"),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=0.5), key=0),
+            TypeError,
+            r"such as jax.random.key\(0\); got 0",
+        ),
+        (
+            lambda: call(lstm, masks=Masks(cells=jnp.ones((B, H)))),
+            ValueError,
+            r"axes .7 or 1, 4 or 1, 5 or 1. .time first. or be a scalar, got .4, 5.",
+        ),
+        (lambda: call(gru, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
+        (
+            lambda: gru(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
+            ValueError,
+            "no cells to mask, only states",
+        ),
         (lambda: call(gru, stats={}), ValueError, "batch-normalized cells only"),
         (
             lambda: call(functools.partial(lstm, **BATCH), deterministic=True),

@@ -60,6 +60,23 @@ def test_takes_the_place_of_nn_rnn(time_major, return_carry, reverse, keep_order
         assert not np.any(got[b, end:])
 
 
+@pytest.mark.parametrize("time_major", [False, True])
+def test_reverse_takes_any_lengths(time_major):
+    # A list, narrow types, and traced lengths above T, which count as T.
+    rnn = ZoneoutRNN(ZoneoutLSTMCell(H), time_major=time_major, reverse=True)
+    xs = jnp.swapaxes(XS, 0, 1) if time_major else XS
+    variables = rnn.init(jax.random.key(1), xs)
+
+    def run(lengths):
+        return rnn.apply(variables, xs, seq_lengths=lengths)
+
+    wanted = run(LENGTHS)
+    for lengths in ([6, 2, 4], LENGTHS.astype(jnp.uint8)):
+        np.testing.assert_array_equal(run(lengths), wanted)
+    got = jax.jit(run)(jnp.array([9, 2, 4]))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+
+
 def test_equals_the_pure_functions():
     rnn = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=SPEC))
     variables = rnn.init(jax.random.key(1), XS, deterministic=True)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoneout_jax import Zoneout
+from zoneout_jax import Zoneout, lstm, unroll
 from zoneout_jax.zoneout import zoneout
 
 T, B, H = 50, 40, 60
@@ -175,6 +175,44 @@ def test_a_shared_mask_has_the_rate_of_the_cells_in_evaluation_too():
     assert spec.expected().states == spec.expected().cells == 0.5
     masks = spec.sample(jax.random.key(0), T, B, H)
     assert masks.states is masks.cells
+
+
+def test_trees_made_from_a_spec_are_not_taken_for_rates():
+    cell = lstm(2, 3)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((4, 2, 2))
+
+    def loss(spec):
+        return 1e3 * jnp.sum(unroll(cell, params, xs, zoneout=spec, deterministic=True)[1])
+
+    spec = Zoneout(cells=0.5, states=0.1, static=True)
+    gradient = jax.grad(loss)(spec)
+    assert gradient.static and gradient.update_drop is None
+    above, below = loss(Zoneout(cells=0.5, states=0.11)), loss(Zoneout(cells=0.5, states=0.09))
+    np.testing.assert_allclose(gradient.states, (above - below) / 0.02, rtol=1e-2)
+    assert abs(gradient.states) > 1
+    assert jax.tree.map(bool, spec).cells is True
+    specs = jax.tree.map(lambda rate: jnp.array([0.0, rate]), spec)
+    swept = jax.vmap(loss, in_axes=(jax.tree.map(lambda rate: -1, spec),))(specs)
+    np.testing.assert_allclose(swept[1], loss(spec), rtol=1e-5)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(spec)]
+    assert paths == [".cells", ".states"]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "states"), [(0.0, jnp.array(0.9)), (jnp.array(0.5), 0.0), (0.5, jnp.array(0.0))]
+)
+def test_a_shared_mask_with_a_rate_of_zero(cells, states, deterministic):
+    cell = lstm(2, 3)
+    params, xs, key = cell.init(jax.random.key(0)), jnp.ones((4, 2, 2)), jax.random.key(1)
+
+    def run(spec):
+        return unroll(cell, params, xs, zoneout=spec, key=key, deterministic=deterministic)
+
+    spec = Zoneout(cells=cells, states=states, shared=True)
+    assert spec.active == bool(cells != 0)
+    wanted = run(Zoneout(cells=cells, states=cells, shared=True))
+    jax.tree.map(np.testing.assert_array_equal, run(spec), wanted)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])

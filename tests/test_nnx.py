@@ -155,9 +155,17 @@ def test_any_batch_dimensions():
     assert rnn(XS[0], deterministic=True)[1].shape == (T, H)
 
 
+@pytest.mark.parametrize("rate", [jnp.array(0.5), np.array(0.5)])
+def test_rates_that_are_arrays_become_numbers(rate):
+    rnn = layer(Zoneout(cells=rate, static=True))
+    assert rnn.cell.zoneout == Zoneout(cells=0.5, static=True)
+    assert isinstance(rnn.cell.zoneout.cells, float)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: layer(0.5), TypeError, "must be a Zoneout, as Zoneout.cells=0.5.; got 0.5"),
         (lambda: ZoneoutRNN(nnx.GRUCell(F, H, rngs=nnx.Rngs(0))), TypeError, "got GRUCell"),
         (lambda: layer()(XS, initial_carry=(XS, XS)), ValueError, "arrays of a carry must be"),
         (lambda: layer()(XS, seq_lengths=jnp.ones(2, int)), ValueError, "seq_lengths must be"),

@@ -12,7 +12,7 @@ T, B, H = 6, 3, 4
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("lengths", [None, (6, 3, 1)])
+@pytest.mark.parametrize("lengths", [None, (6, 3, 1), (9, 3, 1)])
 def test_norm_stabilizer_equals_a_loop(lengths):
     states = jax.random.normal(jax.random.key(0), (T, B, H), jnp.float64)
     total = 0.0

@@ -10,7 +10,7 @@ from flax.linen.recurrent import flip_sequences
 
 from zoneout_jax.cells import Carry, Cell, Params
 from zoneout_jax.normalization import Stats, update_stats
-from zoneout_jax.unroll import unroll
+from zoneout_jax.unroll import clip_lengths, unroll
 from zoneout_jax.zoneout import Zoneout
 
 
@@ -44,8 +44,7 @@ def run_cell(
     """
     zoneout = module.zoneout if zoneout is None else zoneout
     deterministic = module.deterministic if deterministic is None else deterministic
-    if not isinstance(zoneout, Zoneout):
-        raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
+    check_spec(zoneout)
     if initializing:
         zoneout = Zoneout()
     draws = zoneout.active or bool(module.carry_noise)
@@ -87,8 +86,9 @@ def run_cell(
         **options,
     )
     moved = update_stats(stats, *found, rate=1 - module.momentum) if found else None
-    carry = jax.tree.map(lambda a: a.reshape(*batch_dims, -1) if a.ndim else a, carry)
-    return carry, ys.reshape(steps, *batch_dims, -1), moved
+    shape = (*batch_dims, cell.hidden_features)
+    carry = jax.tree.map(lambda a: a.reshape(shape) if a.ndim else a, carry)
+    return carry, ys.reshape(steps, *shape), moved
 
 
 def expand_carry(carry: Carry, batch_dims: Sequence[int]) -> Carry:
@@ -148,10 +148,18 @@ def run_layers(
         )
         last.append(carry)
     if options["reverse"] and not options["keep_order"]:
+        if seq_lengths is not None:
+            seq_lengths = clip_lengths(seq_lengths, len(xs))
         xs = flip_sequences(xs, seq_lengths, num_batch_dims=xs.ndim - 2, time_major=True)
     ys = xs if options["time_major"] else jnp.moveaxis(xs, 0, -2)
     carry = last[0] if is_single else tuple(last)
     return (carry, ys) if options["return_carry"] else ys
+
+
+def check_spec(zoneout: Any) -> None:
+    """Raises TypeError unless it is a `Zoneout`."""
+    if not isinstance(zoneout, Zoneout):
+        raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
 
 
 def check_cells(cells: Sequence[Any], kind: type) -> None:

@@ -5,6 +5,7 @@ A cell is a `Cell` of functions over a plain dict of parameters; it holds no arr
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -84,11 +85,16 @@ class Cell(NamedTuple):
           carry: carry of the step before.
           x: input `[B, F]`.
           masks: each `[B, H]` or broadcast to it; none by default.
-          stats: population statistics of a batch-normalized cell; those of the batch by default.
+          stats: population statistics of a batch-normalized cell, without gradients; those of the
+            batch by default.
 
         Returns:
           The new carry and the output `[B, H]`.
+
+        Raises:
+          ValueError: a mask that the cell has no use for.
         """
+        masks = Masks(**self.known_masks(masks or Masks()))
         kernels = self.kernels(params)
         projected = tuple(jnp.split(self.project(params, x), self.gates, -1))
 
@@ -97,10 +103,18 @@ class Cell(NamedTuple):
             return add_projected(parts, projected[: self.additive]) if number == 0 else parts
 
         normalize = BatchNormalizer(carry[2], stats) if self.init_stats else None
-        masks = masks or Masks()
         return self.advance(
             self.gains(params), carry, projected, masks, multiply, activate, normalize
         )
+
+    def known_masks(self, masks: Masks) -> dict[str, jax.Array]:
+        """The masks that are given, by name; ValueError if the cell has no use for one."""
+        given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
+        for name in given:
+            if name not in self.masks:
+                known = " and ".join(self.masks)
+                raise ValueError(f"this cell has no {name} to mask, only {known}; leave it None")
+        return given
 
 
 def activate(names: tuple[str, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -310,11 +324,21 @@ def init_kernels(key, in_features, hidden_features, blocks, kernel_init, recurre
     input_key, recurrent_key = jax.random.split(key)
     kernel_init = kernel_init or block_orthogonal()
     recurrent_init = recurrent_init or block_orthogonal()
-    width = blocks * hidden_features
+    shapes = (in_features, hidden_features), (hidden_features, hidden_features)
     return {
-        "input": kernel_init(input_key, (in_features, width), dtype, blocks=blocks),
-        "recurrent": recurrent_init(recurrent_key, (hidden_features, width), dtype, blocks=blocks),
+        "input": _init_blocks(kernel_init, input_key, shapes[0], dtype, blocks),
+        "recurrent": _init_blocks(recurrent_init, recurrent_key, shapes[1], dtype, blocks),
     }
+
+
+def _init_blocks(init: Initializer, key: jax.Array, shape: tuple[int, int], dtype, blocks: int):
+    """Blocks of a shape side by side, by an initializer of all of them or of a single one."""
+    rows, columns = shape
+    parameters = inspect.signature(init).parameters.values()
+    if any(p.name == "blocks" or p.kind == p.VAR_KEYWORD for p in parameters):
+        return init(key, (rows, blocks * columns), dtype, blocks=blocks)
+    keys = jax.random.split(key, blocks)
+    return jnp.concatenate([init(k, shape, dtype) for k in keys], -1)
 
 
 def _initial_hidden(hidden_features: int, learned: bool, dtype: Any) -> Callable[..., Carry]:

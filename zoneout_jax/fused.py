@@ -272,7 +272,7 @@ def _scan_backward(how, residuals, cotangents):
     if weights.input:
         kernel, _ = weights.input
         d_input = cell.product(how.columns(inputs.xs), rows[0]), jnp.sum(rows[0], 0)
-        d_xs = cell.product(rows[0], kernel.T).reshape(*d_products[0].shape[:2], -1)
+        d_xs = cell.product(rows[0], kernel.T).reshape(*d_products[0].shape[:2], len(kernel))
     else:
         d_input = None
         d_xs = d_products[0][..., : additive * cell.hidden_features]

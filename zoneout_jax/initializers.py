@@ -36,6 +36,8 @@ def block_orthogonal(scale: float = 1.0) -> Initializer:
         if columns % blocks:
             raise ValueError(f"{columns} columns do not divide into {blocks} blocks")
         keys = jax.random.split(key, blocks)
-        return jnp.concatenate([orthogonal(k, (rows, columns // blocks), dtype) for k in keys], 1)
+        wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype  # QR knows no narrower type
+        parts = [orthogonal(k, (rows, columns // blocks), wide) for k in keys]
+        return jnp.concatenate(parts, 1).astype(dtype)
 
     return init

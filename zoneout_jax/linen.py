@@ -28,8 +28,10 @@ class ZoneoutCell(nn.RNNCellBase):
 
     In training the masks come from the random stream "zoneout"; those of an example do not depend
     on the batch around it. In evaluation, and while parameters are initialized, the masks are
-    their expectations and no stream is needed. `nn.RNN` must split the stream, or every step would
-    draw the same masks; `ZoneoutRNN` needs no such care, and is faster:
+    their expectations and no stream is needed. `nn.RNN` must be told to split the stream: it hands
+    on only the streams that `split_rngs` lists, so that its defaults end in an InvalidRngError, and
+    with False for this one every step would draw the same masks. `ZoneoutRNN` needs no such care,
+    and is faster:
 
         nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
 
@@ -41,7 +43,8 @@ class ZoneoutCell(nn.RNNCellBase):
       activation: "tanh" or "relu".
       output: "state" gives the zoned-out state, "candidate" the one before zoneout.
       kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)`, with a block
-        for each gate; block orthogonal if None.
+        for each gate, or without `blocks`, as those of JAX and Flax, and then called for each gate
+        with a key of its own. Block orthogonal if None.
       recurrent_init: initializer of the recurrent weights, likewise.
       learned_carry: the initial carry is made of parameters; needs `ZoneoutRNN`.
       carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
@@ -224,8 +227,10 @@ class ZoneoutSimpleCell(ZoneoutCell):
 
 
 class ZoneoutRNN(nn.Module):
-    """Runs cells over sequences, with the arguments of `nn.RNN`; several cells are stacked.
+    """Runs cells over sequences, as `nn.RNN` does; several cells are stacked.
 
+    Arguments are those of `nn.RNN` for the call and the layout; its `split_rngs` and `variable_*`
+    do not exist here, for streams and collections need no care.
     Parameters are those of `nn.RNN` around the same cell, so variables of one serve the other.
     The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
     the random stream "zoneout" for all masks. It fits in `nn.Bidirectional`. Two things differ

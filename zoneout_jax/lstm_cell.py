@@ -73,8 +73,9 @@ def lstm(
       ogates_zoneout: "paper", "repository" or None.
       output: "state" gives h', "candidate" gives ĥ, as models in the manner of Tacotron 2 expect.
       forget_bias: initial value of the forget gate's bias; the other biases start at 0.
-      kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)`; block
-        orthogonal if None.
+      kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)`, or without
+        `blocks`, as those of JAX and Flax, and then called for each gate with a key of its own.
+        Block orthogonal if None.
       recurrent_init: initializer of the recurrent weights, likewise.
       learned_carry: the initial c and h are parameters, which start at 0; otherwise they are 0.
       param_dtype: type of the parameters, and of carry and output.

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax import nnx
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
+from zoneout_jax._flax import check_cells, check_spec, expand_carry, run_cell, run_layers
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.lstm_cell import lstm
-from zoneout_jax.zoneout import Zoneout
+from zoneout_jax.zoneout import Rate, Zoneout
 
 
 class ZoneoutCell(nnx.RNNCellBase):
@@ -32,20 +33,23 @@ class ZoneoutCell(nnx.RNNCellBase):
     Args:
       in_features: F, size of the input.
       hidden_features: H, number of units.
-      zoneout: rates and kinds of the masks. Rates that change during training are given to the call
-        of `ZoneoutRNN` instead, where they may be traced.
+      zoneout: rates and kinds of the masks. Rates must be plain numbers or schedules (arrays of one
+        known number become that number), for Flax keeps them apart from what it traces. Rates that
+        change during training are given to the call of `ZoneoutRNN` instead.
       deterministic: False in training, True in evaluation.
       carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
       axis_name: name of the mapped axis over which the batch is spread, if it is: the masks are
         then those of the whole batch on a single device.
       rngs: random streams: "params", and "zoneout" for the masks.
       options: options of the pure cell: `activation`, `output`, `kernel_init`, `recurrent_init`,
-        `learned_carry`, `param_dtype`, `dtype`, and those of the subclass.
+        `learned_carry`, `param_dtype`, `dtype`, and those of the subclass. Initializers are those
+        of JAX and Flax, called for each gate with a key of its own, or have a parameter `blocks`.
 
     Raises:
       ValueError: training without a random stream; static masks or noise on the carry in a single
         step of training; a carry that does not fit the
         inputs; options as in the pure cell.
+      TypeError: a `zoneout` that is no `Zoneout`.
     """
 
     momentum = 0.99  # only batch-normalized cells have one of their own
@@ -64,7 +68,8 @@ class ZoneoutCell(nnx.RNNCellBase):
     ):
         self.in_features = in_features
         self.hidden_features = hidden_features
-        self.zoneout = zoneout
+        check_spec(zoneout)
+        self.zoneout = jax.tree.map(_plain, zoneout)
         self.deterministic = deterministic
         self.carry_noise = carry_noise
         self.axis_name = axis_name
@@ -176,8 +181,10 @@ class ZoneoutSimpleCell(ZoneoutCell):
 
 
 class ZoneoutRNN(nnx.Module):
-    """Runs cells over sequences, with the arguments of `nnx.RNN`; several cells are stacked.
+    """Runs cells over sequences, as `nnx.RNN` does; several cells are stacked.
 
+    Arguments are those of `nnx.RNN` for the call and the layout. `state_axes`, `broadcast_rngs` and
+    the constructor's `rngs` do not exist here: each cell has its own stream.
     The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
     each cell's stream for all its masks. It fits in `nnx.Bidirectional`. Two things differ from
     `nnx.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence of
@@ -277,3 +284,9 @@ class ZoneoutRNN(nnx.Module):
             reverse=reverse,
             keep_order=keep_order,
         )
+
+
+def _plain(rate: Rate) -> Rate:
+    """The number that an array of one known number holds; everything else as it is."""
+    known = isinstance(rate, jax.Array | np.ndarray) and not isinstance(rate, jax.core.Tracer)
+    return float(rate) if known and rate.ndim == 0 else rate

@@ -86,6 +86,8 @@ class BatchNormalizer:
         if stats is not None:
             last = stats["mean"].shape[0] - 1
             index = jnp.minimum(step, last).astype(jnp.int32)
+            # They are no parameters: neither way of running over time has a gradient of them.
+            stats = jax.lax.stop_gradient(stats)
             self._population = {name: stats[name][index] for name in ("mean", "var")}
         self._rows: dict[int, tuple[jax.Array, jax.Array]] = {}
 

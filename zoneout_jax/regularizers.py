@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoneout_jax.unroll import clip_lengths
+
 
 def norm_stabilizer(states: jax.Array, seq_lengths: jax.Array | None = None) -> jax.Array:
     """How much the norms of states change over time.
@@ -18,13 +20,14 @@ def norm_stabilizer(states: jax.Array, seq_lengths: jax.Array | None = None) -> 
     Args:
       states: hidden states or memory cells `[T, B, H]`.
       seq_lengths: integers `[B]`; each example's own length takes the place of T. Examples of one
-        step or none count as 0.
+        step or none count as 0; lengths above T count as T.
 
     Returns:
       A scalar.
 
     Raises:
       ValueError: fewer than two steps, or states of another rank.
+      TypeError: lengths that are no integers.
 
     Example:
       >>> norm_stabilizer(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # norms 5 and 7
@@ -38,7 +41,7 @@ def norm_stabilizer(states: jax.Array, seq_lengths: jax.Array | None = None) -> 
     changes = jnp.square(norms[1:] - norms[:-1])
     if seq_lengths is None:
         return jnp.mean(changes)
-    lengths = jnp.asarray(seq_lengths)
+    lengths = clip_lengths(seq_lengths, states.shape[0])
     counted = jnp.arange(1, states.shape[0])[:, None] < lengths
     sums = jnp.sum(jnp.where(counted, changes, 0), 0)
     return jnp.mean(sums / jnp.maximum(lengths - 1, 1).astype(sums.dtype))

@@ -47,17 +47,19 @@ def unroll(
       zoneout: rates and kinds of the masks; None for none.
       key: random key of masks and noise, needed in training if there are any.
       deterministic: True in evaluation.
-      masks: masks to use instead of sampled ones, each `[T, B, H]` or broadcast to it.
+      masks: masks to use instead of sampled ones, each a scalar or of the axes
+        `[T or 1, B or 1, H or 1]`.
       stats: population statistics of a batch-normalized cell, needed in evaluation. Training uses
-        those of the batch.
-      carry_noise: standard deviation of Gaussian noise on the cell's initial carry, in training
+        those of the batch. No gradient goes through population statistics.
+      carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training
         (recurrent batch normalization: inputs that all examples share leave no variance otherwise).
       seq_lengths: integers `[B]`. From a sequence's end on the carry stands still, and the outputs
         are zero. Traced lengths above T count as T.
       reverse: from the last element to the first. The outputs keep the order of the inputs, and
         padding stays where it is.
       emit: `emit(carry, output)`, what to return of each step instead of the output: arrays
-        `[B, ·]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
+        `[B, ...]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
+        Scalars are the whole batch's: padding does not make them zero.
       chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
         computed anew. None keeps everything.
       unroll: steps in one iteration of the compiled loop.
@@ -71,9 +73,10 @@ def unroll(
       cell returns the statistics of the batch as a third, for `update_stats`.
 
     Raises:
-      ValueError: inputs, carry, masks or lengths whose shapes do not fit; rates that the cell has
-        no use for; training without a key; evaluation without statistics.
-      TypeError: a rate that is a schedule.
+      ValueError: inputs, carry, masks, lengths or what `emit` returns, if their shapes do not fit;
+        rates or masks that the cell has no use for; training without a key; evaluation without
+        statistics.
+      TypeError: a rate that is a schedule; a key that is none.
 
     Example:
       >>> cell = lstm(3, 4)
@@ -174,8 +177,21 @@ def _run(how, scan, emit, params, constants, carry, inputs, own_input):
     if emit is not None:
         ys = jax.vmap(emit)(*ys)
         if valid is not None:
-            ys = jax.tree.map(lambda y: jnp.where(valid, y, jnp.zeros_like(y)), ys)
+            ys = jax.tree.map(lambda y: _without_padding(y, valid), ys)
     return carry, (ys, found)
+
+
+def _without_padding(y: jax.Array, valid: jax.Array) -> jax.Array:
+    """What `emit` returned of each step, with zeros in place of padding."""
+    if y.ndim == 1:
+        return y  # it is the whole batch's
+    if y.shape[:2] != valid.shape[:2]:
+        raise ValueError(
+            f"with seq_lengths, emit must return arrays [{valid.shape[1]}, ...], one row an"
+            f" example, or scalars; got {y.shape[1:]}"
+        )
+    valid = valid.reshape(valid.shape[:2] + (1,) * (y.ndim - 2))
+    return jnp.where(valid, y, jnp.zeros_like(y))
 
 
 def _is_better_transposed(cell: Cell, batch: int) -> bool:
@@ -234,12 +250,15 @@ def _transpose(tree: Any) -> Any:
 
 
 def _flip(tree: Any, lengths: jax.Array) -> Any:
-    """Reverses each example of arrays `[T, B, ·]` within its length."""
+    """Reverses each example of arrays `[T, B, ...]` within its length, and arrays `[T]` whole."""
 
     def flip(array):
+        if array.ndim == 1:
+            return array[::-1]
         time = jnp.arange(array.shape[0])[:, None]
-        source = jnp.where(time < lengths, lengths - 1 - time, time)[..., None]
-        array = jnp.broadcast_to(array, (array.shape[0], len(lengths), array.shape[2]))
+        source = jnp.where(time < lengths, lengths - 1 - time, time)
+        source = source.reshape(source.shape + (1,) * (array.ndim - 2))
+        array = jnp.broadcast_to(array, (array.shape[0], len(lengths), *array.shape[2:]))
         return jnp.take_along_axis(array, source, 0)
 
     return jax.tree.map(flip, tree)
@@ -248,7 +267,7 @@ def _flip(tree: Any, lengths: jax.Array) -> Any:
 def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     """Runs whole chunks in a scan, and what is left over after them in time on its own."""
     whole = steps - steps % chunk
-    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), inputs)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(whole // chunk, chunk, *a.shape[1:]), inputs)
     rest = jax.tree.map(lambda a: a[whole:], inputs)
 
     def run_rest(carry):
@@ -259,7 +278,7 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     carry, first = jax.lax.scan(run, carry, chunks, reverse=reverse)
     if not reverse:
         carry, last = run_rest(carry)
-    first = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), first)
+    first = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), first)
     if last is None:
         return carry, first
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
@@ -288,22 +307,23 @@ def _draw(cell, zoneout, key, deterministic, steps, batch, offset) -> Masks:
 def _required(key: jax.Array | None, what: str) -> jax.Array:
     if key is None:
         raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
     return key
 
 
 def _split_masks(masks: Masks, cell: Cell, shape: tuple[int, int, int]):
     """Masks of each step that serve every step, and those with a leading axis T."""
     constant, varying = {}, {}
-    for name, mask in masks._asdict().items():
-        if mask is None:
-            continue
-        if name not in cell.masks:
-            known = " and ".join(cell.masks)
-            raise ValueError(f"this cell has no {name} to mask, only {known}; leave the rate None")
+    for name, mask in cell.known_masks(masks).items():
         mask = jnp.asarray(mask)
         fits = all(m in (1, n) for m, n in zip(mask.shape, shape, strict=False))
         if mask.ndim not in (0, 3) or not fits:
-            raise ValueError(f"mask of {name} must broadcast to {shape}, got {mask.shape}")
+            axes = ", ".join(f"{size} or 1" for size in shape)
+            raise ValueError(
+                f"mask of {name} must have the axes [{axes}] (time first) or be a scalar,"
+                f" got {mask.shape}"
+            )
         if mask.ndim == 3 and mask.shape[0] == shape[0]:
             varying[name] = mask
         else:
@@ -321,27 +341,34 @@ def _check_lengths(seq_lengths: jax.Array, steps: int, batch: int) -> jax.Array:
         lengths = np.asarray(seq_lengths)
         if lengths.min(initial=0) < 0 or lengths.max(initial=0) > steps:
             raise ValueError(f"seq_lengths must be in [0, {steps}], got {lengths.tolist()}")
+    return clip_lengths(seq_lengths, steps)
+
+
+def clip_lengths(seq_lengths: jax.Array, steps: int) -> jax.Array:
+    """Lengths of any integer type as integers in [0, T]."""
     seq_lengths = jnp.asarray(seq_lengths)
     if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
         raise TypeError(f"seq_lengths must be integers, got {seq_lengths.dtype}")
-    return jnp.clip(seq_lengths, 0, steps)
+    # In a narrow type T itself may be too large, and would wrap.
+    most = min(steps, jnp.iinfo(seq_lengths.dtype).max)
+    return jnp.clip(seq_lengths, 0, most).astype(int)
 
 
 def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int) -> Carry:
-    """Adds Gaussian noise to the arrays `[B, H]` of a carry; each example has its own key."""
+    """Adds Gaussian noise to c and h; each example has its own key."""
     leaves, structure = jax.tree.flatten(carry)
-    for number, leaf in enumerate(leaves):
-        if leaf.ndim:
-            stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
-            examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
+    # What may come after them, the number of the step and an output gate, is no state.
+    for number, leaf in enumerate(leaves[:2]):
+        stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
+        examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
 
-            def draw(example, stream=stream, leaf=leaf):
-                return jax.random.normal(
-                    jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
-                )
+        def draw(example, stream=stream, leaf=leaf):
+            return jax.random.normal(
+                jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
+            )
 
-            # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
-            leaves[number] = leaf + scale * jax.lax.map(draw, examples)
+        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
+        leaves[number] = leaf + scale * jax.lax.map(draw, examples)
     return jax.tree.unflatten(structure, leaves)
 
 

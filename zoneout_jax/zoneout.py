@@ -17,6 +17,9 @@ from zoneout_jax.threefry import random_words
 
 Rate = float | jax.Array | None | Callable[[Any], Any]
 
+RATES = ("cells", "states", "update_drop")
+KINDS = ("shared", "static", "per_layer", "gaussian")
+
 
 def zoneout(previous: jax.Array, candidate: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Keeps the previous value where the mask says so.
@@ -46,7 +49,10 @@ def zoneout(previous: jax.Array, candidate: jax.Array, mask: jax.Array | None) -
 
 
 class Masks(NamedTuple):
-    """Masks of one step (`[B, H]`, or what broadcasts to it) or of a sequence (`[T, B, H]`).
+    """Masks of one step or of a sequence.
+
+    Those of a step, for `Cell.step`, are `[B, H]` or broadcast to it. Those of a sequence, for
+    `unroll`, are scalars or have all three axes, `[T or 1, B or 1, H or 1]`.
 
     Attributes:
       cells: d of the memory cells; of no use to cells that have none.
@@ -61,7 +67,6 @@ class Masks(NamedTuple):
     update: jax.Array | None = None
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Zoneout:
     """Which units zone out, how often, and how the masks are drawn.
@@ -96,10 +101,10 @@ class Zoneout:
     cells: Rate = None
     states: Rate = None
     update_drop: Rate = None
-    shared: bool = dataclasses.field(default=False, metadata={"static": True})
-    static: bool = dataclasses.field(default=False, metadata={"static": True})
-    per_layer: bool = dataclasses.field(default=False, metadata={"static": True})
-    gaussian: bool = dataclasses.field(default=False, metadata={"static": True})
+    shared: bool = False
+    static: bool = False
+    per_layer: bool = False
+    gaussian: bool = False
 
     def __post_init__(self):
         for name, rate in self.rates.items():
@@ -116,7 +121,7 @@ class Zoneout:
     @property
     def rates(self) -> dict[str, Rate]:
         """The three rates by name."""
-        return {"cells": self.cells, "states": self.states, "update_drop": self.update_drop}
+        return {name: getattr(self, name) for name in RATES}
 
     def at(self, step: jax.Array | int) -> "Zoneout":
         """The spec with its schedules evaluated at a step of the training.
@@ -132,17 +137,18 @@ class Zoneout:
     @property
     def active(self) -> bool:
         """Whether any mask is drawn."""
-        return any(not _is_off(rate) for rate in self.rates.values())
+        return any(rate is not None for rate in self.without_zeros().rates.values())
 
     def without_zeros(self) -> "Zoneout":
         """The spec with rates that are the number 0 turned off, for exactly the plain cell.
 
         A mask that never keeps anything changes no value, but the compiler may order the sums
-        around it in another way. A traced rate can not be seen to be 0.
+        around it in another way. A traced rate can not be seen to be 0. Whether a shared mask is
+        off, the rate of the cells decides, which is that of the mask.
         """
-        rates = {name: None if _is_off(rate) else rate for name, rate in self.rates.items()}
-        shared = self.shared and rates["cells"] is not None
-        return dataclasses.replace(self, **rates, shared=shared)
+        deciding = self.rates | ({"states": self.cells} if self.shared else {})
+        off = {name: None for name, rate in deciding.items() if _is_off(rate)}
+        return dataclasses.replace(self, **off, shared=self.shared and "cells" not in off)
 
     def expected(self) -> Masks:
         """The masks of evaluation: their expectations, scalars for every step."""
@@ -204,6 +210,21 @@ class Zoneout:
                 for name, mean in means.items()
             }
         )
+
+
+def _flatten(spec: Zoneout) -> tuple[list[tuple[Any, Rate]], tuple[bool, ...]]:
+    leaves = [(jax.tree_util.GetAttrKey(name), rate) for name, rate in spec.rates.items()]
+    return leaves, tuple(getattr(spec, name) for name in KINDS)
+
+
+def _unflatten(kinds: tuple[bool, ...], rates: tuple[Any, ...]) -> Zoneout:
+    # Not by the constructor, which checks: a spec of gradients, axes or shapes holds no rates.
+    spec = object.__new__(Zoneout)
+    vars(spec).update(zip(RATES + KINDS, (*rates, *kinds), strict=True))
+    return spec
+
+
+jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
 def _is_off(rate: Rate) -> bool:
