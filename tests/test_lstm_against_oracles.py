@@ -165,7 +165,7 @@ def test_devices_draw_the_masks_of_the_whole_batch():
         ({"zoneout": Zoneout(cells=0.5)}, "needs a random key"),
         ({"carry": (np.zeros((2, H)), np.zeros((B, H)))}, "carry must have the shapes"),
         ({"seq_lengths": np.array([1, 2])}, r"seq_lengths must be \[3\]"),
-        ({"masks": Masks(cells=np.zeros((T, B, H + 1)))}, "mask of cells must broadcast"),
+        ({"masks": Masks(cells=np.zeros((T, B, H + 1)))}, "mask of cells must have the axes"),
         ({"xs": np.zeros((T, B, F + 1), np.float32)}, "time first"),
         ({"xs": np.zeros((B, F), np.float32)}, "time first"),
     ],
