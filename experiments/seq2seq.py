@@ -14,11 +14,11 @@ start. The curriculum goes on to the next number of digits, up to 5, when the va
 below 0.1; there, the learning rate is multiplied by 0.95 whenever the error rises. Preset `long`
 has 5,000 epochs, and validates on 512 additions.
 
-Figures: `error` (share of answers with any wrong symbol) over 4096 additions of up to the current
-number of digits, none of which training ever draws; with few digits there are not so many, and
-some count more than once. `nats`, the cross entropy of a symbol. `test_error`, over as many others
-of up to the greatest number of digits. The epoch kept is the one with the least `to_come`, the
-error plus the number of digits that are still to come.
+Figures: `error` (share of answers with any wrong symbol) over `eval_size` additions of up to the
+current number of digits, none of which training ever draws; with few digits there are not so many,
+and some count more than once. `nats`, the cross entropy of a symbol. `test_error`, over 4,096
+others of up to the greatest number of digits. The epoch kept is the one with the least `to_come`,
+the error plus the number of digits that are still to come.
 """
 
 import dataclasses

@@ -181,3 +181,13 @@ def test_rates_that_are_arrays_become_numbers(rate):
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("states", [0.1, 0.0])
+def test_shared_masks_with_an_array_for_a_rate(states):
+    """The rate of the cells decides, as in the pure functions."""
+    spec = Zoneout(cells=jnp.array(0.1), states=states, shared=True)
+    cell = ZoneoutLSTMCell(3, 4, zoneout=spec, deterministic=False, rngs=nnx.Rngs(0))
+    assert cell.zoneout.cells == cell.zoneout.states == float(np.float32(0.1))
+    ys = ZoneoutRNN(cell)(jnp.ones((2, 5, 3)), rngs=nnx.Rngs(1))
+    assert ys.shape == (2, 5, 4)

@@ -6,6 +6,7 @@ and random streams; the equations are those of `zoneout_jax.lstm`, `zoneout_jax.
 `zoneout_jax.rnn`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,7 +70,10 @@ class ZoneoutCell(nnx.RNNCellBase):
         self.in_features = in_features
         self.hidden_features = hidden_features
         check_spec(zoneout)
-        self.zoneout = jax.tree.map(_plain, zoneout)
+        rates = {name: _plain(rate) for name, rate in zoneout.rates.items()}
+        if zoneout.shared:
+            rates["states"] = rates["cells"]  # that of the cells decides
+        self.zoneout = dataclasses.replace(zoneout, **rates)
         self.deterministic = deterministic
         self.carry_noise = carry_noise
         self.axis_name = axis_name

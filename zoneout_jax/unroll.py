@@ -76,7 +76,7 @@ def unroll(
       ValueError: inputs, carry, masks, lengths or what `emit` returns, if their shapes do not fit;
         rates or masks that the cell has no use for; training without a key; evaluation without
         statistics.
-      TypeError: a rate that is a schedule; a key that is none.
+      TypeError: a rate that is a schedule; a `key` that is not a random key.
 
     Example:
       >>> cell = lstm(3, 4)

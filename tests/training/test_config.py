@@ -46,6 +46,7 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "got 'a:65536'"),
         ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for num_seeds"),
         ({"workdir": "gs://bucket/run"}, "workdir must be a local folder, got gs://bucket/run"),
+        ({"workdir": "~nobody at all/run"}, "workdir: there is no home folder for ~nobody at all/"),
         ({"steps_per_call": 3 * 10**9}, r"steps_per_call must be in \[1, 100000\]"),
         (
             {"coordinator": "a", "num_processes": 2, "process_id": 0},

@@ -214,6 +214,22 @@ def test_a_seed_whose_losses_are_not_finite_leaves_the_others_alone(tmp_path):
     assert [entry["seed"] for entry in history(tmp_path / "both")] == [2, 2, 2]
 
 
+def test_a_seed_that_diverges_after_the_others_have_ended(tmp_path):
+    """Seed 2 is where it should be from the start, seed 3 comes near and is lost on the way."""
+
+    def loss(params, data, examples, key):
+        count = jnp.sum((examples >= 0).astype(jnp.float32))
+        lost = (params["x"] > 0.3) & (params["x"] < 0.9)
+        return jnp.where(lost, jnp.nan, count * (params["x"] - 1.0) ** 2), count
+
+    task = quadratic(loss=loss, init=lambda key: {"x": jnp.sign(jax.random.normal(key))})
+    config = dataclasses.replace(CONFIG, patience=2, seed=2, num_seeds=2, on_nan="skip")
+    there, lost = start(task, tmp_path, config)["runs"]
+    assert (there["best_epoch"], there["epochs"], there["validation_cost"]) == (1, 3, 0.0)
+    assert 1 < lost["best_epoch"] < 4 and 0 < lost["validation_cost"] < 60
+    assert [entry["epoch"] for entry in history(tmp_path) if entry["seed"] == 2] == [1, 2, 3]
+
+
 def test_seed_and_calls(tmp_path):
     whole = start(quadratic(), tmp_path / "whole")
     one = dataclasses.replace(CONFIG, steps_per_call=1)

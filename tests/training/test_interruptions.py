@@ -120,11 +120,13 @@ def test_other_versions_are_told_of_when_a_run_goes_on(changed, tmp_path, monkey
     if changed:
         content = json.loads((tmp_path / "config.json").read_text())
         now, content["versions"]["jax"] = content["versions"]["jax"], "0.1"
+        content["commit"] = "c0ffee"
         (tmp_path / "config.json").write_text(json.dumps(content))
     start(quadratic(), tmp_path, config)
     said = capsys.readouterr().err
     assert "going on from step" in said and ("numbers may differ" in said) == changed
     assert not changed or f"one program: jax 0.1 then, {now} now" in said
+    assert not changed or "commit c0ffee then" in said
 
 
 def test_many_seeds_go_on_where_they_were_cut_off(tmp_path, monkeypatch):

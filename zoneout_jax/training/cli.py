@@ -105,7 +105,7 @@ def exits(command: str) -> Iterator[None]:
         print(f"error: {one_line(error)}", file=sys.stderr)
         processes.leave(error.exit_code)
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; the same command goes on", file=sys.stderr)
+        print(str(stop) or "stopped", file=sys.stderr)
         processes.leave(130)
     except jax.errors.JaxRuntimeError as error:
         if not processes.several():

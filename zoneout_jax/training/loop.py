@@ -77,6 +77,7 @@ class _Fit:
     ):
         self.task, self.config, self.run, self.stop = task, config, run, stop
         self.first = processes.is_first()
+        self.commit = commit()  # now, as the checkout may change while the run goes on
         self.seeds = range(config.seed, config.seed + config.num_seeds)
         self.streams = [Streams.from_seed(seed, config.rng_impl) for seed in self.seeds]
         self.total_steps = config.epochs * task.steps_per_epoch
@@ -273,7 +274,12 @@ class _Fit:
             if progress["skipped"][n]:
                 entry["skipped"] = progress["skipped"][n]
             entries.append(entry)
-        if dead and not entries:
+        best_of_others = [
+            best
+            for seed, best in zip(self.seeds, progress["best_epoch"], strict=True)
+            if seed not in dead
+        ]
+        if dead and not any(best_of_others):
             raise RunError(f"no step of epoch {epoch} had a finite loss and gradient")
         for seed in dead:  # the others go on; it has the patience of a seed that gets no better
             self.bar.say(f"seed {seed}: no step of epoch {epoch} had a finite loss and gradient")
@@ -378,7 +384,7 @@ class _Fit:
             "resumed": progress["resumed"],
             "devices": f"{jax.device_count()} × {jax.local_devices()[0].device_kind}",
             **task.facts,
-            "commit": commit(),
+            "commit": self.commit,
             "versions": versions(),
         }
         if self.first:

@@ -81,10 +81,16 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
+_peak_before_reset = 0
+
+
 def reset_peak_memory() -> None:
-    """Forgets the most memory used so far, where that can be done: on Linux, of the host."""
+    """Begins to measure anew, where that can be done: on Linux, of the host."""
+    global _peak_before_reset
     with contextlib.suppress(OSError):
+        before = host_peak_bytes()
         pathlib.Path("/proc/self/clear_refs").write_text("5")
+        _peak_before_reset = before
 
 
 def peak_memory_bytes() -> int:
@@ -95,11 +101,15 @@ def peak_memory_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
-    return host_peak_bytes()
+    return _host_peak_since_reset()
 
 
 def host_peak_bytes() -> int:
     """Most memory of the host that this program has used so far, in bytes."""
+    return max(_peak_before_reset, _host_peak_since_reset())
+
+
+def _host_peak_since_reset() -> int:
     status = pathlib.Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):

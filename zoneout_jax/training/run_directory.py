@@ -134,11 +134,12 @@ class RunDirectory:
 
     def changed_versions(self) -> list[str]:
         """What the run began with that is of another version now, a few words each."""
-        there = json.loads(self.config_file.read_text()).get("versions", {})
+        content = json.loads(self.config_file.read_text())
+        there = content.get("versions", {}) | {"commit": content.get("commit")}
         return [
             f"{name} {there[name]} then, {now} now"
-            for name, now in versions().items()
-            if there.get(name, now) != now
+            for name, now in (versions() | {"commit": commit()}).items()
+            if there.get(name) not in (None, now)
         ]
 
     @property
