@@ -1,4 +1,4 @@
-"""The language models: their figures, regularizers and command lines."""
+"""The language models: their figures, regularizers and training."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import char_ptb, reproduce, text8, word_ptb
+from experiments import char_ptb, text8, word_ptb
 from experiments.language_model import drop, language_model, make_optimizer
 from experiments.texts import carried_evaluation
 from zoneout_jax import norm_stabilizer
-from zoneout_jax.training import AXIS, launch, parse_preset
+from zoneout_jax.training import launch
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 EXPERIMENTS = {"char_ptb": char_ptb, "word_ptb": word_ptb, "text8": text8}
@@ -273,22 +273,6 @@ def test_tied_logits_are_those_of_the_transposed_embedding():
 
 
 @pytest.mark.parametrize(
-    ("flag", "attribute"),
-    [
-        ("share_mask", "shared"),
-        ("static_mask", "static"),
-        ("stoch_depth", "per_layer"),
-        ("gaussian_mask", "gaussian"),
-    ],
-)
-def test_flags_of_masks(flag, attribute):
-    rates = {"z_prob_cells": 0.1, "z_prob_states": 0.1}
-    plain = smoke(char_ptb, **rates).zoneout()
-    wanted = dataclasses.replace(plain, **{attribute: True})
-    assert smoke(char_ptb, **rates, **{flag: True}).zoneout() == wanted != plain
-
-
-@pytest.mark.parametrize(
     ("experiment", "settings"),
     [
         (char_ptb, {}),
@@ -341,125 +325,3 @@ def test_optimizers_go_downhill_and_clip(algorithm, clip_by):
         np.testing.assert_allclose(norm, 0.5, rtol=1e-5)
     elif algorithm in ("momentum", "sgd"):
         np.testing.assert_allclose(norm, 0.1 * 0.5, rtol=1e-5)
-
-
-@each_experiment
-def test_flags_of_each_row_fit_the_experiment(experiment):
-    """Traced only: they are accepted, and the loss has gradients."""
-    for flags, published in experiment.ROWS.values():
-        config = parse_preset(experiment.PRESETS, ["--preset=smoke", *flags], "prog", "")
-        task = experiment.build(config)
-        state = jax.eval_shape(task.first_state, jax.random.key(0))
-        examples = jax.eval_shape(task.plan, jax.random.key(0))
-        memory = () if state.memory is None else (state.memory,)
-
-        def loss(params, data, rows, *memory, task=task):
-            return task.loss(params, data, rows[0], jax.random.key(0), *memory)[0]
-
-        axes = (None, None, None, *(None for _ in memory))
-        mapped = jax.vmap(jax.grad(loss), axes, axis_name="data", axis_size=1)
-        data = jax.ShapeDtypeStruct(task.data.shape, task.data.dtype)
-        grads = jax.eval_shape(mapped, state.params, data, examples, *memory)
-        assert jax.tree.structure(grads) == jax.tree.structure(state.params)
-        assert set(published) <= set(experiment.FIGURES)
-
-
-@pytest.mark.parametrize(
-    ("experiment", "flags"),
-    [
-        ("char_ptb", "--weight_noise=0.075"),
-        ("char_ptb", "--norm_cost_coeff=50"),
-        ("char_ptb", "--drop_prob_igates=0.7"),
-        ("char_ptb", "--z_prob_cells=0.5 --z_prob_states=0.05"),
-        ("word_ptb", "--z_prob_cells=0.5 --z_prob_states=0.05"),
-        ("text8", "--weight_noise=0.075"),
-        ("text8", "--norm_cost_coeff=50"),
-        ("text8", "--drop_prob_igates=0.5"),
-        ("text8", "--z_prob_cells=0.2 --z_prob_states=0.2"),
-    ],
-)
-def test_commands_of_the_authors_readme(experiment, flags):
-    module = EXPERIMENTS[experiment]
-    config = parse_preset(module.PRESETS, flags.split(), "prog", "")
-    for flag in flags.split():
-        name, value = flag.strip("-").split("=")
-        assert getattr(config, name) == float(value)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--rnn_type=GRU", "--z_prob_cells=0.5"], "z_prob_cells=0.5; leave it out"),
-        (["--rnn_type=GRU", "--share_mask", "--z_prob_states=0.1"], "share_mask=True; leave it"),
-        (["--num_layers=101"], "num_layers must be in [1, 100], got 101"),
-        (["--rnn_type=SRNN", "--drop_prob_igates=0.5"], "drop_prob_igates=0.5; leave it out"),
-        (["--rnn_type=GRU", "--norm_cost_coeff=1", "--penalty=cells"], "penalty=cells"),
-        (["--penalty=cells"], "penalty=cells needs a norm_cost_coeff"),
-        (["--stoch_depth"], "stoch_depth is about masks, but there are none"),
-        (["--static_mask"], "static_mask is about masks"),
-        (["--gaussian_mask"], "gaussian_mask is about masks"),
-        (["--eval_size=1"], "eval_size must be at least 2, got 1"),
-        (["--share_mask", "--z_prob_cells=0.5", "--z_prob_states=0.1"], "one rate"),
-        (["--dropout=1"], "dropout must be in [0, 1), got 1.0"),
-        (["--train_size=80"], "shorter than one batch"),
-    ],
-)
-def test_settings_that_do_not_fit(flags, words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        word_ptb.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and words in error
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_norm_stabilizer_without_a_change_to_look_at(capsys):
-    with pytest.raises(SystemExit) as end:
-        char_ptb.main(["--preset=smoke", "--norm_cost_coeff=1", "--seq_length=2"])
-    assert end.value.code == 2 and "seq_length must be at least 3" in capsys.readouterr().err
-
-
-CHANGES = {
-    name: parse_preset(char_ptb.PRESETS, flags, "prog", "")
-    for name, (flags, _) in char_ptb.ROWS.items()
-    if not name.startswith(("GRU", "plain RNN", "LSTM"))
-} | {"input dropout": char_ptb.Config(input_drop=0.5)}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_flags_of_a_row_change_the_gradient(name):
-    """From that of the baseline, with the same key; `LSTM` again does not."""
-
-    def gradient(settings):
-        task = char_ptb.build(smoke(char_ptb, **settings))
-        params = task.init(jax.random.key(0))
-
-        def loss(params):
-            def on_a_device(examples):
-                return task.loss(params, jnp.asarray(task.data), examples, jax.random.key(1))[0]
-
-            return jax.vmap(on_a_device, axis_name=AXIS)(jnp.arange(4)[None])[0]
-
-        return jax.jit(jax.grad(loss))(params)["layers"][0]["recurrent"]
-
-    default = dataclasses.asdict(char_ptb.Config())
-    given = dataclasses.asdict(CHANGES[name])
-    changed = {name: value for name, value in given.items() if value != default[name]}
-    assert changed
-    assert not np.allclose(gradient(changed), gradient({}), rtol=1e-3, atol=1e-6)
-
-
-def test_sequences_begin_at_other_places_unless_told_not_to():
-    starts = {}
-    for augment in (True, False):
-        task = char_ptb.build(smoke(char_ptb, augment=augment))
-        starts[augment] = [np.asarray(task.plan(jax.random.key(n))) for n in range(3)]
-    assert all((plan % 20 == 0).all() for plan in starts[False])
-    assert len({int(plan.min() % 20) for plan in starts[True]}) > 1
-    assert not np.array_equal(*starts[False][:2])
-
-
-def test_presets_that_an_experiment_lacks(capsys):
-    with pytest.raises(SystemExit) as end:
-        reproduce.main(["char_ptb", "--preset=repository"])
-    assert end.value.code == 2
-    assert "has no preset repository; choose one of paper, small" in capsys.readouterr().err

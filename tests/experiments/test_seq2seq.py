@@ -1,4 +1,4 @@
-"""Learning to add: training and answers against loops in NumPy, the curriculum, bad settings."""
+"""Learning to add: training and answers against loops in NumPy, bad settings."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import pytest
 from experiments import reproduce, seq2seq
 from experiments.addition import draw_pairs, in_part
 from tests.oracles import sigmoid
-from zoneout_jax.training import AXIS, parse_preset
+from zoneout_jax.training import AXIS
 from zoneout_jax.training.progress import Progress
 from zoneout_jax.training.state import Streams
 
@@ -247,13 +247,6 @@ def test_additions_of_each_set_are_of_its_part_and_size():
         assert 10 ** (digits - 1) < pairs.max() <= 10**digits
 
 
-@pytest.mark.parametrize(("flags", "digits"), [([], 2), (["--digits=1"], 1)])
-def test_the_curriculum_starts_with_two_digits_or_all_there_are(flags, digits):
-    config = parse_preset(seq2seq.PRESETS, [*flags, "--eval_size=8"], "prog", "")
-    small = dataclasses.replace(config, hidden_features=4)
-    assert seq2seq.build(small).init(jax.random.key(0))["digits"] == digits
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 def test_nats_are_those_of_a_loop(reverse, monkeypatch):
     """With masks at their expectation."""
@@ -303,68 +296,6 @@ def test_a_batch_is_the_same_on_any_devices():
         return total.sum(), count.sum()
 
     np.testing.assert_allclose(sums(4), sums(1), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("digits", "last", "error", "next_digits", "factor"),
-    [
-        (2, 0.5, 0.2, 2, 1),
-        (2, 0.1, 0.2, 2, 1),  # it rises, but not at the top
-        (2, 0.5, 0.09, 3, 1),
-        (2, 0.5, 0.1, 2, 1),
-        (5, 0.5, 0.4, 5, 1),
-        (5, 0.4, 0.5, 5, 0.95),
-        (5, 0.05, 0.06, 5, 0.95),
-        (5, 0.5, 0.01, 5, 1),
-    ],
-)
-def test_the_curriculum(digits, last, error, next_digits, factor):
-    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8))
-    state = task.first_state(jax.random.key(0))
-    params = state.params | {"digits": jnp.float32(digits)}
-    memory = state.memory | {"last_error": jnp.float32(last)}
-    before = state._replace(params=params, memory=memory)
-    after = task.end_epoch(before, {"error": jnp.float32(error)}, jax.random.key(1))
-    assert after.params["digits"] == next_digits
-    rate = after.opt_state.hyperparams["learning_rate"]
-    np.testing.assert_allclose(rate, 0.01 * factor, rtol=1e-6)
-    assert after.memory["last_error"] == np.float32(error)
-    jax.tree.map(np.testing.assert_array_equal, after.params["layers"], params["layers"])
-
-
-@pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize(("epochs", "error"), [(16, 0.9), (17, 0.9), (18, 0.9), (17, 0.84)])
-def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
-    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8, restart=restart))
-    state = first = task.first_state(jax.random.key(0))
-    end_epoch = jax.jit(task.end_epoch)
-    for epoch in range(epochs):
-        assert state.params["layers"][0]["input"][0, 0] == first.params["layers"][0]["input"][0, 0]
-        figures = {"error": jnp.float32(error if epoch == epochs - 1 else 0.8)}
-        state = end_epoch(state, figures, jax.random.key(epoch))
-    anew = state.params["layers"][0]["input"][0, 0] != first.params["layers"][0]["input"][0, 0]
-    assert anew == (restart and (epochs, error) == (17, 0.9))
-    assert state.params["digits"] == first.params["digits"]
-
-
-def test_a_restart_is_of_all_but_the_curriculum():
-    """And there can be another, as long after it as the first one after the start."""
-    task = seq2seq.build(
-        seq2seq.Config(hidden_features=4, eval_size=8, restart=True, digits=1, start_digits=1)
-    )
-    fresh = state = task.first_state(jax.random.key(0))
-    end_epoch = jax.jit(task.end_epoch)
-    used = jax.tree.map(jnp.ones_like, state.opt_state)
-    for key in jax.random.split(jax.random.key(1)):
-        weights = state.params["layers"][0]["input"]
-        state = state._replace(opt_state=used)
-        for epoch in range(17):
-            figures = {"error": jnp.float32(0.86 + 0.001 * epoch)}
-            state = end_epoch(state, figures, jax.random.fold_in(key, epoch))
-        jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
-        assert state.memory["age"] == 0
-        np.testing.assert_allclose(state.memory["last_error"], 0.875, rtol=1e-6)
-        assert not np.array_equal(state.params["layers"][0]["input"], weights)
 
 
 @pytest.mark.parametrize(

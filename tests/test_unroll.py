@@ -1,0 +1,159 @@
+"""Running over time: lengths, what is returned of each step, empty arrays, bad arguments."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.test_cells import BATCH, KEY, LENGTHS, B, F, H, T, build
+from zoneout_jax import Masks, Zoneout, gru, linen, lstm, rnn, unroll
+from zoneout_jax import nnx as faces
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm batch norm"])
+def test_nan_in_padding_reaches_nothing(name):
+    cell, params, xs = build(name, jnp.float32)
+    lengths = list(LENGTHS)  # a list will do
+    padded = jnp.where((jnp.arange(T)[:, None] < jnp.array(LENGTHS))[..., None], xs, jnp.nan)
+
+    def loss(params, xs):
+        return jnp.sum(unroll(cell, params, xs, seq_lengths=lengths, reverse=True)[1])
+
+    got, wanted = (jax.grad(loss)(params, x) for x in (padded, xs))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
+def test_lengths_of_narrow_types(dtype):
+    # T is more than either type holds.
+    cell = rnn(F, H)
+    params, xs = cell.init(KEY), jnp.ones((300, 2, F))
+    lengths = jnp.array([3, 120])
+    run = jax.jit(lambda lengths: unroll(cell, params, xs, seq_lengths=lengths))
+    got, wanted = run(lengths.astype(dtype)), run(lengths)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "lstm batch norm"])
+def test_emit_of_any_rank_with_lengths(name, reverse):
+    cell, params, xs = build(name, jnp.float32)
+    xs = xs[:B]  # as many steps as examples, so that no axis can be taken for another
+
+    def run(emit, lengths, **options):
+        options |= {"emit": emit, "seq_lengths": lengths, "reverse": reverse}
+        return unroll(cell, params, xs, **options)[1]
+
+    def emit(carry, y):
+        return y, carry, y[:, 0], y[:, :, None] * y[:, None], jnp.float32(2)
+
+    lengths = jnp.array([4, 2, 3, 0])
+    ys, carry, first, squares, two = run(emit, lengths)
+    np.testing.assert_array_equal(ys, run(None, lengths))
+    np.testing.assert_array_equal(carry[1], ys)
+    np.testing.assert_array_equal(first, ys[:, :, 0])
+    np.testing.assert_allclose(squares, ys[..., None] * ys[:, :, None], rtol=1e-6)
+    np.testing.assert_array_equal(two, np.full(B, 2))
+    # Lengths of T are as good as none.
+    full, wanted = run(emit, jnp.full(B, B)), run(emit, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), full, wanted)
+    with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
+        run(lambda carry, y: y.sum(0), lengths)
+
+
+@pytest.mark.parametrize("features", [1, F])  # of one, each step multiplies its own input
+@pytest.mark.parametrize(("steps", "batch", "chunk"), [(0, B, None), (T, 0, None), (T, 0, 3)])
+def test_empty_batches_and_sequences(steps, batch, chunk, features):
+    xs, spec = jnp.ones((steps, batch, features)), Zoneout(states=0.5)
+    options = {"time_major": True, "return_carry": True, "chunk": chunk}
+    lengths = jnp.zeros(batch, int)
+    in_linen = linen.ZoneoutLSTMCell(H, zoneout=spec, deterministic=True)
+    layer = linen.ZoneoutRNN(in_linen, **options, reverse=True)
+    variables = layer.init(jax.random.key(0), jnp.ones((T, B, features)))
+    in_nnx = faces.ZoneoutLSTMCell(features, H, zoneout=spec, rngs=nnx.Rngs(0))
+    in_nnx = faces.ZoneoutRNN(in_nnx, **options)
+
+    def pure(params, xs):
+        return unroll(in_nnx.cell.pure(), params, xs, chunk=chunk)
+
+    for carry, ys in (
+        pure(in_nnx.cell.pure_params(), xs),
+        layer.apply(variables, xs, seq_lengths=lengths),
+        in_nnx(xs),
+    ):
+        assert ys.shape == (steps, batch, H)
+        assert [leaf.shape for leaf in carry] == [(batch, H), (batch, H)]
+    gradient = jax.grad(lambda *a: jnp.sum(pure(*a)[1]), (0, 1))(in_nnx.cell.pure_params(), xs)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: rnn(F, H, activation="sine"), ValueError, "activation must be one of 'tanh'"),
+        (lambda: lstm(F, H, normalization="group"), ValueError, "normalization must be one of"),
+        (lambda: lstm(F, H, normalization="batch"), ValueError, "needs max_steps"),
+        (lambda: lstm(F, H, max_steps=3), ValueError, "max_steps is for"),
+        (lambda: lstm(F, H, output="gate"), ValueError, "output must be one of"),
+        (lambda: gru(0, H), ValueError, "in_features must be at least 1, got 0"),
+        (lambda: call(rnn, zoneout=Zoneout(cells=0.5), key=KEY), ValueError, "no cells to mask"),
+        (lambda: call(gru, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
+        (lambda: call(gru, seq_lengths=np.array([-1, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
+        (lambda: call(gru, chunk=0), ValueError, "chunk must be at least 1"),
+        (lambda: call(gru, unroll=0), ValueError, "unroll must be at least 1"),
+        (lambda: call(gru, carry_noise=-1.0), ValueError, "carry_noise must be at least 0"),
+        (lambda: call(gru, seq_lengths=np.array([1.5, 1, 1, 1])), TypeError, "must be integers"),
+        (lambda: call(gru, zoneout=0.5), TypeError, "must be a Zoneout"),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=jnp.array([0.1, 0.2])), key=KEY),
+            ValueError,
+            "must be a single number",
+        ),
+        (lambda: call(gru, carry=jnp.zeros((B, H), int)), ValueError, "shapes and types"),
+        (
+            lambda: call(gru, masks=Masks(), zoneout=Zoneout(states=0.5)),
+            ValueError,
+            "not both",
+        ),
+        (lambda: call(gru, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
+        (lambda: call(gru, carry_noise=0.1), ValueError, "noise in training needs a random key"),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=0.5), key=0),
+            TypeError,
+            r"such as jax.random.key\(0\); got 0",
+        ),
+        (
+            lambda: call(lstm, masks=Masks(cells=jnp.ones((B, H)))),
+            ValueError,
+            r"axes .7 or 1, 4 or 1, 5 or 1. .time first. or be a scalar, got .4, 5.",
+        ),
+        (lambda: call(gru, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
+        (
+            lambda: gru(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
+            ValueError,
+            "no cells to mask, only states",
+        ),
+        (lambda: call(gru, stats={}), ValueError, "batch-normalized cells only"),
+        (
+            lambda: call(functools.partial(lstm, **BATCH), deterministic=True),
+            ValueError,
+            "needs its population stats",
+        ),
+        (
+            lambda: call(gru, zoneout=Zoneout(states=lambda step: 0.1), key=KEY),
+            TypeError,
+            r"spec.at\(step\)",
+        ),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def call(factory, **options):
+    cell = factory(F, H)
+    return unroll(cell, cell.init(jax.random.key(0)), jnp.ones((T, B, F)), **options)
