@@ -45,7 +45,7 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
         ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "got 'a:65536'"),
         ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for num_seeds"),
-        ({"workdir": "gs://bucket/run"}, "workdir must be a local folder, not gs://bucket/run"),
+        ({"workdir": "gs://bucket/run"}, "workdir must be a local folder, got gs://bucket/run"),
         ({"workdir": "~nobody at all/run"}, "workdir: there is no home folder for ~nobody at all/"),
         ({"steps_per_call": 3 * 10**9}, r"steps_per_call must be in \[1, 100000\]"),
         (
@@ -130,7 +130,7 @@ def test_run_directory_is_named_after_what_was_changed():
 def test_where_results_go(tmp_path):
     assert output_folder(None, "a/b") == pathlib.Path("runs/a/b")
     assert output_folder(pathlib.Path("~/a"), "b") == pathlib.Path.home() / "a"
-    with pytest.raises(ValueError, match="out must be a local folder, not gs:/bucket"):
+    with pytest.raises(ValueError, match="out must be a local folder, got gs:/bucket"):
         output_folder(pathlib.Path("gs://bucket"), "b")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="file is a file; give another --out"):

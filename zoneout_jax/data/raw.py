@@ -23,8 +23,6 @@ import uuid
 import zlib
 from collections.abc import Iterator
 
-from zoneout_jax._folders import local_folder
-
 RAW_DATA_VARIABLE = "ZONEOUT_RAW_DATA"
 TIMEOUT_SECONDS = 5.0
 
@@ -161,11 +159,10 @@ def _raw_folder(raw_data_dir: PathLike | None) -> tuple[pathlib.Path | None, str
 
 
 def _local(path: PathLike, named_by: str) -> pathlib.Path:
-    """`local_folder`, with a DataError."""
-    try:
-        return local_folder(path, named_by)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    """A path with `~` expanded; DataError if it is an address, which pathlib would mangle."""
+    if "://" in os.fspath(path):
+        raise DataError(f"{named_by} must be a local folder, not {os.fspath(path)}")
+    return pathlib.Path(path).expanduser()
 
 
 def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
