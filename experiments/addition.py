@@ -7,7 +7,9 @@ The task is Erik Rehn's simplified learning to execute, which the authors of zon
 
 An operand is uniform on 0 … 10^k, both included, with k uniform on 1 … digits. Pairs of operands
 belong to the training, validation or test part by a hash of the pair, whatever its order, so that
-no part ever shows an addition of another: a pair of another part is drawn again.
+no part ever shows an addition of another: a pair of another part is drawn again. Pairs of operands
+up to 10 are all for training: they are a quarter of the draws with two digits, but so few that a
+validation would be mostly of four of them.
 """
 
 import functools
@@ -21,6 +23,10 @@ SYMBOLS = "G_0123456789+"
 GO, PAD, ZERO, PLUS = (SYMBOLS.index(symbol) for symbol in "G_0+")
 PARTS = {"validation": (0, 1), "test": (1, 2), "train": (2, 10)}
 """Of ten classes of pairs those that belong to a part, as a half-open range."""
+SMALL = 10
+"""Pairs of operands up to this are for training."""
+MIN_DIGITS = 2
+"""With fewer there would be nothing to validate on."""
 MAX_DIGITS = 8
 """So that sums fit in 32-bit integers."""
 
@@ -37,7 +43,7 @@ def in_part(pair: jax.Array, part: str) -> jax.Array:
         return jax.random.bits(key) % jnp.uint32(10)
 
     first, stop = PARTS[part]
-    number = class_of(pair)
+    number = jnp.where(jnp.max(pair, -1) <= SMALL, PARTS["train"][0], class_of(pair))
     return (number >= first) & (number < stop)
 
 
@@ -46,7 +52,8 @@ def draw_pair(key: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
 
     Args:
       key: a JAX random key, of generator threefry2x32.
-      digits: greatest k, at most `MAX_DIGITS`.
+      digits: greatest k, at most `MAX_DIGITS`, and at least `MIN_DIGITS` for parts that have no
+        pair of small operands: one would be looked for for ever.
       part: a name in `PARTS`.
     """
 

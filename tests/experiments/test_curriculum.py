@@ -13,8 +13,11 @@ from zoneout_jax.training import parse_preset
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.mark.parametrize(("flags", "digits"), [([], 2), (["--digits=1"], 1)])
-def test_the_curriculum_starts_with_two_digits_or_all_there_are(flags, digits):
+@pytest.mark.parametrize(
+    ("flags", "digits"),
+    [([], 2), (["--start_digits=3"], 3), (["--start_digits=4", "--digits=3"], 3)],
+)
+def test_the_curriculum_starts_with_some_digits_or_all_there_are(flags, digits):
     config = parse_preset(seq2seq.PRESETS, [*flags, "--eval_size=8"], "prog", "")
     small = dataclasses.replace(config, hidden_features=4)
     assert seq2seq.build(small).init(jax.random.key(0))["digits"] == digits
@@ -64,9 +67,7 @@ def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
 
 def test_a_restart_is_of_all_but_the_curriculum():
     """And there can be another, as long after it as the first one after the start."""
-    task = seq2seq.build(
-        seq2seq.Config(hidden_features=4, eval_size=8, restart=True, digits=1, start_digits=1)
-    )
+    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8, restart=True, digits=2))
     fresh = state = task.first_state(jax.random.key(0))
     end_epoch = jax.jit(task.end_epoch)
     used = jax.tree.map(jnp.ones_like, state.opt_state)

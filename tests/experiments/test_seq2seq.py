@@ -216,23 +216,23 @@ def evaluated(task, evaluation, params):
 
 
 def test_errors_are_counted_once(monkeypatch):
-    """With a model whose answer is always 9."""
-    config = smoke(eval_size=100, eval_batch_size=64)
+    """With a model whose answer is always 19."""
+    config = smoke(eval_size=1000, eval_batch_size=64)
 
-    def nine(adder, params, carry, batch, length):
-        return jnp.broadcast_to(jnp.array([11] + [1] * (length - 1)), (batch, length))
+    def nineteen(adder, params, carry, batch, length):
+        return jnp.broadcast_to(jnp.array([3, 11] + [1] * (length - 2)), (batch, length))
 
-    monkeypatch.setattr(seq2seq, "write", nine)
+    monkeypatch.setattr(seq2seq, "write", nineteen)
     task = seq2seq.build(config)
     params = task.init(jax.random.key(0))
     figures, count = evaluated(task, task.validation, params)
-    wrong = np.mean(np.asarray(task.validation.data[0]).sum(1) != 9)
-    assert count == 100 and 0 < wrong < 1
+    wrong = np.mean(np.asarray(task.validation.data[0]).sum(1) != 19)
+    assert count == 1000 and 0 < wrong < 1
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
     np.testing.assert_allclose(figures["to_come"], wrong + 1, rtol=1e-6)
-    assert figures["digits"] == 1
+    assert figures["digits"] == 2
     figures, count = evaluated(task, task.final["test"], params)
-    wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 9)
+    wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 19)
     assert count == len(task.final["test"].data) == 4096
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
 
@@ -241,9 +241,9 @@ def test_additions_of_each_set_are_of_its_part_and_size():
     task = seq2seq.build(seq2seq.Config(digits=3, hidden_features=4, eval_size=64))
     test = task.final["test"].data
     assert in_part(test, "test").all() and 10**2 < test.max() <= 10**3
-    assert task.validation.data.shape == (3, 64, 2)
-    for digits, pairs in enumerate(task.validation.data, 1):
-        assert in_part(pairs, "validation").all()
+    assert task.validation.data.shape == (2, 64, 2)
+    for digits, pairs in enumerate(task.validation.data, 2):
+        assert in_part(pairs, "validation").all() and (pairs.max(1) > 10).all()
         assert 10 ** (digits - 1) < pairs.max() <= 10**digits
 
 
@@ -253,7 +253,7 @@ def test_nats_are_those_of_a_loop(reverse, monkeypatch):
     monkeypatch.setattr(seq2seq, "TEST_SIZE", 20)
     config = smoke(**ZONEOUT, reverse=reverse, eval_size=20, eval_batch_size=16)
     task = seq2seq.build(config)
-    params = random_params(task) | {"digits": jnp.ones(())}
+    params = random_params(task) | {"digits": jnp.float32(2)}
     for evaluation, pairs in (
         (task.validation, task.validation.data[0]),
         (task.final["test"], task.final["test"].data),
@@ -301,11 +301,12 @@ def test_a_batch_is_the_same_on_any_devices():
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--digits=0"], "digits must be in [1, 8], got 0"),
-        (["--digits=9"], "digits must be in [1, 8], got 9"),
-        (["--start_digits=0"], "start_digits must be in [1, 8], got 0"),
-        (["--input_length=6"], "input_length must be at least 7"),
-        (["--target_length=2"], "target_length must be at least 3"),
+        (["--digits=0"], "digits must be in [2, 8], got 0"),
+        (["--digits=1"], "digits must be in [2, 8], got 1"),
+        (["--digits=9"], "digits must be in [2, 8], got 9"),
+        (["--start_digits=0"], "start_digits must be in [2, 8], got 0"),
+        (["--input_length=6"], "input_length must be at least 9"),
+        (["--target_length=3"], "target_length must be at least 4"),
         (["--digits=6"], "input_length must be at least 15 for numbers up to 10^6, got 13"),
         (["--z_prob_cells=1"], "z_prob_cells must be in [0, 1), got 1"),
         (["--z_prob_states=1"], "z_prob_states must be in [0, 1), got 1"),
@@ -326,7 +327,7 @@ def test_examples_are_shown(tmp_path, monkeypatch, capsys):
     seq2seq.main(["--preset=smoke", "--eval_size=2", f"--workdir={tmp_path / 'run'}"])
     output = capsys.readouterr()
     assert re.search(r"\d\+\d+ = \d+, answered ", output.err)
-    assert "digits 1, error 1.0000 validation" in output.out
+    assert "digits 2, error 1.0000 validation" in output.out
 
 
 def test_all_rows_again(tmp_path, capsys):
