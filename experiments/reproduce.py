@@ -7,10 +7,10 @@
     python -m experiments.reproduce seq2seq --preset=long                  # hours of a CPU core
 
 Runs that are done are skipped, runs that were cut off go on; several processes can share a folder,
-each with its own `--rows` or `--seeds`, and one without them then makes the table of all. The table (Markdown and JSON) and the
-figures of all learning curves are written anew after every run. An experiment that measures
-something else than rows of a table (`gradient_propagation`, `semantic_consistency`) writes what its
-own docstring says.
+each with its own `--rows` or `--seeds`, and one without them then makes the table of all. The table
+(Markdown and JSON) and the figures of all learning curves are written anew after every run. An
+experiment that measures something else than rows of a table (`gradient_propagation`,
+`semantic_consistency`) writes what its own docstring says.
 """
 
 import contextlib
