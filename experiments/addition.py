@@ -8,8 +8,8 @@ The task is Erik Rehn's simplified learning to execute, which the authors of zon
 An operand is uniform on 0 … 10^k, both included, with k uniform on 1 … digits. Pairs of operands
 belong to the training, validation or test part by a hash of the pair, whatever its order, so that
 no part ever shows an addition of another: a pair of another part is drawn again. Pairs of operands
-up to 10 are all for training: they are a quarter of the draws with two digits, but so few that a
-validation would be mostly of four of them.
+that are both at most 10 are all for training: they are three in ten of the draws with two digits,
+but only 66, so that the few in a validation would weigh more than all that matters there.
 """
 
 import functools
@@ -24,9 +24,9 @@ GO, PAD, ZERO, PLUS = (SYMBOLS.index(symbol) for symbol in "G_0+")
 PARTS = {"validation": (0, 1), "test": (1, 2), "train": (2, 10)}
 """Of ten classes of pairs those that belong to a part, as a half-open range."""
 SMALL = 10
-"""Pairs of operands up to this are for training."""
+"""Pairs of operands that are both at most this are for training."""
 MIN_DIGITS = 2
-"""With fewer there would be nothing to validate on."""
+"""With fewer all operands are small, and there is nothing to validate on."""
 MAX_DIGITS = 8
 """So that sums fit in 32-bit integers."""
 
@@ -52,8 +52,8 @@ def draw_pair(key: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
 
     Args:
       key: a JAX random key, of generator threefry2x32.
-      digits: greatest k, at most `MAX_DIGITS`, and at least `MIN_DIGITS` for parts that have no
-        pair of small operands: one would be looked for for ever.
+      digits: greatest k, at most `MAX_DIGITS`; for other parts than training at least
+        `MIN_DIGITS`, or the draw never ends.
       part: a name in `PARTS`.
     """
 
@@ -78,7 +78,12 @@ def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part
       key: a JAX random key of any generator.
       digits, part: as in `draw_pair`.
       numbers: of the additions, integers `[N]`.
+
+    Raises:
+      ValueError: there are no such pairs. Not checked if `digits` is traced.
     """
+    if part != "train" and isinstance(digits, int) and digits < MIN_DIGITS:
+        raise ValueError(f"the {part} part has no pairs below {MIN_DIGITS} digits, got {digits}")
     # One generator for all: with `rbg` each draw of a batch would depend on the whole of it, and a
     # pair that is drawn again would be the same one for ever.
     key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")

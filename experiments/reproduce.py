@@ -7,9 +7,9 @@
     python -m experiments.reproduce seq2seq --preset=long                  # hours of a CPU core
 
 Runs that are done are skipped, runs that were cut off go on; several processes can share a folder,
-each with its own `--rows` or `--seeds`, and one without them then makes the table of all. The table
-(Markdown and JSON) and the figures of all learning curves are written anew after every run. An
-experiment that measures something else than rows of a table (`gradient_propagation`,
+each with its own `--rows` or `--seeds`: when they have ended, one with all of them makes the table.
+The table (Markdown and JSON) and the figures of all learning curves are written anew after every
+run. An experiment that measures something else than rows of a table (`gradient_propagation`,
 `semantic_consistency`) writes what its own docstring says.
 """
 
@@ -41,6 +41,7 @@ from zoneout_jax.training import (
     parse_preset,
     prepare,
     program,
+    replacing,
     write_json,
     writing,
 )
@@ -220,7 +221,8 @@ def write_table(
     with writing(out / "table.json"):
         write_json(out / "table.json", table)
     with writing(out / "table.md"):
-        (out / "table.md").write_text(markdown(table))
+        with replacing(out / "table.md") as temporary:
+            temporary.write_text(markdown(table))
     return table
 
 

@@ -6,13 +6,13 @@
 A network reads `____12345+678` symbol by symbol and writes `13023__`. The paper has no figures of
 this task.
 
-Settings (the authors' code, but for the first): one two-layer LSTM of 128 units is encoder and
-decoder; weights uniform within ±0.08; Adam at 0.01 on batches of 32, gradients not clipped; 40
-epochs of 20 batches. In training the decoder is fed with the answer, in evaluation with its own
-likeliest symbols, masks at their expectation. Operands are at most 10², those of 2 `digits`, at the
-start. The curriculum goes on to the next number of digits, up to 5, when the validation error falls
-below 0.1; there, the learning rate is multiplied by 0.95 whenever the error rises. Preset `long`
-has 4,000 epochs, and validates on 512 additions.
+Settings (the authors' code, but for the first and the evaluation): one two-layer LSTM of 128 units
+is encoder and decoder; weights uniform within ±0.08; Adam at 0.01 on batches of 32, gradients not
+clipped; 40 epochs of 20 batches. In training the decoder is fed with the answer, in evaluation with
+its own likeliest symbols, masks at their expectation. Operands of k `digits` are at most 10^k. From
+k = 2, the curriculum goes on to the next when the validation error falls below 0.1; at 5, the last,
+the learning rate is multiplied by 0.95 whenever the error rises. Preset `long` has 4,000 epochs,
+`laptop` 400 of up to three digits, and both validate on 512 additions.
 
 Figures: `error` (share of answers with any wrong symbol) over `eval_size` additions of up to the
 current number of digits, with an operand above 10, none of which training ever draws; with few
@@ -95,9 +95,9 @@ class Config(LanguageModelConfig):
     batches_per_epoch: Count = 20
     """Batches between two validations."""
     digits: Digits = 5
-    """Digits of operands at the end of the curriculum."""
+    """Operands are at most 10 to the power of this at the end of the curriculum."""
     start_digits: Digits = 2
-    """Digits of operands at its start, or `digits` if that is less."""
+    """And at its start, if `digits` is not less."""
     good_error: Probability = 0.1
     """Validation error below which the number of digits grows."""
     lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95

@@ -89,6 +89,12 @@ def test_draws_are_those_of_the_task_and_of_no_other_part(part, digits, all_pair
     assert scipy.stats.chisquare(found, groups * found.sum() / groups.sum()).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_parts_without_small_numbers_have_no_pairs_of_one_digit(part):
+    with pytest.raises(ValueError, match=f"the {part} part has no pairs below 2 digits, got 1"):
+        addition.draw_pairs(jax.random.key(0), jnp.arange(2), 1, part)
+
+
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_a_draw_depends_on_its_own_number_alone(impl):
     key = jax.random.key(0, impl=impl)

@@ -67,8 +67,9 @@ def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
 
 def test_a_restart_is_of_all_but_the_curriculum():
     """And there can be another, as long after it as the first one after the start."""
-    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8, restart=True, digits=2))
+    task = seq2seq.build(seq2seq.Config(hidden_features=4, eval_size=8, restart=True))
     fresh = state = task.first_state(jax.random.key(0))
+    state = state._replace(params=state.params | {"digits": jnp.float32(3)})
     end_epoch = jax.jit(task.end_epoch)
     used = jax.tree.map(jnp.ones_like, state.opt_state)
     for key in jax.random.split(jax.random.key(1)):
@@ -78,6 +79,6 @@ def test_a_restart_is_of_all_but_the_curriculum():
             figures = {"error": jnp.float32(0.86 + 0.001 * epoch)}
             state = end_epoch(state, figures, jax.random.fold_in(key, epoch))
         jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
-        assert state.memory["age"] == 0
+        assert state.memory["age"] == 0 and state.params["digits"] == 3
         np.testing.assert_allclose(state.memory["last_error"], 0.875, rtol=1e-6)
         assert not np.array_equal(state.params["layers"][0]["input"], weights)

@@ -215,25 +215,26 @@ def evaluated(task, evaluation, params):
     return {name: float(total.sum()) / count for name, total in totals.items()}, count
 
 
-def test_errors_are_counted_once(monkeypatch):
-    """With a model whose answer is always 19."""
+@pytest.mark.parametrize("digits", [2, 3])
+def test_errors_are_counted_once(digits, monkeypatch):
+    """With a model whose answer is always 20."""
     config = smoke(eval_size=1000, eval_batch_size=64)
 
-    def nineteen(adder, params, carry, batch, length):
-        return jnp.broadcast_to(jnp.array([3, 11] + [1] * (length - 2)), (batch, length))
+    def twenty(adder, params, carry, batch, length):
+        return jnp.broadcast_to(jnp.array([4, 2] + [1] * (length - 2)), (batch, length))
 
-    monkeypatch.setattr(seq2seq, "write", nineteen)
+    monkeypatch.setattr(seq2seq, "write", twenty)
     task = seq2seq.build(config)
-    params = task.init(jax.random.key(0))
+    params = task.init(jax.random.key(0)) | {"digits": jnp.float32(digits)}
     figures, count = evaluated(task, task.validation, params)
-    wrong = np.mean(np.asarray(task.validation.data[0]).sum(1) != 19)
+    wrong = np.mean(np.asarray(task.validation.data[digits - 2]).sum(1) != 20)
     assert count == 1000 and 0 < wrong < 1
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
-    np.testing.assert_allclose(figures["to_come"], wrong + 1, rtol=1e-6)
-    assert figures["digits"] == 2
+    np.testing.assert_allclose(figures["to_come"], wrong + 3 - digits, rtol=1e-6)
+    assert figures["digits"] == digits
     figures, count = evaluated(task, task.final["test"], params)
-    wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 19)
-    assert count == len(task.final["test"].data) == 4096
+    wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 20)
+    assert count == len(task.final["test"].data) == 4096 and 0 < wrong < 1
     np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
 
 
@@ -247,15 +248,15 @@ def test_additions_of_each_set_are_of_its_part_and_size():
         assert 10 ** (digits - 1) < pairs.max() <= 10**digits
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_nats_are_those_of_a_loop(reverse, monkeypatch):
+@pytest.mark.parametrize(("digits", "reverse"), [(2, False), (2, True), (3, False)])
+def test_nats_are_those_of_a_loop(digits, reverse, monkeypatch):
     """With masks at their expectation."""
     monkeypatch.setattr(seq2seq, "TEST_SIZE", 20)
     config = smoke(**ZONEOUT, reverse=reverse, eval_size=20, eval_batch_size=16)
     task = seq2seq.build(config)
-    params = random_params(task) | {"digits": jnp.float32(2)}
+    params = random_params(task) | {"digits": jnp.float32(digits)}
     for evaluation, pairs in (
-        (task.validation, task.validation.data[0]),
+        (task.validation, task.validation.data[digits - 2]),
         (task.final["test"], task.final["test"].data),
     ):
         questions, answers = map(np.asarray, seq2seq.encode(pairs, 13, 7, reverse))
@@ -304,8 +305,8 @@ def test_a_batch_is_the_same_on_any_devices():
         (["--digits=0"], "digits must be in [2, 8], got 0"),
         (["--digits=1"], "digits must be in [2, 8], got 1"),
         (["--digits=9"], "digits must be in [2, 8], got 9"),
-        (["--start_digits=0"], "start_digits must be in [2, 8], got 0"),
-        (["--input_length=6"], "input_length must be at least 9"),
+        (["--start_digits=1"], "start_digits must be in [2, 8], got 1"),
+        (["--input_length=8"], "input_length must be at least 9"),
         (["--target_length=3"], "target_length must be at least 4"),
         (["--digits=6"], "input_length must be at least 15 for numbers up to 10^6, got 13"),
         (["--z_prob_cells=1"], "z_prob_cells must be in [0, 1), got 1"),
@@ -320,6 +321,14 @@ def test_bad_settings(flags, complaint, tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and complaint in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("digits", [2, 3])
+def test_examples_shown_are_of_the_validation(digits):
+    task = seq2seq.build(smoke(eval_size=3))
+    found = task.show(task.init(jax.random.key(0)) | {"digits": jnp.float32(digits)})
+    for shown, (a, b) in zip(found.split("; "), task.validation.data[digits - 2], strict=True):
+        assert shown.startswith(f"{a}+{b} = {a + b}, answered ")
 
 
 def test_examples_are_shown(tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from zoneout_jax.training import (
     RunError,
     commit,
     draw_curves,
+    replacing,
     run_directory,
     shown,
     versions,
@@ -79,8 +80,29 @@ def test_directories_that_are_no_run(tmp_path):
 
 def test_a_kill_at_the_very_start_leaves_a_directory_that_can_be_used(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on a")
-    (tmp_path / "config.json.tmp").write_text('{"sett')
+    (tmp_path / ".config.json.17.tmp").write_text('{"sett')
     assert opened(tmp_path).config_file.exists()
+
+
+def test_two_processes_that_write_a_file_at_once(tmp_path, monkeypatch):
+    file = tmp_path / "table.md"
+    with replacing(file) as first:
+        first.write_text("the first")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            with replacing(file) as second:
+                second.write_text("the second")
+        assert file.read_text() == "the second"
+    assert file.read_text() == "the first" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_written_whole_is_left_as_it_was(tmp_path):
+    file = tmp_path / "table.md"
+    file.write_text("before")
+    with pytest.raises(OSError, match="full"), replacing(file) as temporary:
+        temporary.write_text("ha")
+        raise OSError("the disk is full")
+    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
 
 
 def test_two_runs_at_once_in_one_directory(tmp_path):

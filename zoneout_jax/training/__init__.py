@@ -25,6 +25,7 @@ from zoneout_jax.training.metrics import shown as shown
 from zoneout_jax.training.parallel import AXIS as AXIS
 from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
 from zoneout_jax.training.run_directory import commit as commit
+from zoneout_jax.training.run_directory import replacing as replacing
 from zoneout_jax.training.run_directory import versions as versions
 from zoneout_jax.training.run_directory import write_json as write_json
 from zoneout_jax.training.run_directory import writing as writing

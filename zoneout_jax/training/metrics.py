@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoneout_jax.training.run_directory import RunDirectory, writing
+from zoneout_jax.training.run_directory import RunDirectory, replacing, writing
 
 
 class MetricLog:
@@ -28,10 +28,8 @@ class MetricLog:
 
         self._run = run
         for path, entries in ((run.metrics_file, metrics), (run.times_file, times)):
-            with writing(path):
-                temporary = path.with_suffix(".tmp")
+            with writing(path), replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-                os.replace(temporary, path)
         # The writer itself, not a SummaryWriter, whose thread would keep a full disk to itself.
         with writing(run.path):
             self._events = EventsWriter(str(run.path / "events"))
@@ -151,6 +149,5 @@ def draw_curves(
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:
     """Writes a matplotlib figure as a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

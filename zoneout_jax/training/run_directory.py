@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import importlib.metadata
 import json
 import os
@@ -15,16 +16,30 @@ from typing import Any
 
 from zoneout_jax.training.config import RunError
 
-BEFORE_CONFIG = {".lock", "config.json.tmp"}
+BEFORE_CONFIG = (".lock", ".config.json.*.tmp")
 """What a run that is killed at its very start may leave."""
 PACKAGES = ("zoneout_jax", "jax", "optax", "orbax-checkpoint", "numpy")
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a file to write, which takes the place of `path` when it is whole.
+
+    Its name is this process's own, as several may write a table or a figure of the same runs.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -99,7 +114,10 @@ class RunDirectory:
         self._experiment = experiment
         if path.exists() and not path.is_dir():
             raise ValueError(f"workdir {path} is a file; give another --workdir")
-        if not path.exists() or {file.name for file in path.iterdir()} <= BEFORE_CONFIG:
+        if not path.exists() or all(
+            any(fnmatch.fnmatch(file.name, name) for name in BEFORE_CONFIG)
+            for file in path.iterdir()
+        ):
             return
         if not resume:
             raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no-resume")
