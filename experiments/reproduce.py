@@ -220,9 +220,8 @@ def write_table(
     }
     with writing(out / "table.json"):
         write_json(out / "table.json", table)
-    with writing(out / "table.md"):
-        with replacing(out / "table.md") as temporary:
-            temporary.write_text(markdown(table))
+    with writing(out / "table.md"), replacing(out / "table.md") as temporary:
+        temporary.write_text(markdown(table))
     return table
 
 
