@@ -20,7 +20,7 @@ import optax
 import tyro
 
 from experiments import char_ptb
-from experiments.language_model import cross_entropy_sum, readout_init
+from experiments.language_model import TILES, cross_entropy_sum, readout_init
 from zoneout_jax import Zoneout, lstm, unroll
 from zoneout_jax.data import epoch_plan, gather, load_corpus
 from zoneout_jax.training import fit, prepare, versions, write_json
@@ -49,7 +49,7 @@ def bare_loop(config: char_ptb.Config, steps: int):
     key = jax.random.key(0)
     params = {
         "lstm": cell.init(key),
-        "readout": readout_init(key, config.hidden_features, corpus.vocab_size),
+        "readout": readout_init(key, (config.hidden_features, corpus.vocab_size), TILES),
     }
     starts = epoch_plan(key, len(corpus.train), config.seq_length, config.batch_size)
     batches = [gather(corpus.train, starts[step], config.seq_length) for step in range(steps)]

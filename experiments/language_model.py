@@ -10,8 +10,18 @@ import jax.numpy as jnp
 import optax
 
 from experiments.zoneout_config import ZoneoutConfig
-from zoneout_jax import Zoneout, gru, lstm, norm_stabilizer, rnn, unroll, weight_noise
+from zoneout_jax import (
+    Zoneout,
+    gru,
+    lstm,
+    norm_stabilizer,
+    rnn,
+    tiled_orthogonal,
+    unroll,
+    weight_noise,
+)
 from zoneout_jax.cells import Cell
+from zoneout_jax.initializers import Initializer
 from zoneout_jax.training import (
     Count,
     NotNegative,
@@ -21,6 +31,8 @@ from zoneout_jax.training import (
 )
 
 Readout = dict[str, jax.Array]
+
+TILES = tiled_orthogonal()  # one object: cells with the same initializer are the same cell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +149,8 @@ def language_model(
       vocab_size: V, number of symbols.
       embedding_features: E, size of embeddings; None feeds one-hot vectors to the first layer.
       tied: the kernel of the output layer is the transposed embedding (Press and Wolf 2017).
-      init_width: all weights are uniform within ± this; None makes them orthogonal.
+      init_width: all weights are uniform within ± this; None makes them orthogonal, in square tiles
+        (see `tiled_orthogonal`), as the authors' code does.
       learned_carry: the initial state is learned; otherwise it is zero.
       input_drop: dropout of the first layer's inputs.
       dropout: dropout between layers and before the output layer (Zaremba et al. 2014).
@@ -152,8 +165,9 @@ def language_model(
             f"{embedding_features}"
         )
     first = embedding_features or vocab_size
+    kernel_init = uniform(init_width) if init_width else TILES
     cells = [
-        make_cell(config, features if number else first, learned_carry, init_width)
+        make_cell(config, features if number else first, learned_carry, kernel_init)
         for number in range(config.num_layers)
     ]
     zoneout = config.zoneout()
@@ -165,7 +179,7 @@ def language_model(
             "layers": [
                 cell.init(jax.random.fold_in(cell_key, number)) for number, cell in enumerate(cells)
             ],
-            "readout": readout_init(readout_key, features, vocab_size, init_width),
+            "readout": readout_init(readout_key, (features, vocab_size), kernel_init),
         }
         if tied:
             del params["readout"]["kernel"]
@@ -238,10 +252,9 @@ def with_cells(carry: Any, output: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def make_cell(
-    config: LanguageModelConfig, in_features: int, learned_carry: bool, init_width: float | None
+    config: LanguageModelConfig, in_features: int, learned_carry: bool, initializer: Initializer
 ) -> Cell:
     """The cell of one layer."""
-    initializer = init_width and uniform(init_width)
     options = {
         "kernel_init": initializer,
         "recurrent_init": initializer,
@@ -282,15 +295,9 @@ def drop(
     return jnp.where(dropped, 0, xs / (1 - rate))
 
 
-def readout_init(
-    key: jax.Array, features: int, vocab_size: int, init_width: float | None = None
-) -> Readout:
-    """Parameters of the output layer: a kernel `[H, V]`, orthogonal or uniform, and a bias of 0."""
-    init = uniform(init_width) if init_width else jax.nn.initializers.orthogonal()
-    return {
-        "kernel": init(key, (features, vocab_size), jnp.float32),
-        "bias": jnp.zeros(vocab_size),
-    }
+def readout_init(key: jax.Array, shape: tuple[int, int], kernel_init: Initializer) -> Readout:
+    """Parameters of the output layer: a kernel of a shape `[H, V]`, and a bias of 0."""
+    return {"kernel": kernel_init(key, shape, jnp.float32), "bias": jnp.zeros(shape[1])}
 
 
 def output_layer(readout: Readout, ys: jax.Array, dtype: Any = jnp.float32) -> jax.Array:

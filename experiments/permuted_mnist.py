@@ -240,7 +240,9 @@ def build(config: Config, sampled: bool = True) -> Task:
         weights["bias"] = jnp.where(forget, weights["bias"], config.initial_beta)
         params = {
             "lstm": weights,
-            "readout": readout_init(readout_key, config.hidden_features, images.classes),
+            "readout": readout_init(
+                readout_key, (config.hidden_features, images.classes), orthogonal
+            ),
         }
         if batch_norm:
             weights["cell_beta"] = jnp.full_like(weights["cell_beta"], config.initial_beta)

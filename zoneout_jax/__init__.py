@@ -10,6 +10,7 @@ from zoneout_jax.cells import Cell as Cell
 from zoneout_jax.cells import gru as gru
 from zoneout_jax.cells import rnn as rnn
 from zoneout_jax.initializers import block_orthogonal as block_orthogonal
+from zoneout_jax.initializers import tiled_orthogonal as tiled_orthogonal
 from zoneout_jax.lstm_cell import lstm as lstm
 from zoneout_jax.normalization import update_stats as update_stats
 from zoneout_jax.regularizers import norm_stabilizer as norm_stabilizer

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from experiments import char_ptb, reproduce
-from experiments.language_model import LanguageModel, cross_entropy_sum, readout_init
+from experiments.language_model import TILES, LanguageModel, cross_entropy_sum, readout_init
 from experiments.texts import carried_evaluation
 from tests.processes import environment
 from zoneout_jax import lstm, unroll
@@ -97,7 +97,7 @@ def test_cross_entropy_counts_weights():
     rng = np.random.default_rng(0)
     ys, weights = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.integers(0, 2, (4, 3))
     targets = rng.integers(0, 7, (4, 3))
-    readout = readout_init(jax.random.key(0), 5, 7)
+    readout = readout_init(jax.random.key(0), (5, 7), TILES)
     logits = ys @ np.asarray(readout["kernel"])
     chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     nats = np.log(np.exp(logits).sum(-1)) - chosen
@@ -112,7 +112,7 @@ def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
     text = np.random.default_rng(1).integers(0, 6, length).astype(np.uint8)
     cell = lstm(6, 8, learned_carry=True)
     key = jax.random.key(2)
-    params = {"lstm": cell.init(key), "readout": readout_init(key, 6 + 2, 6)}
+    params = {"lstm": cell.init(key), "readout": readout_init(key, (6 + 2, 6), TILES)}
 
     def sums(params, inputs, targets, weights, carry=None, deterministic=True):
         assert deterministic

@@ -25,7 +25,7 @@ def model(batch_normalization=False, rates=(None, None)):
     norm = {"normalization": "batch", "max_steps": STEPS} if batch_normalization else {}
     cell = lstm(1, HIDDEN, learned_carry=True, param_dtype=jnp.float64, **norm)
     keys = jax.random.split(jax.random.key(0), 3)
-    readout = readout_init(keys[1], HIDDEN, 3)
+    readout = readout_init(keys[1], (HIDDEN, 3), permuted_mnist.orthogonal)
     params = {"lstm": cell.init(keys[0]), "readout": readout}
     params = jax.tree.map(lambda x: x.astype(jnp.float64) + 0.03, params)
     rng = np.random.default_rng(1)
