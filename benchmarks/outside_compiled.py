@@ -44,7 +44,7 @@ class Options:
 
     rounds: Count = 7
     """Rounds."""
-    eval_size: Count = seq2seq.Config().eval_size
+    eval_size: Count = seq2seq.PRESETS["repository"].eval_size
     """Additions of a validation."""
     out: pathlib.Path = pathlib.Path("benchmarks/results/outside_compiled.json")
     """File of the result."""

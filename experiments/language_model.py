@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.optimizers import clipped, rmsprop
 from experiments.zoneout_config import ZoneoutConfig
 from zoneout_jax import (
     Zoneout,
@@ -122,12 +123,14 @@ class LanguageModel(NamedTuple):
         Σ w·nats and Σ w of predicting the targets, all `[T, B]`, and the carry after them. `mode`
         is `deterministic=True`; or `key`, and `axis_name` of the axis that a batch is spread over.
         In training the total has the gradient of the norm stabilizer too, but not its value.
+      read: `read(params, inputs, carry=None, **mode) -> carry` after them; needs no `readout`.
       logits: `logits(params, inputs, carry) -> (logits [T, B, V], carry)`, by expectation.
     """
 
     init: Callable[[jax.Array], Any]
     initial_carry: Callable[[Any, int], Any]
     sums: Callable[..., tuple[tuple[jax.Array, jax.Array], Any]]
+    read: Callable[..., Any]
     logits: Callable[..., tuple[jax.Array, Any]]
 
 
@@ -139,8 +142,10 @@ def language_model(
     tied: bool = False,
     init_width: float | None = None,
     learned_carry: bool = True,
+    looked_up: bool = False,
     input_drop: float = 0.0,
     dropout: float = 0.0,
+    output: Literal["state", "candidate"] = "state",
 ) -> LanguageModel:
     """Makes a model.
 
@@ -152,8 +157,11 @@ def language_model(
       init_width: all weights are uniform within ± this; None makes them orthogonal, in square tiles
         (see `tiled_orthogonal`), as the authors' code does.
       learned_carry: the initial state is learned; otherwise it is zero.
+      looked_up: rows of the first layer's input matrix `[V, kH]` are looked up: the same as the
+        product with one-hot vectors, for many symbols.
       input_drop: dropout of the first layer's inputs.
       dropout: dropout between layers and before the output layer (Zaremba et al. 2014).
+      output: what a layer hands on, its zoned-out state or the candidate for it.
 
     Raises:
       ValueError: tied weights of different sizes.
@@ -167,9 +175,10 @@ def language_model(
     first = embedding_features or vocab_size
     kernel_init = uniform(init_width) if init_width else TILES
     cells = [
-        make_cell(config, features if number else first, learned_carry, kernel_init)
+        make_cell(config, features if number else first, learned_carry, kernel_init, output)
         for number in range(config.num_layers)
     ]
+    runners = [looking_up(cells[0]) if looked_up else cells[0], *cells[1:]]
     zoneout = config.zoneout()
     dtype = config.dtype()
 
@@ -206,11 +215,12 @@ def language_model(
             xs = params["embedding"][inputs]
             xs = dropped(xs, input_drop, 0, first)
         else:
-            xs = jax.nn.one_hot(inputs, vocab_size)
+            kernel = params["layers"][0]["input"]
+            xs = kernel[inputs] if looked_up else jax.nn.one_hot(inputs, vocab_size)
             xs = dropped(xs, input_drop, 0, 1)  # a symbol has one element to drop
         emit = with_cells if config.norm_cost_coeff and config.penalty == "cells" else None
         new_carry, penalized = [], []
-        for number, (cell, layer) in enumerate(zip(cells, params["layers"], strict=True)):
+        for number, (cell, layer) in enumerate(zip(runners, params["layers"], strict=True)):
             if number:
                 xs = dropped(xs, dropout, 2 * number, features)
             mode = {"deterministic": True}
@@ -223,6 +233,9 @@ def language_model(
             penalized.append(looked_at)
         xs = dropped(xs, dropout, 2 * len(cells), features)
         return xs, new_carry, penalized
+
+    def read(params, inputs, carry=None, *, key=None, **mode):
+        return run(params, inputs, carry, key, **mode)[1]
 
     def readout(params):
         kernel = params["embedding"].T if tied else params["readout"]["kernel"]
@@ -243,7 +256,7 @@ def language_model(
         ys, carry, _ = run(params, inputs, carry, deterministic=True)
         return output_layer(readout(params), ys, dtype), carry
 
-    return LanguageModel(init, initial_carry, sums, logits)
+    return LanguageModel(init, initial_carry, sums, read, logits)
 
 
 def with_cells(carry: Any, output: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -251,11 +264,24 @@ def with_cells(carry: Any, output: jax.Array) -> tuple[jax.Array, jax.Array]:
     return output, carry[0]
 
 
+def looking_up(cell: Cell) -> Cell:
+    """The cell for inputs that are rows of its input matrix, `[T, B, kH]`."""
+    return cell._replace(
+        in_features=cell.gates * cell.hidden_features,
+        project=lambda params, rows: rows + params["bias"],
+    )
+
+
 def make_cell(
-    config: LanguageModelConfig, in_features: int, learned_carry: bool, initializer: Initializer
+    config: LanguageModelConfig,
+    in_features: int,
+    learned_carry: bool,
+    initializer: Initializer,
+    output: Literal["state", "candidate"] = "state",
 ) -> Cell:
     """The cell of one layer."""
     options = {
+        "output": output,
         "kernel_init": initializer,
         "recurrent_init": initializer,
         "learned_carry": learned_carry,
@@ -336,14 +362,11 @@ def make_optimizer(
     """The optimizer, and what is clipped before it or after it."""
     rule = {
         "adam": lambda: optax.adam(learning_rate),
-        "rms_prop": lambda: optax.rmsprop(learning_rate),
+        "rms_prop": lambda: rmsprop(learning_rate),
         "momentum": lambda: optax.sgd(learning_rate, config.momentum),
         "sgd": lambda: optax.sgd(learning_rate),
     }[config.algorithm]()
-    order = (rule,)
-    if config.clip_norm:
-        clip = optax.clip_by_global_norm(config.clip_norm)
-        order = (clip, rule) if config.clip_by == "gradient" else (rule, clip)
+    optimizer = clipped(rule, config.clip_norm, config.clip_by)
     if config.weight_decay:
-        order = (optax.add_decayed_weights(config.weight_decay), *order)
-    return optax.chain(*order)
+        return optax.chain(optax.add_decayed_weights(config.weight_decay), optimizer)
+    return optimizer

@@ -9,10 +9,10 @@ reports, validation / test: LSTM 1.396 / 1.408, weight noise 1.356 / 1.367, norm
 1.398, stochastic depth 1.337 / 1.343, recurrent dropout 1.409 / 1.358 (a later version: 1.386 /
 1.401), zoneout 1.331 / 1.336.
 
-Settings of the paper: 2000 units, orthogonal weights, sequences of 180 characters, batches of 128,
-Adam at 0.001, gradients clipped to norm 1, early stopping; the first 90 million characters are for
-training, 5 and 5 million for validation and test. Of the authors' code (preset `repository`): 1000
-units, batches of 32, Adam at 0.002, its update clipped to norm 1.
+Settings of the paper: 2000 units, weights of square orthogonal tiles, sequences of 180 characters,
+batches of 128, Adam at 0.001, gradients clipped to norm 1, early stopping; the first 90 million
+characters are for training, 5 and 5 million for validation and test. Of the authors' code (preset
+`repository`): 1000 units, batches of 32, Adam at 0.002, its update clipped to norm 1.
 
 Figures: as of `experiments.char_ptb`.
 """

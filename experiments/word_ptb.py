@@ -9,10 +9,10 @@ test: LSTM 120.7 / 114.5, recurrent dropout 91.6 / 87.0, dropout on the non-recu
 
 Settings of the paper (preset `paper`; where it is silent, Zaremba's): two layers of 1500 units, all
 weights uniform within ±0.04, sequences of 35 words in batches of 20, SGD at rate 1, divided by 1.15
-in each epoch after the 14th, gradients clipped to norm 10, 55 epochs; the gradient is that of the
+in each epoch from the 16th on, gradients clipped to norm 10, 55 epochs; the gradient is that of the
 loss summed over the words of a sequence and averaged over the batch. Of the authors' code (preset
-`repository`): one layer of 256 units, the mean over all words, Adam at 0.002, its update clipped to
-norm 10.
+`repository`): one layer of 256 units whose input matrix has a row for every word, the mean over all
+words, Adam at 0.002, its update clipped to norm 10.
 
 The text is cut into as many streams as a batch has sequences. The state at the end of a batch is
 where the next one begins, and at the end of an epoch each stream takes over that of the stream
@@ -63,26 +63,35 @@ class Config(TextConfig):
     learning_rate: Positive = 1.0
     """Step size."""
     decrease_lr_after_epoch: Count = 14
-    """Epoch after which the step size falls."""
+    """The step size falls at the end of each epoch after this one (Zaremba et al. 2014, authors'
+    code): the epoch after the next is the first slower one."""
     lr_decay: Positive = 1.15
-    """What it is divided by in each epoch from then on."""
+    """What it is divided by each time."""
     sum_over_steps: bool = True
     """The gradient is of the loss summed over the words of a sequence, otherwise of their mean."""
     clip_norm: Positive | None = 10.0
     """Largest global norm; None for any."""
     dropout: DropRate = 0.0
     """Dropout on the non-recurrent connections."""
+    embedding: bool = True
+    """Words are embedded; otherwise each has a row of the first layer's input matrix."""
     tied: bool = False
     """The embedding is also the kernel of the output layer."""
     eval_streams: Count = 20
     """Parts that a text is cut into to carry the state over them side by side, each after a
     warm-up on the words before it; 1 carries it over the text in one piece."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tied and not self.embedding:
+            raise ValueError("tied weights need an embedding: leave out tied, or give --embedding")
+
 
 _REPOSITORY = Config(
     preset="repository",
     num_layers=1,
     hidden_features=256,
+    embedding=False,
     init_width=0.1,
     algorithm="adam",
     learning_rate=2e-3,
@@ -154,11 +163,12 @@ def load(config: Config) -> Corpus:
 
 
 def model(config: Config, corpus: Corpus) -> LanguageModel:
-    """The model: embedded words, initial states of zero."""
+    """The model: words embedded or looked up, initial states of zero."""
     return language_model(
         config,
         corpus.vocab_size,
-        embedding_features=config.hidden_features,
+        embedding_features=config.hidden_features if config.embedding else None,
+        looked_up=not config.embedding,
         tied=config.tied,
         init_width=config.init_width,
         learned_carry=False,
@@ -168,10 +178,10 @@ def model(config: Config, corpus: Corpus) -> LanguageModel:
 
 
 def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
-    """Constant, then divided by `lr_decay` at the start of each epoch."""
+    """Constant, then divided by `lr_decay` between epochs."""
 
     def rate(step):
-        late = jnp.maximum(step // steps_per_epoch + 1 - config.decrease_lr_after_epoch, 0)
+        late = jnp.maximum(step // steps_per_epoch - config.decrease_lr_after_epoch, 0)
         return config.learning_rate / config.lr_decay ** late.astype(jnp.float32)
 
     return rate

@@ -39,14 +39,14 @@ def step(layer, carry, x, d_c, d_h):
     new_c = f * c + i * g
     new_h = o * np.tanh(new_c)
     kept = (d_c * c + (1 - d_c) * new_c, d_h * h + (1 - d_h) * new_h)
-    return kept, (x, c, h, i, f, g, o, new_c, d_c, d_h)
+    return kept, new_h, (x, c, h, i, f, g, o, new_c, d_c, d_h)
 
 
-def step_back(layer, grads, to_c, to_h, saved):
+def step_back(layer, grads, to_c, to_h, to_new_h, saved):
     """Adds to the gradients of a layer; returns the derivatives by x, c and h."""
     x, c, h, i, f, g, o, new_c, d_c, d_h = saved
     squashed = np.tanh(new_c)
-    by_h = (1 - d_h) * to_h
+    by_h = (1 - d_h) * to_h + to_new_h
     by_c = (1 - d_c) * to_c + by_h * o * (1 - squashed**2)
     by_gates = [
         by_c * g * i * (1 - i),
@@ -63,24 +63,33 @@ def step_back(layer, grads, to_c, to_h, saved):
     return by_gates @ layer["input"].T, from_c, from_h
 
 
-def loss_and_gradient(params, questions, answers, masks):
+def networks(tree, questions, steps):
+    """Of each step the layers: those of the encoder up to the question's end, if it has its own."""
+    encoder = tree.get("encoder", tree)["layers"]
+    return [encoder if t < questions.shape[-1] else tree["layers"] for t in range(steps)]
+
+
+def loss_and_gradient(params, questions, answers, masks, output="state"):
     """Mean cross entropy of a symbol and its gradient, written from the equations.
 
-    `masks` has of each layer a pair of arrays `[T, B, H]`: of cells and of states.
+    `masks` has of each layer a pair of arrays `[T, B, H]`: of cells and of states. A layer hands on
+    its zoned-out state, or the candidate for it.
     """
     batch, length = answers.shape
     go = np.full((batch, 1), GO)
     xs = one_hot(np.concatenate([questions, go, answers[:, :-1]], 1)).transpose(1, 0, 2)
-    layers, readout = params["layers"], params["readout"]
+    readout = params["readout"]
     grads = jax.tree.map(np.zeros_like, params)
-    carries = [(np.zeros((batch, len(layer["recurrent"]))),) * 2 for layer in layers]
+    layers, layer_grads = (networks(tree, questions, len(xs)) for tree in (params, grads))
+    carries = [(np.zeros((batch, len(layer["recurrent"]))),) * 2 for layer in layers[0]]
     saved, tops = [], []
     for t, x in enumerate(xs):
         saved.append([])
-        for n, layer in enumerate(layers):
-            carries[n], kept = step(layer, carries[n], x, masks[n][0][t], masks[n][1][t])
+        for n, layer in enumerate(layers[t]):
+            d_c, d_h = masks[n][0][t], masks[n][1][t]
+            carries[n], new_h, kept = step(layer, carries[n], x, d_c, d_h)
             saved[-1].append(kept)
-            x = carries[n][1]
+            x = carries[n][1] if output == "state" else new_h
         tops.append(x)
     value = 0.0
     to_tops = [np.zeros_like(top) for top in tops]
@@ -98,15 +107,16 @@ def loss_and_gradient(params, questions, answers, masks):
     by_carry = [[np.zeros_like(c), np.zeros_like(h)] for c, h in carries]
     for t in reversed(range(len(xs))):
         from_above = to_tops[t]
-        for n in reversed(range(len(layers))):
-            to_c, to_h = by_carry[n][0], by_carry[n][1] + from_above
-            back = step_back(layers[n], grads["layers"][n], to_c, to_h, saved[t][n])
+        for n in reversed(range(len(layers[t]))):
+            to_c, to_h = by_carry[n]
+            to_h, to_new_h = (to_h + from_above, 0) if output == "state" else (to_h, from_above)
+            back = step_back(layers[t][n], layer_grads[t][n], to_c, to_h, to_new_h, saved[t][n])
             from_above, *by_carry[n] = back
     return value, grads
 
 
 def in_float64(params):
-    weights = {name: params[name] for name in ("layers", "readout")}
+    weights = {name: value for name, value in params.items() if name != "digits"}
     return jax.tree.map(lambda x: np.array(x, np.float64), weights)
 
 
@@ -132,10 +142,18 @@ def trained(task, state, noise, steps):
     return params, losses
 
 
-def test_a_hundred_steps_are_those_of_a_loop():
-    config = smoke(
-        **ZONEOUT, batches_per_epoch=100, batch_size=4, hidden_features=6, learning_rate=2e-3
-    )
+SETTINGS = [
+    {},
+    {"two_networks": True},
+    {"output": "candidate"},
+    {"two_networks": True, "output": "candidate"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_hundred_steps_are_those_of_a_loop(settings):
+    sizes = {"batches_per_epoch": 100, "batch_size": 4, "hidden_features": 6}
+    config = smoke(**ZONEOUT, **sizes, **settings, learning_rate=2e-3)
     task, streams = seq2seq.build(config), Streams.from_seed(0)
     state = task.first_state(streams.init)
     params = in_float64(state.params)
@@ -149,18 +167,19 @@ def test_a_hundred_steps_are_those_of_a_loop():
         pairs = draw_pairs(pair_key, jnp.arange(4), config.start_digits, "train")
         masks = []
         for layer in range(2):
-            shape = (20, 4, 6)
-            key = jax.random.fold_in(noise_key, 2 * layer + 1)
-            drawn = config.zoneout().sample(key, *shape)
-            both = (drawn.cells, drawn.states)
-            masks.append([jnp.zeros(shape) if d is None else d.astype(float) for d in both])
+            drawn = [
+                config.zoneout().sample(jax.random.fold_in(key, 2 * layer + 1), steps, 4, 6)
+                for key, steps in zip(jax.random.split(noise_key), (13, 7), strict=True)
+            ]
+            pairs_of_masks = ([d.cells for d in drawn], [d.states for d in drawn])
+            masks.append([jnp.concatenate(both).astype(float) for both in pairs_of_masks])
         return *seq2seq.encode(pairs, 13, 7), masks
 
     first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
     losses = []
     for number in range(100):
         questions, answers, masks = jax.tree.map(np.asarray, draws(number))
-        value, grads = loss_and_gradient(params, questions, answers, masks)
+        value, grads = loss_and_gradient(params, questions, answers, masks, config.output)
         losses.append(value)
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
@@ -175,23 +194,24 @@ def test_a_hundred_steps_are_those_of_a_loop():
     assert losses[-1] < 0.7 * losses[0]
 
 
-def by_hand(params, question, length, rates):
+def by_hand(params, question, length, rates, output):
     """The answer of the likeliest symbols, one symbol after the other, masks by expectation."""
     carries = [(np.zeros(len(layer["recurrent"])),) * 2 for layer in params["layers"]]
     written = [*question, GO]
-    for place in range(len(question) + length):
+    for place, layers in enumerate(networks(params, question, len(question) + length)):
         x = one_hot(written[place])
-        for n, layer in enumerate(params["layers"]):
-            carries[n], _ = step(layer, carries[n], x, *rates)
-            x = carries[n][1]
+        for n, layer in enumerate(layers):
+            carries[n], new_h, _ = step(layer, carries[n], x, *rates)
+            x = carries[n][1] if output == "state" else new_h
         if place >= len(question):
             scores = x @ params["readout"]["kernel"] + params["readout"]["bias"]
             written.append(int(np.argmax(scores)))
     return written[len(question) + 1 :]
 
 
-def test_answers_are_those_of_an_independent_decoder():
-    config = smoke(**ZONEOUT)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_answers_are_those_of_an_independent_decoder(settings):
+    config = smoke(**ZONEOUT, **settings)
     adder = seq2seq.model(config)
     params = random_params(seq2seq.build(config))
     rates = config.z_prob_cells, config.z_prob_states
@@ -200,9 +220,11 @@ def test_answers_are_those_of_an_independent_decoder():
 
     @jax.jit
     def answers(questions):
-        return seq2seq.write(adder, params, seq2seq.read(adder, params, questions), 50, 7)
+        carry = seq2seq.read(adder, params, questions, deterministic=True)
+        return seq2seq.write(adder, params, carry, 50, 7)
 
-    wanted = [by_hand(in_float64(params), q, 7, rates) for q in np.asarray(questions)]
+    params64 = in_float64(params)
+    wanted = [by_hand(params64, q, 7, rates, config.output) for q in np.asarray(questions)]
     np.testing.assert_array_equal(answers(questions), wanted)
     assert len({tuple(answer) for answer in wanted}) > 5
 

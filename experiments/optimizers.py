@@ -1,0 +1,49 @@
+"""Optimizers as the authors' library, Blocks, has them."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, floor: float = 1e-5
+) -> optax.GradientTransformation:
+    """RMSProp whose divisor has a floor.
+
+        v' = decay · v + (1 − decay) · g²          v starts at 0
+        update = −learning_rate · g / max(√v', floor)
+
+    `optax.rmsprop` adds its ε to v' or to √v' instead: at gradients about as small as the floor, or
+    smaller, its steps are others.
+
+    Args:
+      learning_rate: step size, or a schedule of it.
+      decay: weight of the former mean square.
+      floor: least divisor.
+    """
+
+    def init(params):
+        return optax.ScaleByRmsState(nu=jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradient, state, params=None):
+        del params
+        nu = jax.tree.map(lambda v, g: decay * v + (1 - decay) * g * g, state.nu, gradient)
+        scaled = jax.tree.map(lambda v, g: g / jnp.maximum(jnp.sqrt(v), floor), nu, gradient)
+        return scaled, optax.ScaleByRmsState(nu=nu)
+
+    rule = optax.GradientTransformation(init, update)
+    return optax.chain(rule, optax.scale_by_learning_rate(learning_rate))
+
+
+def clipped(
+    rule: optax.GradientTransformation,
+    norm: float | None,
+    by: Literal["gradient", "update"] = "gradient",
+) -> optax.GradientTransformation:
+    """The optimizer, with the global norm of the gradient or of the update clipped, unless None."""
+    if not norm:
+        return rule
+    clip = optax.clip_by_global_norm(norm)
+    return optax.chain(clip, rule) if by == "gradient" else optax.chain(rule, clip)
