@@ -4,7 +4,7 @@
     python -m experiments.reproduce char_ptb --seeds 0 1 2    # the paper's own settings
     python -m experiments.reproduce permuted_mnist --preset=laptop
     python -m experiments.reproduce gradient_propagation --preset=laptop   # a figure, no table
-    python -m experiments.reproduce seq2seq --preset=long                  # hours of a CPU core
+    python -m experiments.reproduce seq2seq                                # hours of a CPU core
 
 Runs that are done are skipped, runs that were cut off go on; several processes can share a folder,
 each with its own `--rows` or `--seeds`: when they have ended, one with all of them makes the table.
