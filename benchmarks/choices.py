@@ -19,8 +19,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks.jax_peers import Peer, Shape, make_peers
-from benchmarks.rnn import QUICK, SHAPES, Compiled, measure_in_turn
+from benchmarks.jax_peers import Peer, Shape, ours
+from benchmarks.rnn import QUICK, SHAPES, Program, measure_in_turn
 from zoneout_jax import fused, zoneout
 from zoneout_jax.training import parse, versions, write_json
 
@@ -87,14 +87,14 @@ def changed(replacements: dict) -> Iterator[None]:
             raise RuntimeError(f"{name} was replaced, but nothing called it")
 
 
-def compile_variants(shape: Shape) -> dict[str, Compiled]:
-    """Ours with each change."""
-    peer = make_peers(shape)["zoneout"]
+def lower_variants(shape: Shape) -> dict[str, Program]:
+    """Ours with each change, to be compiled."""
+    peer = ours(shape)
     variants = {}
     for name, replacements in CHANGES.items():
         with changed(replacements):
             # A new function each time, or the first one compiled would serve all.
-            variants[name] = Compiled(
+            variants[name] = Program.of_peer(
                 Peer(*peer[:2], lambda *a: peer.backward(*a)), "backward", shape
             )
     return variants
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     shapes = QUICK if options.quick else {n: s for n, s in SHAPES.items() if n != "text8"}
     results = {}
     for name, shape in shapes.items():
-        variants = compile_variants(shape)
+        variants = {name: run.compile() for name, run in lower_variants(shape).items()}
         seconds = measure_in_turn(variants, 2 if options.quick else options.rounds)
         base = seconds["as it is"]
         results[name] = {

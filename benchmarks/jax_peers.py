@@ -1,4 +1,4 @@
-"""Recurrent layers in JAX that `benchmarks.rnn` compares: ours, Flax's, a plain one, the bound."""
+"""Recurrent layers in JAX to compare: ours, Flax's, cuDNN's, a plain one, the bound."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental import rnn as cudnn
 
 from zoneout_jax import Masks, Zoneout, lstm, unroll
+from zoneout_jax.cells import matrix_product
 
 SPEC = Zoneout(cells=0.5, states=0.05)
 """The rates of the paper's character-level model."""
@@ -44,94 +47,138 @@ class Peer(NamedTuple):
 
 
 def make_peers(shape: Shape) -> dict[str, Peer]:
-    """All of them by name, for a shape."""
-    _, _, inputs, units = shape[:4]
-    key = jax.random.key(0)
-    xs = jnp.zeros((shape.steps, shape.batch, inputs))
-
-    def peer(params, forward):
-        def loss(params, xs, key):
-            return jnp.sum(jnp.square(forward(params, xs, key))) / 2
-
-        return Peer(params, forward, jax.grad(loss, (0, 1) if shape.input_gradient else 0))
-
-    def ours(spec, dtype=None):
-        cell = lstm(inputs, units, dtype=dtype)
-
-        def forward(params, xs, key):
-            return unroll(cell, params, xs, zoneout=spec, key=key)[1]
-
-        return peer(cell.init(key), forward)
-
-    def plain():
-        # What a user writes first: masks drawn at each step, derivatives left to JAX.
-        cell = lstm(inputs, units)
-
-        def forward(params, xs, key):
-            def step(carry, inputs):
-                x, key = inputs
-                cells, states = jax.random.split(key)
-                masks = Masks(
-                    jax.random.bernoulli(cells, SPEC.cells, (shape.batch, units)),
-                    jax.random.bernoulli(states, SPEC.states, (shape.batch, units)),
-                )
-                return cell.step(params, carry, x, masks)
-
-            carry = cell.initial_carry(params, shape.batch)
-            return jax.lax.scan(step, carry, (xs, jax.random.split(key, shape.steps)))[1]
-
-        return peer(cell.init(key), forward)
-
-    def in_linen(cell, dtype=None):
-        layer = nn.RNN(cell(units, dtype=dtype), time_major=True)
-        return peer(layer.init(key, xs), lambda params, xs, key: layer.apply(params, xs))
-
-    def in_nnx(cell):
-        layer = nnx.RNN(cell(inputs, units, rngs=nnx.Rngs(0)), time_major=True)
-        graph, params, rest = nnx.split(layer, nnx.Param, ...)
-        # Given a carry, the layer draws nothing, which it could not do inside `jax.jit`.
-        zeros = (jnp.zeros((shape.batch, units)),) * 2
-
-        def forward(params, xs, key):
-            return nnx.merge(graph, params, rest)(xs, initial_carry=zeros)
-
-        return peer(params, forward)
-
+    """LSTMs by name, for a shape."""
     return {
-        "zoneout": ours(SPEC),
-        "zoneout off": ours(None),
-        "zoneout, bfloat16 products": ours(SPEC, jnp.bfloat16),
-        "Flax Linen OptimizedLSTMCell": in_linen(nn.OptimizedLSTMCell),
-        "Flax Linen OptimizedLSTMCell, bfloat16": in_linen(nn.OptimizedLSTMCell, jnp.bfloat16),
-        "Flax Linen LSTMCell": in_linen(nn.LSTMCell),
-        "Flax NNX OptimizedLSTMCell": in_nnx(nnx.OptimizedLSTMCell),
-        "Flax NNX LSTMCell": in_nnx(nnx.LSTMCell),
-        "plain scan, bernoulli masks": plain(),
-        "matrix products alone": _products(shape, transposed=False),
-        "matrix products alone, transposed": _products(shape, transposed=True),
+        "zoneout": ours(shape),
+        "zoneout off": ours(shape, None),
+        "zoneout, bfloat16 products": ours(shape, dtype=jnp.bfloat16),
+        "Flax Linen OptimizedLSTMCell": in_linen(shape, nn.OptimizedLSTMCell),
+        "Flax Linen OptimizedLSTMCell, bfloat16": in_linen(
+            shape, nn.OptimizedLSTMCell, jnp.bfloat16
+        ),
+        "Flax Linen LSTMCell": in_linen(shape, nn.LSTMCell),
+        "Flax NNX OptimizedLSTMCell": in_nnx(shape, nnx.OptimizedLSTMCell),
+        "Flax NNX LSTMCell": in_nnx(shape, nnx.LSTMCell),
+        "plain scan, bernoulli masks": plain(shape),
+        "matrix products alone": products(shape),
+        "matrix products alone, transposed": products(shape, transposed=True),
     }
 
 
-def _products(shape: Shape, transposed: bool) -> Peer:
+def peer(shape: Shape, params: Any, forward: Callable[..., jax.Array]) -> Peer:
+    """A peer of its forward pass."""
+
+    def loss(params, xs, key):
+        return jnp.sum(jnp.square(forward(params, xs, key))) / 2
+
+    return Peer(params, forward, jax.grad(loss, (0, 1) if shape.input_gradient else 0))
+
+
+def some_params(init: Callable[..., Any], *arguments: Any) -> Any:
+    """Small random parameters of the shapes of `init(key, …)`: a time does not depend on them.
+
+    Orthogonal ones would take seconds to compile and compute.
+    """
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0), *arguments)
+    return jax.tree.map(
+        lambda p: jnp.asarray(0.02 * rng.standard_normal(p.shape, np.float32), p.dtype), shapes
+    )
+
+
+def ours(
+    shape: Shape, spec: Zoneout | None = SPEC, make: Callable = lstm, dtype: Any = None, **options
+) -> Peer:
+    """Our layer, with options of `unroll`."""
+    cell = make(shape.inputs, shape.units, dtype=dtype)
+
+    def forward(params, xs, key):
+        return unroll(cell, params, xs, zoneout=spec, key=key, **options)[1]
+
+    return peer(shape, some_params(cell.init), forward)
+
+
+def plain(shape: Shape) -> Peer:
+    """What a user writes first: masks drawn at each step, derivatives left to JAX."""
+    cell = lstm(shape.inputs, shape.units)
+
+    def forward(params, xs, key):
+        def step(carry, inputs):
+            x, key = inputs
+            cells, states = jax.random.split(key)
+            masks = Masks(
+                jax.random.bernoulli(cells, SPEC.cells, (shape.batch, shape.units)),
+                jax.random.bernoulli(states, SPEC.states, (shape.batch, shape.units)),
+            )
+            return cell.step(params, carry, x, masks)
+
+        carry = cell.initial_carry(params, shape.batch)
+        return jax.lax.scan(step, carry, (xs, jax.random.split(key, shape.steps)))[1]
+
+    return peer(shape, some_params(cell.init), forward)
+
+
+def in_linen(shape: Shape, cell: Callable, dtype: Any = None) -> Peer:
+    """A cell of Flax Linen."""
+    layer = nn.RNN(cell(shape.units, dtype=dtype), time_major=True)
+    xs = jax.ShapeDtypeStruct((shape.steps, shape.batch, shape.inputs), jnp.float32)
+    params = some_params(layer.init, xs)
+    return peer(shape, params, lambda params, xs, key: layer.apply(params, xs))
+
+
+def in_nnx(shape: Shape, cell: Callable) -> Peer:
+    """A cell of Flax NNX."""
+    layer = nnx.RNN(cell(shape.inputs, shape.units, rngs=nnx.Rngs(0)), time_major=True)
+    graph, params, rest = nnx.split(layer, nnx.Param, ...)
+    # Given a carry, the layer draws nothing, which it could not do inside `jax.jit`.
+    zeros = (jnp.zeros((shape.batch, shape.units)),) * 2
+
+    def forward(params, xs, key):
+        return nnx.merge(graph, params, rest)(xs, initial_carry=zeros)
+
+    return peer(shape, params, forward)
+
+
+def in_cudnn(shape: Shape, precision: jax.lax.Precision) -> Peer:
+    """CuDNN's LSTM, through JAX; HIGHEST is float32, HIGH is TensorFloat-32."""
+    sizes = (shape.inputs, shape.units, 1)  # one layer
+    zeros = jnp.zeros((1, shape.batch, shape.units))
+    lengths = jnp.full(shape.batch, shape.steps, jnp.int32)
+
+    def forward(params, xs, key):
+        options = (*sizes, 0.0, False, precision)  # no dropout, one direction
+        ys, _, _ = cudnn.lstm(xs.swapaxes(0, 1), zeros, zeros, params, lengths, *options)
+        return ys.swapaxes(0, 1)
+
+    params = some_params(lambda key: cudnn.init_lstm_weight(key, *sizes, False))
+    return peer(shape, params, forward)
+
+
+def products(
+    shape: Shape, transposed: bool = False, gates: int = 4, dtype: Any = jnp.float32
+) -> Peer:
     """The matrix products of an LSTM in the same scans, and next to nothing else.
 
-    With arrays of a step `[B, features]`, or transposed.
+    With arrays of a step `[B, features]`, or transposed; with the gates of another cell; with
+    operands of another type.
     """
     steps, batch, units = shape.steps, shape.batch, shape.units
-    key = jax.random.key(0)
-    params = {
-        "input": jax.random.normal(key, (shape.inputs, 4 * units)) / 100,
-        "recurrent": jax.random.normal(key, (units, 4 * units)) / 100,
-    }
+    matmul = matrix_product(jnp.float32, dtype)
+    params = some_params(
+        lambda key: {
+            "input": jnp.zeros((shape.inputs, gates * units)),
+            "recurrent": jnp.zeros((units, gates * units)),
+        }
+    )
     zeros = jnp.zeros((units, batch) if transposed else (batch, units))
 
     def turn(array):
         return jnp.swapaxes(array, -1, -2) if transposed else array
 
     def multiply(kernel):
-        # Turned once, before the loop.
-        kernel = jax.lax.optimization_barrier(turn(kernel))
-        return lambda x: kernel @ x if transposed else x @ kernel
+        # Turned and rounded once, before the loop.
+        kernel = jax.lax.optimization_barrier(turn(kernel).astype(dtype))
+        return lambda x: matmul(kernel, x) if transposed else matmul(x, kernel)
 
     def first(z):
         return z[:units] if transposed else z[:, :units]
@@ -143,7 +190,7 @@ def _products(shape: Shape, transposed: bool) -> Peer:
             z = x + product(h)
             return first(z), z
 
-        return jax.lax.scan(step, zeros, turn(xs @ params["input"]))[1]
+        return jax.lax.scan(step, zeros, turn(matmul(xs, params["input"])))[1]
 
     def forward(params, xs, key):
         return turn(run(params, xs))[..., :units]
@@ -162,11 +209,11 @@ def _products(shape: Shape, transposed: bool) -> Peer:
         hs = zs[:, :units].swapaxes(0, 1) if transposed else zs[..., :units]
         hs = hs.reshape(units, -1) if transposed else hs.reshape(-1, units).T
         gradients = {
-            "input": xs.reshape(steps * batch, -1).T @ rows,
-            "recurrent": hs @ rows,
+            "input": matmul(xs.reshape(steps * batch, -1).T, rows),
+            "recurrent": matmul(hs, rows),
         }
         if shape.input_gradient:
-            gradients["xs"] = rows @ params["input"].T
+            gradients["xs"] = matmul(rows, params["input"].T)
         return gradients
 
     return Peer(params, forward, backward)

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,20 +81,32 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-class Compiled:
-    """A pass of a JAX peer, compiled for a shape."""
+class Program:
+    """A function of arrays: lowered, then compiled, then called for its time."""
 
-    def __init__(self, peer: Peer, of: str, shape: Shape):
+    def __init__(self, function: Callable, *arguments: Any):
+        start = time.perf_counter()
+        self._arguments = arguments
+        self._lowered = jax.jit(function).lower(*arguments)
+        self._lowering = time.perf_counter() - start
+
+    @classmethod
+    def of_peer(cls, peer: Peer, of: str, shape: Shape) -> "Program":
+        """A pass of a JAX peer for a shape."""
         xs = jax.random.normal(
             jax.random.key(1), (shape.steps, shape.batch, shape.inputs), jnp.float32
         )
-        self._arguments = (peer.params, xs, jax.random.key(2))
+        return cls(getattr(peer, of), peer.params, xs, jax.random.key(2))
+
+    def compile(self, options: dict[str, str] | None = None) -> "Program":
+        """Compiles it, with options of XLA."""
         start = time.perf_counter()
-        self._run = jax.jit(getattr(peer, of)).lower(*self._arguments).compile()
+        self._run = self._lowered.compile(compiler_options=options)
         self.facts = {
-            "compile_seconds": time.perf_counter() - start,
+            "compile_seconds": self._lowering + time.perf_counter() - start,
             "temporary_bytes": self._run.memory_analysis().temp_size_in_bytes,
         }
+        return self
 
     def __call__(self, calls: int) -> float:
         """Seconds of so many calls."""
@@ -105,17 +119,24 @@ class Compiled:
 class Torch:
     """The process that runs torch's peers, with as many threads as there are cores."""
 
-    def __init__(self):
-        command = [sys.executable, "-m", "benchmarks.torch_peers", str(os.cpu_count())]
+    def __init__(self, device: str):
+        command = [sys.executable, "-m", "benchmarks.torch_peers", str(os.cpu_count()), device]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, **order) -> dict:
-        """The process's answer."""
+        """The process's answer.
+
+        Raises:
+          RuntimeError: what went wrong there, or that the process has ended.
+        """
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = json.loads(self._process.stdout.readline() or '{"error": "torch has ended"}')
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
 
     def seconds(self, peer: str, of: str, calls: int) -> float:
         """Seconds of so many calls of a pass of a peer."""
@@ -123,41 +144,72 @@ class Torch:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 @contextlib.contextmanager
 def torch_process() -> Iterator[Torch | None]:
-    """Torch's process, or None where torch is not installed."""
+    """Torch's process, on the kind of device that JAX has; None where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         yield None
         return
-    with contextlib.closing(Torch()) as torch:
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    with contextlib.closing(Torch(device)) as torch:
         yield torch
 
 
 def measure_in_turn(
-    runs: Mapping[str, Callable[[int], float]], rounds: int
+    runs: Mapping[str, Callable[[int], float]],
+    rounds: int,
+    sample_seconds: float = SAMPLE_SECONDS,
+    deadline: float = math.inf,
+    failed: dict[str, Exception] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of a call of each, in each round; the first of a round is another each time."""
-    calls = {}
+    """Seconds of a call of each, in each round; the first of a round is another each time.
+
+    Args:
+      runs: functions of a number of calls that return their seconds, the most worthy first.
+      rounds: how many at most.
+      sample_seconds: a sample is so many calls that it lasts about so long.
+      deadline: what `time.monotonic` must not pass. No round begins that would not end by then; if
+        that is the first, the result is of single calls.
+      failed: takes what a function raises when it is first called, and the others go on.
+    """
+    once = {}
     for name, run in runs.items():
-        run(1)
-        calls[name] = max(1, round(SAMPLE_SECONDS / run(1)))
-    seconds = {name: [] for name in runs}
-    names = list(runs)
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(runs[name](calls[name]) / calls[name])
-    return seconds
+        if time.monotonic() > deadline:
+            break
+        try:
+            run(1)
+            once[name] = run(1)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = error
+    calls = {name: max(1, round(sample_seconds / seconds)) for name, seconds in once.items()}
+    round_seconds = sum(calls[name] * once[name] for name in once)
+    names, found = list(once), {name: [] for name in once}
+    for number in range(rounds if names else 0):
+        if time.monotonic() + round_seconds > deadline:
+            return found if number else {name: [seconds] for name, seconds in once.items()}
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(runs[name](calls[name]) / calls[name])
+    return found
 
 
 def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
     """Seconds of a call of each pass of each peer in each round, and what the compiler says."""
     result = {}
     for of in PASSES:
-        compiled = {name: Compiled(peer, of, shape) for name, peer in make_peers(shape).items()}
+        compiled = {
+            name: Program.of_peer(peer, of, shape).compile()
+            for name, peer in make_peers(shape).items()
+        }
         facts = {name: run.facts for name, run in compiled.items()}
         runs = dict(compiled)
         if torch is not None:

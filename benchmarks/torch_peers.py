@@ -1,9 +1,16 @@
-"""Recurrent layers in torch, in a process of its own: `python -m benchmarks.torch_peers THREADS`.
+"""Recurrent layers in torch, in a process of its own: `python -m benchmarks.torch_peers 2 cpu`.
 
-Reads one JSON object a line, writes one a line: {"shape": [B, T, F, H, input_gradient]} sets up;
-{"peer": name, "pass": "forward" | "backward", "calls": n} answers the seconds of n calls.
+The arguments are the threads and the device. Reads one JSON object a line, writes one a line:
+
+    {"shape": [B, T, F, H, input_gradient], "kind": "LSTM", "precisions": ["tf32"]}   sets up;
+    {"peer": name, "pass": "forward" | "backward", "calls": n}   answers the seconds of n calls,
+        and on a GPU the most bytes that arrays took.
+
+With precisions, names of peers end in one. In "bfloat16" all is of that type; "float32" and "tf32"
+say what a product of float32 is. What goes wrong is answered as {"error": line}.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -14,58 +21,107 @@ CELLS, STATES = 0.5, 0.05
 
 
 class ZoneoutLoop(torch.nn.Module):
-    """Zoneout as torch users write it: a Python loop over `nn.LSTMCell`."""
+    """Zoneout as torch users write it: a Python loop over `nn.LSTMCell` or `nn.GRUCell`."""
 
-    def __init__(self, inputs: int, units: int):
+    def __init__(self, kind: str, inputs: int, units: int):
         super().__init__()
-        self.cell = torch.nn.LSTMCell(inputs, units)
+        self.has_cells = kind == "LSTM"
+        self.cell = getattr(torch.nn, f"{kind}Cell")(inputs, units)
 
     def forward(self, xs):
         """Outputs [T, B, H], and nothing besides."""
         h = c = xs.new_zeros(xs.shape[1], self.cell.hidden_size)
         ys = []
         for x in xs:
-            new_h, new_c = self.cell(x, (h, c))
+            if self.has_cells:
+                new_h, new_c = self.cell(x, (h, c))
+                c = torch.where(torch.rand_like(c) < CELLS, c, new_c)
+            else:
+                new_h = self.cell(x, h)
             h = torch.where(torch.rand_like(h) < STATES, h, new_h)
-            c = torch.where(torch.rand_like(c) < CELLS, c, new_c)
             ys.append(h)
         return torch.stack(ys), None
 
 
-def make_peers(batch, steps, inputs, units, input_gradient):
-    """Functions by name and pass."""
-    xs = torch.randn(steps, batch, inputs, requires_grad=bool(input_gradient))
-    layers = {
-        "torch nn.LSTM": torch.nn.LSTM(inputs, units),
-        "torch loop with zoneout": ZoneoutLoop(inputs, units),
-    }
+class Peers:
+    """Layers on a device, and their passes."""
 
-    def forward(layer):
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+        self.wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        self.layers = {}
+
+    def set_up(self, shape, kind="LSTM", precisions=(None,)) -> dict:
+        """Makes the layers of a shape."""
+        batch, steps, inputs, units, input_gradient = shape
+        self.layers = {}
+        for precision in precisions:
+            dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+            xs = torch.randn(
+                steps,
+                batch,
+                inputs,
+                requires_grad=bool(input_gradient),
+                device=self.device,
+                dtype=dtype,
+            )
+            layers = {
+                f"torch nn.{kind}": getattr(torch.nn, kind)(inputs, units),
+                "torch loop with zoneout": ZoneoutLoop(kind, inputs, units),
+            }
+            for name, layer in layers.items():
+                name += f", {precision}" if precision else ""
+                self.layers[name] = (precision, layer.to(self.device, dtype), xs)
+        return {"peers": [*self.layers], "version": torch.__version__}
+
+    def measure(self, peer, of, calls) -> dict:
+        """The seconds of calls of a pass."""
+        precision, layer, xs = self.layers[peer]
+        if precision:
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        run = getattr(self, of)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run(layer, xs)
+            self.wait()
+        answer = {"seconds": time.perf_counter() - start}
+        if self.device.type == "cuda":
+            answer["peak_bytes"] = torch.cuda.max_memory_allocated()
+        return answer
+
+    @staticmethod
+    def forward(layer, xs) -> None:
+        """Outputs."""
         with torch.no_grad():
             layer(xs)
 
-    def backward(layer):
-        wanted = [*layer.parameters()] + ([xs] if input_gradient else [])
+    @staticmethod
+    def backward(layer, xs) -> None:
+        """Gradients of half the sum of the squared outputs."""
+        wanted = [*layer.parameters()] + ([xs] if xs.requires_grad else [])
         torch.autograd.grad(layer(xs)[0].square().sum() / 2, wanted)
-
-    return layers, {"forward": forward, "backward": backward}
 
 
 def main() -> None:
     """Serves until its input ends."""
     torch.set_num_threads(int(sys.argv[1]))
-    layers, passes = {}, {}
+    peers = None
     for line in sys.stdin:
         order = json.loads(line)
-        if "shape" in order:
-            layers, passes = make_peers(*order["shape"])
-            answer = {"peers": [*layers], "version": torch.__version__}
-        else:
-            run, layer = passes[order["pass"]], layers[order["peer"]]
-            start = time.perf_counter()
-            for _ in range(order["calls"]):
-                run(layer)
-            answer = {"seconds": time.perf_counter() - start}
+        try:
+            # What libraries print must not come between the answers.
+            with contextlib.redirect_stdout(sys.stderr):
+                peers = peers or Peers(sys.argv[2])
+                if "shape" in order:
+                    answer = peers.set_up(**order)
+                else:
+                    answer = peers.measure(order["peer"], order["pass"], order["calls"])
+        except Exception as error:
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
         print(json.dumps(answer), flush=True)
 
 
