@@ -222,7 +222,7 @@ def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
 
 def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | None:
     """The median of the ratios within each round, or that of a single number."""
-    if other not in peers:
+    if not {ours, other} <= peers.keys():
         return None
     one, two = (peers[name].get(key) for name in (ours, other))
     if isinstance(one, list):

@@ -1,0 +1,343 @@
+"""Part 2 of `benchmarks.accelerator`: what the device computes is right.
+
+Masks must be those of the CPU, bit for bit. Outputs, last carries, statistics and all gradients of
+every cell, fused and as a plain scan, must be those of a plain scan in float64 on the CPU but for
+rounding, and finite; and two runs should give the same bits, which is reported, not demanded.
+"""
+
+import contextlib
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.accelerator_common import Context, brief, products_in, side_by_side, table
+from zoneout_jax import Masks, Zoneout, gru, lstm, rnn, unroll
+from zoneout_jax.cells import Cell
+
+STEPS, BATCH, INPUTS, UNITS = 12, 16, 24, 128
+QUICK_UNITS = 8
+FACTORIES = {"lstm": lstm, "gru": gru, "rnn": rnn}
+BATCH_NORM = {"normalization": "batch", "max_steps": STEPS}
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("lstm", {}),
+    "gru": ("gru", {}),
+    "rnn": ("rnn", {}),
+    "gru, reset before": ("gru", {"reset_after": False}),
+    "lstm, layer norm": ("lstm", {"normalization": "layer"}),
+    "lstm, batch norm": ("lstm", BATCH_NORM),
+    "lstm, masks of numbers": ("lstm", {}),
+    "lstm, learned carry": ("lstm", {"learned_carry": True}),
+    "lstm, output gates": ("lstm", {"ogates_zoneout": "paper"}),
+    "lstm, output gates of the repository": ("lstm", {"ogates_zoneout": "repository"}),
+    "lstm, batch norm, output gates": ("lstm", BATCH_NORM | {"ogates_zoneout": "paper"}),
+    "lstm, relu": ("lstm", {"activation": "relu"}),
+    "rnn, relu": ("rnn", {"activation": "relu"}),
+    "lstm, candidate": ("lstm", {"output": "candidate"}),
+    "gru, candidate": ("gru", {"output": "candidate"}),
+    "rnn, candidate": ("rnn", {"output": "candidate"}),
+}
+"""Cells by name: the factory and its options; the most used first."""
+QUICK_CELLS = ("lstm", "gru, reset before")
+RATES = {"cells": 0.5, "states": 0.3, "update_drop": 0.4}
+MASKS = {
+    "Bernoulli": Zoneout(**RATES),
+    "shared": Zoneout(0.4, 0.4, shared=True),
+    "static": Zoneout(0.5, 0.3, static=True),
+    "per layer": Zoneout(0.5, 0.3, per_layer=True),
+    "Gaussian": Zoneout(**RATES, gaussian=True),
+}
+PRECISIONS = ("float32", "default", "bfloat16")
+"""Whole float32, what JAX makes of it by default, and operands of bfloat16."""
+IMPLEMENTATIONS = ("fused", "scan")
+KEY = 7
+
+FLOAT32_EPS = 2.0**-23
+BFLOAT16_EPS = 2.0**-7
+DEFAULT_EPS = {"gpu": 2.0**-10, "tpu": BFLOAT16_EPS}
+"""Spacing of operands at 1 by default: TensorFloat-32, bfloat16; elsewhere float32."""
+
+
+def bounds() -> dict[str, float]:
+    """The largest error of an array, relative to its largest value, by precision.
+
+        4 · (eps_operand · √(2T) + eps_float32 · √n),  n = T · (F + 4H + B)
+
+    Errors of rounding have random signs, so that many add up as the root of their number. Rounded
+    operands bend each product by about their eps, whatever its length, and a gradient has gone
+    through 2T products in a row, of kernels that neither amplify nor damp. Sums are made in
+    float32: at each step over F inputs and H units, on the way back over 4H gates, at last over
+    T · B rows. The factor of 4 is for functions such as tanh, which are right to a few eps. How far
+    extremes exceed what is typical needs no factor: the largest error of an array is compared with
+    its largest value.
+    """
+    sums = FLOAT32_EPS * (STEPS * (INPUTS + 4 * UNITS + BATCH)) ** 0.5
+    operands = {
+        "float32": FLOAT32_EPS,
+        "default": DEFAULT_EPS.get(jax.default_backend(), FLOAT32_EPS),
+        "bfloat16": BFLOAT16_EPS,
+    }
+    return {name: 4 * (eps * (2 * STEPS) ** 0.5 + sums) for name, eps in operands.items()}
+
+
+GAUSSIAN_BOUND = 32 * FLOAT32_EPS
+"""Of Gaussian masks, relative to the largest: their bits are the same, but the inverse of the error
+function is a logarithm and a polynomial of nine terms, which devices round otherwise."""
+
+
+def check(context: Context, result: dict[str, Any]) -> None:
+    """Checks masks, then cells; `wrong` lists what is not as it must be."""
+    result |= {"wrong": [], "other bits": [], "bounds": bounds(), "masks": {}, "cells": {}}
+    check_masks(result)
+    context.save()
+    check_cells(context, result)
+
+
+def check_masks(result: dict[str, Any]) -> None:
+    """Compares masks of every kind with those of the CPU."""
+    for name, spec in MASKS.items():
+        wanted, got = draw(spec, cpu()), draw(spec, jax.devices()[0])
+        if spec.gaussian:
+            away = {n: relative_error(got[n], wanted[n]) for n in wanted}
+            right = max(away.values()) <= GAUSSIAN_BOUND
+            found = f"at most {max(away.values()):.1e} away (bound {GAUSSIAN_BOUND:.1e})"
+        else:
+            differing = sum(int(np.sum(got[n] != wanted[n])) for n in wanted)
+            right = not differing
+            found = "equal" if right else f"{differing} differ"
+        result["masks"][name] = found
+        if not right:
+            result["wrong"].append(f"masks, {name}: {found}")
+
+
+def draw(spec: Zoneout, device: jax.Device) -> dict[str, np.ndarray]:
+    """The masks of a sequence by name, drawn on a device."""
+    key = jax.device_put(jax.random.key(KEY), device)
+    masks = jax.jit(lambda key: spec.sample(key, STEPS, BATCH, UNITS))(key)
+    return {name: np.asarray(m) for name, m in masks._asdict().items() if m is not None}
+
+
+def check_cells(context: Context, result: dict[str, Any]) -> None:
+    """Compares cells with float64, in the order of their worth, as far as there is time."""
+    names = QUICK_CELLS if context.quick else tuple(CELLS)
+    precisions = PRECISIONS[::2] if context.quick else PRECISIONS
+    units = QUICK_UNITS if context.quick else UNITS
+    makers = {}
+    for name in names:
+        makers[name, "reference"] = functools.partial(reference, name, units)
+        for precision in precisions:
+            makers[name, precision] = functools.partial(on_device, name, units, precision)
+    made: dict[tuple[str, str], Any] = {}
+    for key, outcome in side_by_side(makers, context.deadline):
+        made[key] = outcome
+        for name, precision in [
+            k for k in made if (k[0], "reference") in made and k[1] in bounds()
+        ]:
+            note(name, precision, made.pop((name, precision)), made[name, "reference"], result)
+            context.save()
+    reached = result["cells"]
+    result["not reached"] = [
+        f"{name}, {precision}"
+        for name, precision in makers
+        if precision in precisions and precision not in reached.get(name, {})
+    ]
+
+
+def note(name: str, precision: str, runs: Any, wanted: Any, result: dict[str, Any]) -> None:
+    """Compares both implementations, or notes the exception that took their place."""
+    entry = result["cells"].setdefault(name, {})[precision] = {}
+    for error in (runs, wanted):
+        if isinstance(error, Exception):
+            result["wrong"].append(f"{name}, {precision}: {brief(error)}")
+            return
+    for implementation, (first, second) in runs.items():
+        label = f"{name}, {precision}, {implementation}"
+        found = entry[implementation] = compare(first, second, wanted)
+        result["wrong"] += faults(label, found, result["bounds"][precision])
+        result["other bits"] += [] if found["same bits"] else [label]
+
+
+def faults(label: str, found: dict[str, Any], bound: float) -> list[str]:
+    """What is wrong with a comparison, if anything is."""
+    if not found["finite"]:
+        return [f"{label}: not finite"]
+    if found["error"] > bound:
+        return [f"{label}: {found['where']} is {found['error']:.1e} away, bound {bound:.1e}"]
+    return []
+
+
+def compare(first: Any, second: Any, wanted: Any) -> dict[str, Any]:
+    """The largest relative error of a first run and where it is, and what a second one says."""
+    leaves = jax.tree_util.tree_leaves_with_path(first)
+    errors = {
+        jax.tree_util.keystr(path): relative_error(got, want)
+        for (path, got), want in zip(leaves, jax.tree.leaves(wanted), strict=True)
+    }
+    where = max(errors, key=errors.get)
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return {
+        "error": errors[where],
+        "where": where,
+        "finite": all(bool(np.all(np.isfinite(leaf))) for _, leaf in leaves),
+        "same bits": all(np.array_equal(a, b, equal_nan=True) for a, b in pairs),
+    }
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest error relative to the largest value; infinite if that must be 0 and is not."""
+    away = float(np.max(np.abs(got.astype(np.float64) - want), initial=0.0))
+    largest = float(np.max(np.abs(want), initial=0.0))
+    return away / largest if largest else math.inf if away else 0.0
+
+
+def cpu() -> jax.Device:
+    """The CPU, which is there beside any accelerator."""
+    return jax.devices("cpu")[0]
+
+
+def float64() -> contextlib.AbstractContextManager:
+    """A context with 64-bit types."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # older JAX, as 0.7.0
+
+    return enable_x64(True)
+
+
+def make(name: str, units: int, **types: Any) -> Cell:
+    """A cell by its name."""
+    factory, options = CELLS[name]
+    return FACTORIES[factory](INPUTS, units, **options, **types)
+
+
+class Arrays(NamedTuple):
+    """What a cell is run on, in NumPy.
+
+    Attributes:
+      wanted: parameters, inputs, initial carry (None if it is learned) and masks of numbers:
+        gradients are with respect to these.
+      masks: masks of booleans by name.
+      lengths: of the sequences.
+      weights: the outputs are summed with these.
+    """
+
+    wanted: tuple[Any, np.ndarray, Any, dict[str, np.ndarray]]
+    masks: dict[str, np.ndarray]
+    lengths: np.ndarray
+    weights: np.ndarray
+
+
+def make_arrays(name: str, units: int) -> Arrays:
+    """Random arrays for a cell, with orthogonal kernels of gates, as training begins with.
+
+    Made without JAX, as each of its operations would have to be compiled.
+    """
+    rng = np.random.default_rng(0)
+    cell = make(name, units)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda params: cell.initial_carry(params, BATCH), params)
+
+    def normal(shape):
+        return rng.standard_normal(shape, np.float32)
+
+    def fill(param):
+        if param.ndim == 1:
+            return normal(param.shape) / 2
+        rows, columns = param.shape
+        side = max(rows, units)
+        gates = [
+            np.linalg.qr(normal((side, side)))[0][:rows, :units] for _ in range(columns // units)
+        ]
+        return np.concatenate(gates, 1)
+
+    masks = {n: rng.random((STEPS, BATCH, units), np.float32) for n in cell.masks}
+    if "numbers" not in name:
+        masks = {n: mask < 0.5 for n, mask in masks.items()}
+    hard = {n: m for n, m in masks.items() if m.dtype == bool}
+    lengths = rng.integers(0, STEPS + 1, BATCH)
+    # Half go to the end: statistics of a batch of a few examples are ill-conditioned.
+    lengths[0], lengths[BATCH // 2 :] = 0, STEPS
+    params = {n: fill(param) for n, param in params.items()}
+    # The number of the step, a scalar, begins with 0.
+    carry = jax.tree.map(lambda c: normal(c.shape) / 3 if c.ndim else np.zeros((), c.dtype), carry)
+    carry = None if "initial_h" in params else carry
+    soft = {n: m for n, m in masks.items() if n not in hard}
+    return Arrays(
+        (params, normal((STEPS, BATCH, INPUTS)), carry, soft),
+        hard,
+        lengths,
+        normal((STEPS, BATCH, units)),
+    )
+
+
+def results(cell: Cell, implementation: str, arrays: Arrays) -> Any:
+    """Outputs, last carry and statistics, and the gradients of a sum of their functions."""
+
+    def loss(wanted):
+        params, xs, carry, soft = wanted
+        out = unroll(
+            cell,
+            params,
+            xs,
+            carry,
+            masks=Masks(**arrays.masks, **soft),
+            seq_lengths=arrays.lengths,
+            implementation=implementation,
+        )
+        last = sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(out[0]))
+        return jnp.sum(arrays.weights * out[1]) + last, out
+
+    gradients, out = jax.grad(loss, has_aux=True)(arrays.wanted)
+    return {"out": out, "gradients": gradients}
+
+
+def reference(name: str, units: int) -> Any:
+    """The results of the plain scan in float64 on the CPU."""
+    arrays = make_arrays(name, units)
+    # The number of the step, a scalar, stays as it is.
+    wide = jax.tree.map(
+        lambda a: a.astype(np.float64) if a.ndim and a.dtype == np.float32 else a, arrays
+    )
+    with float64():
+        cell = make(name, units, param_dtype=jnp.float64)
+        run = jax.jit(functools.partial(results, cell, "scan"))
+        return jax.tree.map(np.asarray, run(jax.device_put(wide, cpu())))
+
+
+def on_device(name: str, units: int, precision: str) -> dict[str, tuple[Any, Any]]:
+    """The results of two runs of each implementation on the device, in float32."""
+    cell = make(name, units, dtype=jnp.bfloat16 if precision == "bfloat16" else None)
+
+    def both(arrays):
+        return {i: results(cell, i, arrays) for i in IMPLEMENTATIONS}
+
+    arrays = make_arrays(name, units)
+    with products_in(precision):
+        run = jax.jit(both).lower(arrays).compile()
+    first, second = (jax.tree.map(np.asarray, run(arrays)) for _ in range(2))
+    return {i: (first[i], second[i]) for i in IMPLEMENTATIONS}
+
+
+def report(result: dict[str, Any]) -> list[str]:
+    """Lines for people."""
+    lines = [f"- masks, {name}: {found}" for name, found in result["masks"].items()]
+    lines += ["", "Largest error, relative to the largest value of an array: fused, plain scan."]
+    lines += [f"Bounds: {', '.join(f'{n} {b:.1e}' for n, b in result['bounds'].items())}.", ""]
+
+    def shown(entry):
+        return ", ".join(f"{found['error']:.1e}" for found in entry.values()) or "–"
+
+    lines += table(
+        ("cell", *result["bounds"]),
+        (
+            (name, *(shown(entries.get(precision, {})) for precision in result["bounds"]))
+            for name, entries in result["cells"].items()
+        ),
+    )
+    for title in ("wrong", "other bits", "not reached"):
+        found = result.get(title) or ["nothing"]
+        lines.append(f"- {title}{' in a second run' * (title == 'other bits')}: {'; '.join(found)}")
+    return [*lines, ""]

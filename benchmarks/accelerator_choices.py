@@ -1,0 +1,83 @@
+"""What our choices are worth on a device, for part 3 of `benchmarks.accelerator`."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.choices import always, changed, lower_variants, unroll
+from benchmarks.jax_peers import SPEC, Peer, Shape, ours, peer, some_params
+from benchmarks.rnn import Program
+from zoneout_jax import Masks, Zoneout, lstm
+from zoneout_jax.cells import Cell
+from zoneout_jax.threefry import threefry2x32
+
+COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"
+OPTIONS = {
+    "command buffers of whole loops": f"{COMMANDS},CONDITIONAL,WHILE",
+    "no command buffers": "",
+}
+"""What XLA puts into command buffers on a GPU; by default there are some inside an iteration."""
+
+
+def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
+    """Functions that compile the LSTM, forward and backward, with one choice changed each."""
+
+    def lower(peer: Peer) -> Program:
+        return Program.of_peer(peer, "backward", shape)
+
+    programs = lower_variants(shape)
+    programs |= {f"unroll={n}": lower(ours(shape, unroll=n)) for n in (2, 4, 8)}
+    chunk = math.isqrt(shape.steps)
+    programs[f"chunk={chunk}"] = lower(ours(shape, chunk=chunk))
+    with changed({(unroll, "_is_better_transposed"): always(False)}):
+        programs["words in the step"] = lower(with_words_in_step(shape))
+    commands = OPTIONS if jax.default_backend() == "gpu" else {}
+    programs |= {name: lower(ours(shape)) for name in commands}
+    options = {n: {"xla_gpu_enable_command_buffer": value} for n, value in commands.items()}
+    return {n: functools.partial(p.compile, options.get(n)) for n, p in programs.items()}
+
+
+def with_words_in_step(shape: Shape) -> Peer:
+    """Ours, drawing each mask in its step: again on the way back, and none is stored."""
+    cell = draws_in_step(lstm(shape.inputs, shape.units), SPEC)
+
+    def forward(params, xs, key):
+        return unroll.unroll(cell, params, xs, masks=keys_as_masks(key, shape.batch))[1]
+
+    return peer(shape, some_params(cell.init), forward)
+
+
+def keys_as_masks(key: jax.Array, batch: int) -> Masks:
+    """The two words of each example's key, `[1, B, 1]`, where masks of a sequence are expected."""
+    examples = jnp.arange(batch, dtype=jnp.int32)
+    keys = jax.random.key_data(jax.vmap(lambda n: jax.random.fold_in(key, n))(examples))
+    return Masks(cells=keys[None, :, :1], states=keys[None, :, 1:])
+
+
+def draws_in_step(cell: Cell, spec: Zoneout) -> Cell:
+    """An LSTM that draws the masks of `spec` itself, the same as are drawn before the loop.
+
+    It is handed `keys_as_masks`, and its carry ends with the number of the step.
+    """
+
+    def initial_carry(params: Any, batch: int) -> Any:
+        return *cell.initial_carry(params, batch), jnp.zeros((), jnp.float32)
+
+    def advance(gains, carry, projected, masks, *functions):
+        *carry, number = carry
+        shape = carry[0].shape
+        time = jnp.broadcast_to(number.astype(jnp.uint32), shape)
+        unit = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
+        words, _ = threefry2x32((masks.cells, masks.states), (time, unit))
+        drawn = Masks(
+            cells=(words & 0xFFFF) < jnp.uint32(round(spec.cells * 65536)),
+            states=(words >> 16) < jnp.uint32(round(spec.states * 65536)),
+        )
+        new, output = cell.advance(gains, tuple(carry), projected, drawn, *functions)
+        return (*new, number + 1), output
+
+    return cell._replace(initial_carry=initial_carry, advance=advance)

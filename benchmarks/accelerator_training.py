@@ -1,0 +1,256 @@
+"""Parts 4 and 5 of `benchmarks.accelerator`: char_ptb at the paper's size, end to end.
+
+Part 4 calls the training loop as it is and ends it after some calls of compiled steps: their rate,
+and the share of the time that is spent outside of compiled functions. Part 5 trains with and
+without zoneout, in the kind of products that part 4 found the fastest and with as many seeds in one
+program as cost next to nothing, for as many epochs as there is time for.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.accelerator_common import Context, brief, table
+from benchmarks.outside_compiled import Clock
+from experiments import char_ptb
+from zoneout_jax.data.raw import RAW_DATA_VARIABLE
+from zoneout_jax.training import (
+    Stopped,
+    draw_curves,
+    fit,
+    parallel,
+    parse_preset,
+    prepare,
+    replacing,
+)
+
+STEPS, CALLS = 300, 7
+"""Steps that are timed, and calls at least, if there is time; after the first two calls."""
+SETTINGS = (
+    {"precision": "float32", "num_seeds": 1},
+    {"precision": "bfloat16", "num_seeds": 1},
+    {"precision": "bfloat16", "num_seeds": 8},
+    {"precision": "float32", "num_seeds": 8},
+    {"precision": "bfloat16", "num_seeds": 4},
+    {"precision": "float32", "num_seeds": 4},
+    {"precision": "bfloat16", "num_seeds": 1, "steps_per_call": 100},
+)
+"""The most worthy first."""
+FREE = 1.25
+"""More seeds cost next to nothing while a step takes no more than so many times that of one."""
+ROWS = ("zoneout", "LSTM")
+
+
+class Enough(Exception):
+    """All that was to be timed has been."""
+
+
+def config(context: Context, row: str, **settings: Any) -> char_ptb.Config:
+    """Settings of a row of the paper, on its corpus if that is here."""
+    flags = [f"--preset={'smoke' if context.quick else 'paper'}", *char_ptb.ROWS[row][0]]
+    found = parse_preset(char_ptb.PRESETS, flags, "char_ptb", "")
+    if RAW_DATA_VARIABLE not in os.environ:
+        # Nothing is to be downloaded while a measurement waits.
+        settings["dataset"] = "stdlib"
+    settings.setdefault("steps_per_call", context.pick(1, 1, found.steps_per_call))
+    return dataclasses.replace(found, **settings)
+
+
+def end_to_end(context: Context, result: dict[str, Any]) -> None:
+    """Measures steps a second of the training loop."""
+    result["runs"] = []
+    # On a CPU several seeds cost as much as one after the other.
+    wanted = context.pick(SETTINGS[:3], SETTINGS[:2], SETTINGS)
+    for settings in wanted:
+        if context.left() <= 0:
+            break
+        found = dict(settings)
+        result["runs"].append(found)
+        try:
+            found |= rate(context, settings)
+        except Exception as error:
+            found["error"] = brief(error)
+        context.save()
+    result["not reached"] = [dict(s) for s in wanted[len(result["runs"]) :]]
+
+
+class Ready:
+    """A run of char_ptb that can begin, without the figures after its end."""
+
+    def __init__(self, config: char_ptb.Config):
+        self.config = config
+        task, self.run = prepare("char_ptb", char_ptb.PRESETS, char_ptb.build, config)
+        self.task = dataclasses.replace(task, final={})
+
+    def fit(self) -> None:
+        """Trains."""
+        fit(self.task, self.config, self.run)
+
+
+def rate(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Steps a second of the training loop, and its share of time outside compiled functions."""
+    clock = Clock()
+    steps_per_call = config(context, "zoneout", **settings).steps_per_call
+    calls = 3 if context.quick else max(CALLS, STEPS // steps_per_call)
+
+    def ending(make: Callable[..., Callable]) -> Callable[..., Callable]:
+        @functools.wraps(make)
+        def made(*arguments: Any, **options: Any) -> Callable:
+            function = make(*arguments, **options)
+
+            def call(*inputs: Any) -> Any:
+                if len(clock.marks) >= calls + 2 or len(clock.marks) > 2 and context.left() <= 0:
+                    raise Enough
+                return function(*inputs)
+
+            return call
+
+        return made
+
+    steps = ending(clock.timed(parallel.train_steps, marks=True))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        ready = Ready(config(context, "zoneout", workdir=folder, **settings))
+        with mock.patch.object(parallel, "train_steps", steps):
+            ready.fit()
+    # The first call compiles, and the second one is not after a whole one.
+    walls, insides = np.diff(np.array(clock.marks)[1:], axis=0).T
+    return {
+        "corpus": ready.task.facts["corpus"],
+        "steps_per_call": steps_per_call,
+        "calls": len(walls),
+        "seconds a call": walls.tolist(),
+        "steps a second": steps_per_call / statistics.median(walls),
+        "share outside": float(np.median(1 - insides / walls)),
+    }
+
+
+def evidence(context: Context, result: dict[str, Any]) -> None:
+    """Trains rows of the paper for the seconds that are left, each for the same time."""
+    chosen = fastest(context.found.get("end to end", {}).get("runs", []))
+    result |= chosen | {"rows": {}}
+    histories = {}
+    for number, row in enumerate(ROWS):
+        found = result["rows"][row] = {}
+        try:
+            history = train(context, row, context.left() / (len(ROWS) - number), chosen, found)
+        except Exception as error:
+            found["error"] = brief(error)
+        else:
+            seeds = sorted({entry.get("seed", 0) for entry in history})
+            histories[row] = [[e for e in history if e.get("seed", 0) == seed] for seed in seeds]
+            found["best validation"] = [
+                min(entry["validation_bpc"] for entry in run) for run in histories[row]
+            ]
+            draw_curves(context.out / "curves.png", histories, "bpc")
+        context.save()
+
+
+def fastest(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Products, seeds and steps a second with which most is learned, of those measured.
+
+    Raises:
+      RuntimeError: none was.
+    """
+    rates = {
+        (run["precision"], run["num_seeds"]): run["steps a second"]
+        for run in runs[::-1]  # of two with other steps a call the first one
+        if "steps a second" in run
+    }
+    single = {precision: rate for (precision, seeds), rate in rates.items() if seeds == 1}
+    if not single:
+        raise RuntimeError("part 4 measured no rate to choose by")
+    precision = max(single, key=single.get)
+    seeds = max(
+        seeds
+        for (name, seeds), rate in rates.items()
+        if name == precision and rate * FREE >= single[precision]
+    )
+    return {
+        "precision": precision,
+        "num_seeds": seeds,
+        "steps a second": rates[precision, seeds],
+    }
+
+
+def train(
+    context: Context, row: str, seconds: float, chosen: dict[str, Any], found: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Trains a row for so many seconds; returns its history, which it keeps in a file as well.
+
+    Raises:
+      RuntimeError: no epoch ended.
+    """
+    settings = {name: chosen[name] for name in ("precision", "num_seeds")}
+    settings |= {"max_minutes": max(seconds, 1) / 60, "checkpoint_minutes": 60}
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Ready(config(context, row, workdir=folder, **settings))
+        steps = int(0.6 * seconds * chosen["steps a second"])
+        if steps < ready.task.steps_per_epoch:
+            # Not even an epoch would end: two of less text, and something to validate on.
+            size = (max(steps // 2, 2) * ready.config.batch_size + 1) * ready.config.seq_length
+            less = {"train_size": size, "eval_size": 6_400}
+            ready = Ready(dataclasses.replace(ready.config, **less))
+        found |= {
+            "corpus": ready.task.facts["corpus"],
+            "steps an epoch": ready.task.steps_per_epoch,
+        }
+        with contextlib.suppress(Stopped):
+            ready.fit()
+        history = ready.run.history()
+        times = [json.loads(line) for line in ready.run.times_file.read_text().splitlines()]
+    if not history:
+        raise RuntimeError(f"no epoch ended in {seconds:.0f} s")
+    by_epoch = {entry["epoch"]: entry for entry in times}
+    path = context.out / f"char_ptb-{row}.jsonl"
+    with replacing(path) as temporary:
+        lines = [json.dumps(by_epoch[entry["epoch"]] | entry) for entry in history]
+        temporary.write_text("\n".join(lines) + "\n")
+    found |= {"epochs": times[-1]["epoch"], "seconds": times[-1]["seconds"]}
+    return history
+
+
+def end_to_end_report(result: dict[str, Any]) -> list[str]:
+    """Lines of part 4 for people."""
+    rows, errors = [], []
+    for run in result["runs"]:
+        if "error" in run:
+            errors += [f"- {run['precision']}, {run['num_seeds']} seeds: {run['error']}", ""]
+            continue
+        speed = run["steps a second"]
+        row = [run["precision"], str(run["num_seeds"]), str(run["steps_per_call"])]
+        row += [f"{speed:.3g}", f"{speed * run['num_seeds']:.3g}", f"{run['share outside']:.1%}"]
+        rows.append([*row, str(run["calls"])])
+    header = ("products", "seeds", "steps a call", "steps/s", "steps/s of all seeds")
+    lines = table((*header, "outside compiled functions", "calls"), rows)
+    if result.get("not reached"):
+        lines += [f"Not reached: {result['not reached']}.", ""]
+    return lines + errors
+
+
+def evidence_report(result: dict[str, Any]) -> list[str]:
+    """Lines of part 5 for people."""
+    lines = [
+        f"Products in {result['precision']}, {result['num_seeds']} seed(s) in one program; bits per"
+        " character, the best validation so far of each seed, and the paper's at its end.",
+        "",
+    ]
+    rows, errors = [], []
+    for name, row in result["rows"].items():
+        if "error" in row:
+            errors += [f"- {name}: {row['error']}", ""]
+        if "best validation" in row:
+            best = " ".join(f"{value:.3f}" for value in row["best validation"])
+            paper = char_ptb.ROWS[name][1]["validation_bpc"]
+            cells = [name, row["corpus"], str(row["steps an epoch"]), str(row["epochs"])]
+            rows.append([*cells, f"{row['seconds']:.0f}", best, f"{paper:.3f}"])
+    header = ("row", "corpus", "steps an epoch", "epochs", "seconds", "validation", "paper")
+    return lines + table(header, rows) + errors

@@ -1,0 +1,246 @@
+"""The program for accelerators runs here, and finds what is wrong."""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import accelerator, accelerator_checks, accelerator_choices, accelerator_training
+from benchmarks.accelerator_common import Context, side_by_side
+from benchmarks.jax_peers import SPEC, Shape, some_params
+from benchmarks.rnn import measure_in_turn
+from zoneout_jax import fused, lstm, unroll
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    """A quick run without a deadline, whose CPU of reference is not the device of JAX's choice."""
+    return Context(True, tmp_path, {}, lambda: None, deadline=time.monotonic() + 1e6)
+
+
+@pytest.fixture(autouse=True)
+def another_cpu(monkeypatch):
+    monkeypatch.setattr(accelerator_checks, "cpu", lambda: jax.devices("cpu")[1])
+
+
+def run(*flags: str) -> int:
+    """Exit code of the program."""
+    with pytest.raises(SystemExit) as stop:
+        accelerator.main([*flags])
+    return stop.value.code
+
+
+def only_the_rnn(monkeypatch) -> None:
+    """Checks no masks and the simplest cell."""
+    monkeypatch.setattr(accelerator_checks, "MASKS", {})
+    monkeypatch.setattr(accelerator_checks, "QUICK_CELLS", ("rnn",))
+
+
+@pytest.fixture
+def standard_promotion_in_threads() -> Iterator[None]:
+    """JAX's own dtype promotion for one test, whatever its threads."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion_in_threads")
+def test_quick_run_writes_all_parts(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ZONEOUT_RAW_DATA", raising=False)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    out = tmp_path / "deep" / "out"
+    assert run("--quick", "--seconds=1e5", f"--out={out}") == 0
+    table = (out / "accelerator.md").read_text()
+    assert table in capsys.readouterr().out
+    parts = json.loads((out / "accelerator.json").read_text())["parts"]
+    assert list(parts) == list(accelerator.PARTS)
+    assert not any("failed with" in part for part in parts.values())
+    assert min(parts["there"]["peaks"].values()) > 0 and not parts["there"]["failed"]
+    assert not parts["right"]["wrong"] + parts["right"]["not reached"]
+    assert list(parts["right"]["cells"]) == list(accelerator_checks.QUICK_CELLS)
+    groups = parts["fast"]["groups"]
+    assert len(groups) == 4 and not parts["fast"]["not reached"]
+    peers = groups["LSTM, quick, forward + backward"]["peers"]
+    for name in ("zoneout, float32", "Flax, bfloat16", "products alone, float32"):
+        assert len(peers[name]["seconds"]) == 2 and peers[name]["ratio"] > 0
+        assert peers[name]["share of the roofline"] > 0
+    assert "words in the step" in groups["LSTM, quick, choices"]["peers"]
+    assert parts["fast"]["compile seconds"]["zoneout, float32"] > 0
+    runs = parts["end to end"]["runs"]
+    assert len(runs) == 3 and all(0 < r["share outside"] < 1 < r["steps a second"] for r in runs)
+    for row, found in parts["evidence"]["rows"].items():
+        history = (out / f"char_ptb-{row}.jsonl").read_text().splitlines()
+        assert len(history) == 2 * parts["evidence"]["num_seeds"]
+        assert {"validation_bpc", "steps_per_second"} <= json.loads(history[0]).keys()
+        assert len(found["best validation"]) == parts["evidence"]["num_seeds"]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [
+        *("accelerator.json", "accelerator.md"),
+        *("char_ptb-LSTM.jsonl", "char_ptb-zoneout.jsonl", "curves.png"),
+    ]
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def fail(context, result):
+        result["so far"] = 1
+        raise RuntimeError("no\nluck")
+
+    def check(context, result):
+        assert context.left() > 0
+        result["wrong"] = wrong
+
+    parts = {
+        name: accelerator.Part(name, 1.0, check if name == "right" else fail, lambda r: ["lines"])
+        for name in accelerator.PARTS
+    }
+    monkeypatch.setattr(accelerator, "PARTS", parts)
+    monkeypatch.setattr(accelerator, "torch_process", contextlib.nullcontext)
+    for wrong in ([], ["a mask"]):
+        assert run(f"--out={tmp_path}") == bool(wrong)
+        found = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
+        assert list(found) == list(parts)
+        for name, part in found.items():
+            assert name == "right" or part["failed with"] == "RuntimeError: no luck"
+            assert name == "right" or part["so far"] == 1
+    assert f"report: {tmp_path}/accelerator.md" in capsys.readouterr().out
+    parts["right"] = parts["fast"]
+    assert run(f"--out={tmp_path}") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seconds=0"], "seconds must be above 0, got 0"),
+        (["--out", __file__], "is a file; give another --out"),
+        (["--quik"], "--quick"),
+    ],
+)
+def test_bad_flags(flags, message, capsys):
+    assert run(*flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_wrong_mask_is_found(monkeypatch):
+    draw = accelerator_checks.draw
+
+    def broken(spec, device):
+        masks = draw(spec, device)
+        if device == jax.devices()[0] and spec.static:
+            masks["cells"] = ~masks["cells"]
+        if device == jax.devices()[0] and spec.gaussian:
+            masks["states"] = masks["states"] + 1e-4
+        return masks
+
+    result = {"wrong": [], "masks": {}}
+    accelerator_checks.check_masks(result)
+    assert not result["wrong"] and len(result["masks"]) == 5
+    monkeypatch.setattr(accelerator_checks, "draw", broken)
+    accelerator_checks.check_masks(result)
+    one, other = result["wrong"]
+    assert one == f"masks, static: {16 * 128} differ"
+    assert other.startswith("masks, Gaussian: at most 4")
+
+
+def test_a_wrong_gradient_is_found(context, monkeypatch):
+    only_the_rnn(monkeypatch)
+    monkeypatch.setitem(fused.SLOPES, "tanh", lambda y: 1.001 - y * y)
+    result = {}
+    accelerator_checks.check(context, result)
+    (wrong,) = result["wrong"]
+    assert wrong.startswith("rnn, float32, fused: ['gradients']") and "bound" in wrong
+    assert not result["not reached"]
+    rows = "\n".join(accelerator_checks.report(result))
+    assert wrong in rows and "| rnn | " in rows
+
+
+def test_what_cannot_be_run_is_wrong(context, monkeypatch):
+    def reference(name, units):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(accelerator_checks, "reference", reference)
+    monkeypatch.setattr(accelerator_checks, "on_device", lambda *_: {})
+    only_the_rnn(monkeypatch)
+    result = {}
+    accelerator_checks.check(context, result)
+    assert sorted(result["wrong"]) == [
+        *("rnn, bfloat16: MemoryError: no room", "rnn, float32: MemoryError: no room"),
+    ]
+
+
+def test_what_is_not_finite_is_wrong():
+    array = np.array([1.0, np.nan], np.float32)
+    found = accelerator_checks.compare([array], [array], [np.array([1.0, 2.0])])
+    assert accelerator_checks.faults("x", found, 1.0) == ["x: not finite"] and found["same bits"]
+    assert accelerator_checks.relative_error(array[:1], np.zeros(1)) == np.inf
+
+
+def test_words_in_the_step_are_those_before_the_loop():
+    shape = Shape(4, 7, 3, 5)
+    cell = lstm(3, 5)
+    params = some_params(cell.init)
+    xs = jax.random.normal(jax.random.key(1), (shape.steps, shape.batch, shape.inputs))
+    key = jax.random.key(2)
+    _, wanted = unroll(cell, params, xs, zoneout=SPEC, key=key)
+    masks = accelerator_choices.keys_as_masks(key, shape.batch)
+    _, got = unroll(accelerator_choices.draws_in_step(cell, SPEC), params, xs, masks=masks)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_measurements_end_in_time_and_without_those_that_fail():
+    def quick(calls):
+        return 0.01 * calls
+
+    def slow(calls):
+        return 1e6
+
+    def broken(calls):
+        raise MemoryError
+
+    failed = {}
+    runs = {"quick": quick, "broken": broken}
+    found = measure_in_turn(runs, 3, 0.02, time.monotonic() + 1e3, failed)
+    assert found == {"quick": [0.01] * 3} and list(failed) == ["broken"]
+    runs = {"quick": quick, "slow": slow}
+    assert measure_in_turn(runs, 3, 0.02, time.monotonic() + 1e3) == {
+        "quick": [0.01],
+        "slow": [1e6],
+    }
+    assert measure_in_turn(runs, 3, deadline=0.0) == {}
+
+
+def test_side_by_side_ends_in_time():
+    makers = {"a": lambda: 1, "b": lambda: 1 // 0, "c": lambda: time.sleep(1)}
+    found = dict(side_by_side(makers, time.monotonic() + 0.5))
+    assert found.keys() == {"a", "b"} and found["a"] == 1
+    assert isinstance(found["b"], ZeroDivisionError)
+
+
+def test_the_fastest_products_and_the_seeds_that_are_free_are_chosen():
+    rates = {("float32", 1): 80.0, ("bfloat16", 1): 100.0, ("bfloat16", 4): 81.0}
+    rates |= {("bfloat16", 8): 79.0, ("float32", 8): 80.0}
+    runs = [{"precision": p, "num_seeds": n, "steps a second": r} for (p, n), r in rates.items()]
+    runs += [{"precision": "bfloat16", "num_seeds": 1, "steps a second": 200.0}]
+    runs += [{"precision": "float32", "num_seeds": 4, "error": "no"}]
+    chosen = {"precision": "bfloat16", "num_seeds": 4, "steps a second": 81.0}
+    assert accelerator_training.fastest(runs) == chosen
+    with pytest.raises(RuntimeError, match="no rate"):
+        accelerator_training.fastest(runs[-1:])
+
+
+def test_a_row_is_cut_to_what_there_is_time_for(context, monkeypatch):
+    seen = []
+    monkeypatch.delenv("ZONEOUT_RAW_DATA", raising=False)
+    monkeypatch.setattr(accelerator_training.Ready, "fit", lambda self: seen.append(self))
+    chosen = {"precision": "float32", "num_seeds": 1, "steps a second": 1.0}
+    with pytest.raises(FileNotFoundError):  # nothing is trained
+        accelerator_training.train(context, "zoneout", 10.0, chosen, {})
+    (ready,) = seen
+    assert ready.task.steps_per_epoch == 3 and ready.config.max_minutes == 10 / 60
+    assert not ready.task.final and not pathlib.Path(ready.config.workdir).exists()
