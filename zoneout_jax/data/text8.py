@@ -37,9 +37,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
+
+with needs("zoneout_jax.data.text8", "training"):
+    import tensorflow_datasets as tfds
 
 VOCABULARY = (" ", *string.ascii_lowercase)
 PIECE = 1_000_000
