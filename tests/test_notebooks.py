@@ -55,7 +55,7 @@ def test_address_is_that_of_the_package():
     assert f"Source = {REPOSITORY}" in setup["metadata"]["project_urls"]
     readme = (ROOT / "README.md").read_text()
     for name in execute.NAMES:
-        assert re.search(rf"\]\(notebooks/{name}\.ipynb\)", readme), name
+        assert f"]({REPOSITORY}/blob/main/notebooks/{name}.ipynb)" in readme, name
 
 
 @pytest.fixture
