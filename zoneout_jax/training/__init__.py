@@ -8,6 +8,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.cli import program as program
     from zoneout_jax.training.config import Count as Count
     from zoneout_jax.training.config import DropRate as DropRate
+    from zoneout_jax.training.config import Measurement as Measurement
     from zoneout_jax.training.config import NotNegative as NotNegative
     from zoneout_jax.training.config import Positive as Positive
     from zoneout_jax.training.config import Probability as Probability
@@ -17,8 +18,10 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.config import Stopped as Stopped
     from zoneout_jax.training.config import check_ranges as check_ranges
     from zoneout_jax.training.config import fail as fail
+    from zoneout_jax.training.config import new_folder as new_folder
     from zoneout_jax.training.config import output_folder as output_folder
     from zoneout_jax.training.config import parse as parse
+    from zoneout_jax.training.config import parse_measurement as parse_measurement
     from zoneout_jax.training.config import parse_preset as parse_preset
     from zoneout_jax.training.loop import fit as fit
     from zoneout_jax.training.metrics import deviation as deviation
