@@ -8,17 +8,21 @@ modules only hold parameters, statistics and random streams; the equations are t
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import InvalidRngError
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
+from zoneout_jax._needs import needs
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.initializers import Initializer
 from zoneout_jax.lstm_cell import lstm
 from zoneout_jax.zoneout import Zoneout
+
+with needs("zoneout_jax.linen", "flax"):
+    import flax.linen as nn
+    from flax.errors import InvalidRngError
+
+    from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
 
 
 class ZoneoutCell(nn.RNNCellBase):

@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from flax import nnx
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_cells, check_spec, expand_carry, run_cell, run_layers
+from zoneout_jax._needs import needs
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.lstm_cell import lstm
 from zoneout_jax.zoneout import Rate, Zoneout
+
+with needs("zoneout_jax.nnx", "flax"):
+    from flax import nnx
+
+    from zoneout_jax._flax import check_cells, check_spec, expand_carry, run_cell, run_layers
 
 
 class ZoneoutCell(nnx.RNNCellBase):

@@ -1,6 +1,9 @@
 """What TFDS knows of a dataset before it is prepared."""
 
-import tensorflow_datasets as tfds
+from zoneout_jax._needs import needs
+
+with needs("zoneout_jax.data", "training"):
+    import tensorflow_datasets as tfds
 
 
 class DatasetInfo(tfds.core.DatasetInfo):

@@ -28,12 +28,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
+from zoneout_jax._needs import needs
 from zoneout_jax.data import images, prepared, raw
 from zoneout_jax.data.dataset_info import DatasetInfo
+
+with needs("zoneout_jax.data.mnist", "training"):
+    import tensorflow_datasets as tfds
+    from PIL import Image
+    from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
 _ADDRESS = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 

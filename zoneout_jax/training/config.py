@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_type_hints
 
@@ -228,6 +229,23 @@ def output_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
     return out
 
 
+def new_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
+    """Makes the folder of a measurement: what `--out` says, or a new one below `runs`.
+
+    It is made before anything is measured, so that nothing is measured in vain.
+
+    Raises:
+      ValueError: an address, a file, or a folder that was not named and is there already.
+      OSError: the folder cannot be made.
+    """
+    out = output_folder(given, f"{default}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    try:
+        out.mkdir(parents=True, exist_ok=given is not None)
+    except FileExistsError:
+        raise ValueError(f"{out} is there already; name a folder with --out") from None
+    return out
+
+
 def fail(message: object) -> NoReturn:
     """Ends the program for bad input: one line on standard error, exit code 2."""
     print("error: " + one_line(message), file=sys.stderr)
@@ -269,6 +287,34 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
         if end.code == 0:
             raise
         fail(_sentence(complaint.getvalue()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The setting of every program that measures."""
+
+    out: pathlib.Path | None = None
+    """Folder of the result, which replaces one that is there; by default a new one below runs."""
+
+
+def parse_measurement(
+    start: Any, argv: Sequence[str] | None, module: str, about: str
+) -> tuple[Any, pathlib.Path]:
+    """Makes settings from flags, and the folder of the result.
+
+    Args:
+      start: a `Measurement` type.
+      argv, about: as in `parse`.
+      module: the program, as in `python -m <module>`.
+
+    Raises:
+      SystemExit: as in `parse`, and code 2 after one line for a folder that cannot be had.
+    """
+    options = parse(start, argv, f"python -m {module}", about)
+    try:
+        return options, new_folder(options.out, module.replace(".", "/"))
+    except (ValueError, OSError) as error:
+        fail(error)
 
 
 def _sentence(complaint: str) -> str:
