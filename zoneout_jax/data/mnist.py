@@ -31,12 +31,13 @@ import numpy as np
 
 from zoneout_jax._needs import needs
 from zoneout_jax.data import images, prepared, raw
-from zoneout_jax.data.dataset_info import DatasetInfo
 
 with needs("zoneout_jax.data.mnist", "training"):
     import tensorflow_datasets as tfds
     from PIL import Image
     from tensorflow_datasets.image_classification import mnist as tfds_mnist
+
+    from zoneout_jax.data.dataset_info import DatasetInfo
 
 _ADDRESS = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 

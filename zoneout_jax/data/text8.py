@@ -40,10 +40,11 @@ import numpy as np
 
 from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
-from zoneout_jax.data.dataset_info import DatasetInfo
 
 with needs("zoneout_jax.data.text8", "training"):
     import tensorflow_datasets as tfds
+
+    from zoneout_jax.data.dataset_info import DatasetInfo
 
 VOCABULARY = (" ", *string.ascii_lowercase)
 PIECE = 1_000_000
