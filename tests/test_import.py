@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+import zoneout_jax
+import zoneout_jax.linen
+
 HEAVY = (
     "flax optax orbax tensorflow_datasets tensorflow tyro matplotlib rich tensorboardX torch chex"
 )
@@ -24,3 +27,9 @@ def test_import_loads_jax_and_numpy_only():
 @pytest.mark.parametrize("face", ["linen", "nnx"])
 def test_faces_bring_flax(face):
     assert loaded(f"zoneout_jax.{face}", "flax tensorflow_datasets tyro matplotlib") == ["flax"]
+
+
+def test_completion_shows_what_is_public():
+    assert {"zoneout", "cells", "jax"}.isdisjoint(dir(zoneout_jax))
+    assert {"unroll", "linen", "__version__"} <= set(dir(zoneout_jax))
+    assert all(hasattr(zoneout_jax, name) for name in dir(zoneout_jax))
