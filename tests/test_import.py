@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+import zoneout_jax
+import zoneout_jax.linen
+
 ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = (
     "flax optax orbax tensorflow_datasets tensorflow tyro matplotlib rich tensorboardX torch chex"
@@ -75,5 +78,12 @@ def test_what_is_imported_is_declared(extra, files):
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.partition(".")[0])
     brought_by = importlib.metadata.packages_distributions()
-    for name in imported - sys.stdlib_module_names - {"zoneout_jax"}:
+    known = sys.stdlib_module_names | {"zoneout_jax", "typing_extensions"}  # type checkers have it
+    for name in imported - known:
         assert declared & normal(brought_by[name]), f"{name} is not in [{extra}]"
+
+
+def test_completion_shows_what_is_public():
+    assert {"zoneout", "cells", "jax"}.isdisjoint(dir(zoneout_jax))
+    assert {"unroll", "linen", "__version__"} <= set(dir(zoneout_jax))
+    assert all(hasattr(zoneout_jax, name) for name in dir(zoneout_jax))

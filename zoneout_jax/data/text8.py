@@ -28,13 +28,14 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import io
 import itertools
 import pathlib
 import string
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class TextFile(raw.RawFile):
         return None
 
     @contextlib.contextmanager
-    def _open(self, path: pathlib.Path) -> Iterator[BinaryIO]:
+    def _open(self, path: pathlib.Path) -> Iterator[IO[bytes] | io.BufferedIOBase]:
         """The text as a binary file."""
         # A file that is being downloaded has another name: `self.path` says what it will be.
         name = pathlib.PurePath(self.path)
@@ -168,7 +169,7 @@ class Text8Config(tfds.core.BuilderConfig):
 # The sum is the one that many projects which read the file publish, as they do that of its zip,
 # a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232; Mahoney gives its MD5,
 # 3bea1919949baf155f99411df5fada7e. It has not been taken here from a copy of the file.
-_TEXT8 = {
+_TEXT8: dict[str, Any] = {
     "sha256": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
     "length": 100_000_000,
 }
@@ -278,15 +279,14 @@ def load(
       DataError: the raw file cannot be had or is not the expected one, or the prepared dataset is
         damaged.
     """
-    if isinstance(config, str):
-        config = Text8.builder_configs[config]
+    chosen: Text8Config = Text8.builder_configs[config] if isinstance(config, str) else config
     builder = prepared.open_builder(
-        lambda folder: Text8(config=config, raw_data_dir=raw_data_dir, data_dir=folder),
-        [config.file(raw_data_dir)],
+        lambda folder: Text8(config=chosen, raw_data_dir=raw_data_dir, data_dir=folder),
+        [chosen.file(raw_data_dir)],
         raw_data_dir,
         data_dir,
     )
-    return corpus.Corpus(**_read(builder), vocabulary=VOCABULARY, name=config.corpus_name)
+    return corpus.Corpus(**_read(builder), vocabulary=VOCABULARY, name=chosen.corpus_name)
 
 
 def _read(builder: Text8) -> dict[str, np.ndarray]:

@@ -149,7 +149,7 @@ class RunConfig:
     )
     """Settings that decide no number of a run; they may change when it goes on."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         if self.workdir is not None:
             local_folder(self.workdir, "workdir")
@@ -173,10 +173,11 @@ class RunConfig:
                     f"coordinator must be host:port with a port in [1, 65535], got "
                     f"{self.coordinator!r}"
                 )
-            if self.process_id >= self.num_processes:
+            process, processes = together["process_id"], together["num_processes"]
+            if process >= processes:
                 raise ValueError(
-                    f"process_id must be in [0, {self.num_processes - 1}] as num_processes is "
-                    f"{self.num_processes}, got {self.process_id}"
+                    f"process_id must be in [0, {processes - 1}] as num_processes is "
+                    f"{processes}, got {process}"
                 )
 
     def identity(self) -> dict[str, Any]:
@@ -326,8 +327,8 @@ def _sentence(complaint: str) -> str:
     words = [line for line in words if line]
     if not framed:
         del words[:2]  # title and rule
-    message = itertools.takewhile(lambda line: line.strip("-─"), words)
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")
+    first = itertools.takewhile(lambda line: line.strip("-─"), words)
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(first)).rstrip(".")
     meant = re.search(r"Perhaps you meant:?\W*(--\w+)", complaint)
     hint = f"did you mean {meant[1]}? " if meant else ""
     return f"{message}; {hint}--help lists the flags"

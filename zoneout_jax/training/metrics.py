@@ -142,9 +142,9 @@ def draw_curves(
                     label=f"{label}, {split}" if run == 0 else None,
                 )
     axes.set(xlabel="epoch", ylabel=metric)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
-    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
     axes.legend(fontsize="small", **place)
     with writing(path):
         save_figure(figure, path)

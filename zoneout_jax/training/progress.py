@@ -40,7 +40,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()
