@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from benchmarks.jax_peers import Peer, Shape, ours
 from benchmarks.rnn import QUICK, SHAPES, Program, measure_in_turn
 from zoneout_jax import fused, zoneout
-from zoneout_jax.training import parse, versions, write_json
+from zoneout_jax.training import Measurement, parse_measurement, versions, write_json
 
 # The function `unroll` hides the module of its name.
 unroll = importlib.import_module("zoneout_jax.unroll")
@@ -62,15 +61,13 @@ CHANGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """What to measure."""
 
     rounds: int = 7
     """Rounds of all variants."""
     quick: bool = False
     """A tiny shape, two rounds: checks that it runs."""
-    out: pathlib.Path = pathlib.Path("benchmarks/results/choices.json")
-    """File of the result."""
 
 
 @contextlib.contextmanager
@@ -102,7 +99,7 @@ def lower_variants(shape: Shape) -> dict[str, Program]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and keeps the result."""
-    options = parse(Options, argv, "python -m benchmarks.choices", "Worth of each choice.")
+    options, out = parse_measurement(Options, argv, "benchmarks.choices", "Worth of each choice.")
     shapes = QUICK if options.quick else {n: s for n, s in SHAPES.items() if n != "text8"}
     results = {}
     for name, shape in shapes.items():
@@ -122,11 +119,9 @@ def main(argv: list[str] | None = None) -> None:
         for variant, found in results[name].items():
             print(f"{name:15} {variant:25} {found['milliseconds']:8.1f} ms {found['ratio']:5.2f}")
     command = ["python", "-m", "benchmarks.choices", *(sys.argv[1:] if argv is None else argv)]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        options.out,
-        {"command": " ".join(command), "versions": versions(), "results": results},
-    )
+    content = {"command": " ".join(command), "versions": versions(), "results": results}
+    write_json(out / "choices.json", content)
+    print(f"result: {out / 'choices.json'}")
 
 
 if __name__ == "__main__":

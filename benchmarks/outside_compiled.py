@@ -11,7 +11,6 @@ and a validation each; those of the first round compile and do not count.
 import dataclasses
 import functools
 import json
-import pathlib
 import statistics
 import tempfile
 import time
@@ -25,10 +24,11 @@ import numpy as np
 from experiments import seq2seq
 from zoneout_jax.training import (
     Count,
+    Measurement,
     check_ranges,
     fit,
     parallel,
-    parse,
+    parse_measurement,
     prepare,
     versions,
     write_json,
@@ -39,15 +39,13 @@ EPOCHS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """How long to measure."""
 
     rounds: Count = 7
     """Rounds."""
     eval_size: Count = seq2seq.PRESETS["repository"].eval_size
     """Additions of a validation."""
-    out: pathlib.Path = pathlib.Path("benchmarks/results/outside_compiled.json")
-    """File of the result."""
 
     def __post_init__(self):
         check_ranges(self)
@@ -110,19 +108,19 @@ def measure(options: Options) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures from the command line, prints and keeps the result."""
-    command = "python -m benchmarks.outside_compiled"
-    options = parse(Options, argv, command, "How much time is spent outside compiled code.")
+    module, about = "benchmarks.outside_compiled", "How much time is spent outside compiled code."
+    options, out = parse_measurement(Options, argv, module, about)
     flags = f"--rounds={options.rounds} --eval_size={options.eval_size}"
     result = {
-        "command": f"{command} {flags}",
+        "command": f"python -m {module} {flags}",
         "shapes": "2 layers, H=128, B=32, T=13+8, 20 batches an epoch, float32",
         **measure(options),
         "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
         "versions": versions(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
+    write_json(out / "outside_compiled.json", result)
     print(json.dumps(result, indent=2))
+    print(f"result: {out / 'outside_compiled.json'}")
 
 
 if __name__ == "__main__":

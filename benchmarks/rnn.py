@@ -18,7 +18,6 @@ import importlib.util
 import json
 import math
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.jax_peers import Peer, Shape, make_peers
-from zoneout_jax.training import fail, parse, versions, write_json
+from zoneout_jax.training import Measurement, parse_measurement, versions, write_json
 
 SHAPES = {
     "char-PTB": Shape(32, 100, 50, 1000),
@@ -58,7 +57,7 @@ SAMPLE_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """What to measure, and for how long."""
 
     shapes: tuple[str, ...] = tuple(SHAPES)
@@ -69,8 +68,6 @@ class Options:
     """Rounds at the shape of text8, a call of which takes many seconds."""
     quick: bool = False
     """A tiny shape, two rounds."""
-    out: pathlib.Path = pathlib.Path("benchmarks/results/rnn")
-    """Result files, without .json and .md."""
 
     def __post_init__(self):
         for name in self.shapes:
@@ -251,10 +248,8 @@ def table(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and keeps the result."""
-    try:
-        options = parse(Options, argv, "python -m benchmarks.rnn", "Recurrent layers side by side.")
-    except ValueError as error:
-        fail(error)
+    about = "Recurrent layers side by side."
+    options, out = parse_measurement(Options, argv, "benchmarks.rnn", about)
     shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes}
     command = ["python", "-m", "benchmarks.rnn", *(sys.argv[1:] if argv is None else argv)]
     content = {
@@ -265,7 +260,6 @@ def main(argv: list[str] | None = None) -> None:
         "versions": versions() | {"torch": "not installed"},
         "results": {},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     with torch_process() as torch:
         if torch is not None:
             content["versions"]["torch"] = torch.ask(shape=[1, 1, 1, 1, False])["version"]
@@ -274,9 +268,10 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name}: (B, T, F, H) = {shape[:4]}", file=sys.stderr)
             content["results"][name] = measure(shape, 2 if options.quick else rounds, torch)
             # After each shape: a run that is stopped keeps what it has.
-            write_json(options.out.with_suffix(".json"), content)
-            options.out.with_suffix(".md").write_text(table(content["results"]))
+            write_json(out / "rnn.json", content)
+            (out / "rnn.md").write_text(table(content["results"]))
     print(table(content["results"]))
+    print(f"result: {out / 'rnn.json'} and {out / 'rnn.md'}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ larger floor of RMSProp. Reported are the largest differences of a batch's loss 
 import dataclasses
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -21,7 +20,15 @@ import numpy as np
 import optax
 
 from experiments import permuted_mnist
-from zoneout_jax.training import Range, check_ranges, parallel, parse, versions, write_json
+from zoneout_jax.training import (
+    Measurement,
+    Range,
+    check_ranges,
+    parallel,
+    parse_measurement,
+    versions,
+    write_json,
+)
 from zoneout_jax.training.state import Streams
 
 FLOOR = 1e-3
@@ -39,7 +46,7 @@ PAIRS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """What to measure."""
 
     preset: Literal["paper", "laptop", "smoke"] = "paper"
@@ -48,8 +55,6 @@ class Options:
     """Training steps."""
     at: tuple[Annotated[int, Range(1)], ...] = (20, 30, 40, 80)
     """Batches up to which the largest difference is reported."""
-    out: pathlib.Path = pathlib.Path("benchmarks/results/rounding.json")
-    """File of the result."""
 
     def __post_init__(self):
         check_ranges(self)
@@ -95,29 +100,28 @@ def in_a_process(options: Options, devices: int, **changes: float) -> np.ndarray
 
 
 def measure(options: Options) -> dict:
-    """Runs all pairs and writes the report."""
+    """Runs all pairs; returns the report."""
     found = {}
     for name, pair in PAIRS.items():
         first, second = (in_a_process(options, **settings) for settings in pair)
         away = np.abs(first - second)
         found[name] = {str(n): float(f"{away[:n].max():.2g}") for n in options.at}
         print(f"{name}: {found[name]}", flush=True)
-    result = {
+    return {
         "command": "python -m benchmarks.rounding",
         "preset": options.preset,
         "first loss": float(first[0]),
         "largest difference up to batch": found,
         "versions": versions(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
-    return result
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures from the command line."""
+    """Measures from the command line, and keeps the result."""
     about = "How far rounding parts two runs."
-    measure(parse(Options, argv, "python -m benchmarks.rounding", about))
+    options, out = parse_measurement(Options, argv, "benchmarks.rounding", about)
+    write_json(out / "rounding.json", measure(options))
+    print(f"result: {out / 'rounding.json'}")
 
 
 if __name__ == "__main__":

@@ -10,32 +10,35 @@ of which the epoch after the compiling one counts.
 
 import dataclasses
 import json
-import pathlib
 import statistics
 import tempfile
 import time
 
 import jax
 import optax
-import tyro
 
 from experiments import char_ptb
 from experiments.language_model import TILES, cross_entropy_sum, readout_init
 from zoneout_jax import Zoneout, lstm, unroll
 from zoneout_jax.data import epoch_plan, gather, load_corpus
-from zoneout_jax.training import fit, prepare, versions, write_json
+from zoneout_jax.training import (
+    Measurement,
+    fit,
+    parse_measurement,
+    prepare,
+    versions,
+    write_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """How long to measure."""
 
     rounds: int = 7
     """Rounds of both."""
     steps: int = 10
     """Steps in a round."""
-    out: pathlib.Path = pathlib.Path("benchmarks/results/training_loop.json")
-    """File of the result."""
 
 
 def bare_loop(config: char_ptb.Config, steps: int):
@@ -89,9 +92,10 @@ def whole_loop(config: char_ptb.Config) -> float:
         return json.loads(last)["steps_per_second"]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measures, prints and keeps the result."""
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    about = "What the training loop costs."
+    options, out = parse_measurement(Options, argv, "benchmarks.training_loop", about)
     config = char_ptb.Config(
         dataset="stdlib",
         train_size=(options.steps * 32 + 1) * 100,
@@ -119,9 +123,9 @@ def main() -> None:
         "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
         "versions": versions(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
+    write_json(out / "training_loop.json", result)
     print(json.dumps(result, indent=2))
+    print(f"result: {out / 'training_loop.json'}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class Options:
     on_nan: Literal["stop", "skip"] | None = None
     """At a loss or gradient that is not finite: stop before the step, or leave it out."""
     out: pathlib.Path | None = None
-    """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>."""
+    """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>, or the own default
+    of an experiment that measures something else."""
     raw_data_dir: str | None = None
     """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
 
@@ -172,7 +173,7 @@ def _measurement(options: Options, settings: Any) -> Any:
         "seeds": options.seeds,
         "epochs": options.epochs,
         "on_nan": options.on_nan,
-        "out": output_folder(options.out, f"reproduce/{options.experiment}-{options.preset}"),
+        "out": options.out,
         "raw_data_dir": options.raw_data_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}

@@ -34,13 +34,14 @@ import numpy as np
 from zoneout_jax.training import (
     Count,
     DropRate,
+    Measurement,
     NotNegative,
     Positive,
     Range,
     RunError,
     check_ranges,
     commit,
-    output_folder,
+    new_folder,
     parse_preset,
     program,
     save_figure,
@@ -55,7 +56,7 @@ NEAR = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Measurement):
     """Settings; the defaults are those of the authors' code, but for the number of seeds."""
 
     preset: Literal["repository", "laptop", "smoke"] = "repository"
@@ -78,8 +79,6 @@ class Config:
     """Standard deviation of the first W around −I."""
     points: Count = 200
     """Points of the curves that are kept."""
-    out: pathlib.Path | None = None
-    """Where data and figure go; by default runs/semantic_consistency/<preset>."""
 
     def __post_init__(self):
         check_ranges(self)
@@ -170,10 +169,10 @@ def measure(config: Config) -> dict[str, Any]:
       The content of `semantic_consistency.json`.
 
     Raises:
-      ValueError: `out` is a file.
+      ValueError: `out` is a file or an address.
       RunError: W is not finite at the end.
     """
-    out = output_folder(config.out, f"semantic_consistency/{config.preset}")
+    out = new_folder(config.out, f"semantic_consistency/{config.preset}")
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
     start = time.monotonic()
     with Progress(config.steps, "semantic consistency") as progress:
@@ -190,7 +189,6 @@ def measure(config: Config) -> dict[str, Any]:
             f"W is not finite after {config.steps:,} updates; give a smaller --learning_rate than "
             f"{config.learning_rate:g}"
         )
-    out.mkdir(parents=True, exist_ok=True)
     eigenvalues = np.sort(np.linalg.eigvals(path))  # by real part
     steps = np.linspace(0, config.steps, config.points + 1)
     arrays = {"steps": steps, "losses": losses, "w": path, "eigenvalues": eigenvalues}

@@ -17,7 +17,7 @@ REPOSITORY, RELEASE = "https://github.com/zoneout-jax/zoneout_jax", "v0.1.0"
 if pathlib.Path("../zoneout_jax").is_dir():
     sys.path.insert(0, "..")
 elif None in map(importlib.util.find_spec, ("zoneout_jax", "flax", "optax", "sklearn")):
-    package = f"zoneout_jax[experiments] @ git+{REPOSITORY}@{RELEASE}"
+    package = f"zoneout_jax[flax,training] @ git+{REPOSITORY}@{RELEASE}"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
 
 # %%

@@ -20,7 +20,7 @@ if not (checkout / "experiments").is_dir():
     if not checkout.is_dir():
         clone = ["git", "clone", "-q", "--depth=1", f"--branch={RELEASE}", REPOSITORY, checkout]
         subprocess.run(clone, check=True)
-    package = f"{checkout}[experiments]"
+    package = f"{checkout}[training]"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
 sys.path.insert(0, str(checkout))
 

@@ -2,9 +2,10 @@
 
     python -m notebooks.execute                             # all of them, in order
     python -m notebooks.execute 03_gradient_propagation     # some
+    python -m notebooks.execute --out notebooks             # in the place of those in this folder
 
 Each `.py`, in jupytext's percent format, is run in a kernel of its own, whose working directory is
-this folder, and written with its outputs to the `.ipynb` beside it; the pictures that the README
+this folder, and written with its outputs to an `.ipynb` in `--out`; the pictures that the README
 shows also to a `.png`. The first error ends it, and leaves the files of that notebook as they were.
 Prints the time of each and the largest resident memory of its kernel.
 """
@@ -23,7 +24,7 @@ import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from zoneout_jax.training import fail, parse
+from zoneout_jax.training import Measurement, fail, parse_measurement
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[0-9]*.py")))
@@ -38,7 +39,7 @@ PEAK = "from zoneout_jax.training.progress import host_peak_bytes; print(host_pe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Measurement):
     """What to run."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = NAMES
@@ -60,8 +61,8 @@ def read(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def execute(name: str) -> int:
-    """Runs a notebook and writes it with its outputs.
+def execute(name: str, out: pathlib.Path) -> int:
+    """Runs a notebook and writes it with its outputs to a folder.
 
     Returns:
       Peak memory in bytes.
@@ -81,9 +82,9 @@ def execute(name: str) -> int:
     client.execute()
     peak = notebook.cells.pop().outputs[0].text
     picture = first_picture(notebook) if name in PICTURED else None
-    save(FOLDER / f"{name}.ipynb", nbformat.writes(notebook).encode() + b"\n")
+    save(out / f"{name}.ipynb", nbformat.writes(notebook).encode() + b"\n")
     if picture is not None:
-        save(FOLDER / f"{name}.png", picture)
+        save(out / f"{name}.png", picture)
     return int(peak)
 
 
@@ -103,17 +104,18 @@ def save(path: pathlib.Path, content: bytes) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs notebooks from the command line."""
-    options = parse(Options, argv, "python -m notebooks.execute", "Runs the notebooks.")
+    options, out = parse_measurement(Options, argv, "notebooks.execute", "Runs the notebooks.")
     for name in options.names:
         begin = time.monotonic()
         try:
-            peak = execute(name)
+            peak = execute(name, out)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except OSError as error:
             fail(error)
         print(f"{name}: {time.monotonic() - begin:.0f} s, {peak / 2**20:,.0f} MiB", flush=True)
+    print(f"notebooks: {out}")
 
 
 if __name__ == "__main__":

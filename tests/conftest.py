@@ -1,21 +1,22 @@
 """Eight virtual CPU devices and strict dtypes for every test. Runs before anything imports JAX.
 
-Code is compiled without LLVM's optimizations and without XLA's fusion emitters: the tests, mostly
-compilation, take a third of the time. CONTRIBUTING has the flags that test the code of users. If a
-newer JAX ends with "Unknown flags in XLA_FLAGS", the flag goes, here and there.
+Code is compiled without LLVM's optimizations and, where XLA still lets one choose, without its
+fusion emitters: the tests are mostly compilation. CONTRIBUTING has the flags that test the code of
+users.
 """
 
+import importlib.metadata
 import os
 
+flags = [os.environ.get("XLA_FLAGS", "")]
+if "xla_force_host_platform_device_count" not in flags[0]:
+    flags.append("--xla_force_host_platform_device_count=8")
+if "xla_backend_optimization_level" not in flags[0]:
+    flags.append("--xla_backend_optimization_level=0")
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")  # later XLA ends at a flag it lacks
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-for flag in (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-):
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flag.split("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 from collections.abc import Iterator  # noqa: E402
 

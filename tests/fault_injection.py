@@ -28,11 +28,11 @@ from typing import Any, Literal
 
 import numpy as np
 import orbax.checkpoint as ocp
-import tyro
 
 from tests import bad_data
 from tests.bad_commands import commands
-from zoneout_jax.training import versions, write_json
+from tests.reports import write_report
+from zoneout_jax.training import Measurement, parse_measurement
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Overshoots, so that patience, too, must come out the same.
@@ -44,7 +44,7 @@ TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """What to do."""
 
     parts: tuple[Literal["kills", "days", "commands"], ...] = ("kills", "days", "commands")
@@ -55,8 +55,6 @@ class Options:
     """Bad command lines at least."""
     seed: int = 0
     """Seed of the moments and values."""
-    out: pathlib.Path | None = None
-    """File of the report, as JSON."""
 
 
 def launch(
@@ -312,9 +310,10 @@ def note_disk(runs, what, workdir, process, wanted, note) -> None:
     note(what, process.exitcode, said, well and outcome(workdir) == wanted)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Does the parts, and writes the report."""
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    about = "Kills runs, spoils their disks and files, and mistypes their commands."
+    options, out = parse_measurement(Options, argv, "tests.fault_injection", about)
     rng = random.Random(options.seed)
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -325,10 +324,8 @@ def main() -> None:
             report["days"] = bad_days(Runs(folder), rng)
         if "commands" in options.parts:
             report["commands"] = commands(folder / "commands", options.commands, rng)
-    report["versions"] = versions()
-    if options.out is not None:
-        write_json(options.out, report)
     print(json.dumps({k: v for k, v in report.items() if k != "days"}, indent=2))
+    write_report(out, "fault_injection", options, report)
     well = all(day["as it should"] for day in report.get("days", []))
     well = well and report.get("kills", {"different": []})["different"] == []
     others = report.get("commands", {"others": [], "files left behind": []})

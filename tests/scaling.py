@@ -28,11 +28,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tyro
 
 from tests.processes import environment
+from tests.reports import write_report
 from zoneout_jax import Zoneout
-from zoneout_jax.training import versions, write_json
+from zoneout_jax.training import Measurement, parse_measurement
 
 ROOT = pathlib.Path(__file__).parents[1]
 ZONEOUT = ("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05")
@@ -46,7 +46,7 @@ ROWS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """What to do."""
 
     parts: tuple[Literal["devices", "processes", "seeds", "memory", "costs"], ...] = (
@@ -56,8 +56,6 @@ class Options:
     """Parts."""
     processes: tuple[int, ...] = (2, 4)
     """Numbers of processes."""
-    out: pathlib.Path | None = None
-    """File of the report, as JSON."""
 
 
 def masks(devices: int, file: pathlib.Path) -> None:
@@ -315,9 +313,10 @@ def costs(folder: pathlib.Path) -> dict[str, Any]:
     return report
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Does the parts, and writes the report."""
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    about = "One run on many devices, in many processes, of many seeds, and over many steps."
+    options, out = parse_measurement(Options, argv, "tests.scaling", about)
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         for part in options.parts:
@@ -325,9 +324,7 @@ def main() -> None:
             folder.mkdir()
             more = (options.processes,) if part == "processes" else ()
             report[part] = globals()[part](folder, *more)
-    report["versions"] = versions()
-    if options.out is not None:
-        write_json(options.out, report)
+    write_report(out, "scaling", options, report)
 
 
 if __name__ == "__main__":

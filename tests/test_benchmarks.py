@@ -16,10 +16,12 @@ SMOKE = seq2seq.PRESETS["smoke"]
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_quick_run_measures_all_peers(tmp_path, capsys):
-    rnn.main(["--quick", "--out", str(tmp_path / "deep" / "result")])
-    result = json.loads((tmp_path / "deep" / "result.json").read_text())
-    table = (tmp_path / "deep" / "result.md").read_text()
-    assert table in capsys.readouterr().out
+    folder = tmp_path / "deep" / "result"
+    rnn.main(["--quick", f"--out={folder}"])
+    result = json.loads((folder / "rnn.json").read_text())
+    table = (folder / "rnn.md").read_text()
+    said = capsys.readouterr().out
+    assert table in said and said.endswith(f"{folder}/rnn.json and {folder}/rnn.md\n")
     for peers in result["results"]["quick"].values():
         for name in ("zoneout", "zoneout off", "Flax NNX LSTMCell", "matrix products alone"):
             assert len(peers[name]["seconds"]) == 2 and min(peers[name]["seconds"]) > 0
@@ -37,8 +39,8 @@ def test_the_documentation_quotes_the_results():
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_choices_are_measured(tmp_path):
-    choices.main(["--quick", "--out", str(tmp_path / "result.json")])
-    results = json.loads((tmp_path / "result.json").read_text())["results"]["quick"]
+    choices.main(["--quick", f"--out={tmp_path}"])
+    results = json.loads((tmp_path / "choices.json").read_text())["results"]["quick"]
     assert set(results) == set(choices.CHANGES)
     assert all(found["milliseconds"] > 0 for found in results.values())
 
@@ -52,8 +54,8 @@ def test_rounding_is_measured(tmp_path, monkeypatch):
         return np.arange(options.batches) * (devices - 1 + change)
 
     monkeypatch.setattr(rounding, "in_a_process", shifted)
-    rounding.main(["--batches=5", "--at", "2", "5", f"--out={tmp_path / 'result.json'}"])
-    result = json.loads((tmp_path / "result.json").read_text())
+    rounding.main(["--batches=5", "--at", "2", "5", f"--out={tmp_path}"])
+    result = json.loads((tmp_path / "rounding.json").read_text())
     found = result["largest difference up to batch"]
     assert found["1 and 2 devices"] == {"2": 1.0, "5": 4.0}
     assert found["1 device, first weights changed by a relative 1e-7"] == {"2": 1e-7, "5": 4e-7}
@@ -62,8 +64,8 @@ def test_rounding_is_measured(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("standard_promotion")
 def test_time_outside_compiled_code_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(seq2seq, "Config", lambda **given: dataclasses.replace(SMOKE, **given))
-    outside_compiled.main(["--rounds=2", "--eval_size=64", f"--out={tmp_path / 'result.json'}"])
-    result = json.loads((tmp_path / "result.json").read_text())
+    outside_compiled.main(["--rounds=2", "--eval_size=64", f"--out={tmp_path}"])
+    result = json.loads((tmp_path / "outside_compiled.json").read_text())
     assert len(result["share_outside"]) == 2 and 0 < result["median_share_outside"] < 1
     assert result["median_batches_per_second"] > 0 < result["median_seconds_an_epoch"]
 

@@ -15,6 +15,8 @@ from flax import nnx
 import zoneout_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
+REPOSITORY = "https://github.com/zoneout-jax/zoneout_jax"
+PICTURES = "https://raw.githubusercontent.com/zoneout-jax/zoneout_jax/main"
 MODULES = [m.name for m in pkgutil.iter_modules(zoneout_jax.__path__) if not m.ispkg]
 COMMON = {"jax": jax, "jnp": jnp, "nn": nn, "nnx": nnx}
 
@@ -38,3 +40,19 @@ def test_pages(page):
     names = {"__name__": page} | COMMON
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+def test_addresses_in_the_readme_work_on_a_package_index():
+    readme = (ROOT / "README.md").read_text()
+    pictures = re.findall(r'!\[[^]]*\]\((.*?)\)|src="(.*?)"', readme)
+    links = re.findall(r"(?<!!)\[[^]]*\]\((.*?)\)", readme)
+    assert len(pictures) >= 3 and len(links) >= 10
+    for address in map("".join, pictures):
+        assert address.startswith(f"{PICTURES}/"), address
+        assert (ROOT / address.removeprefix(f"{PICTURES}/")).is_file(), address
+    for address in links:
+        assert address.startswith(("#", "https://")), address
+        if address.startswith(REPOSITORY):
+            kind, _, path = address.removeprefix(f"{REPOSITORY}/").partition("/main/")
+            there = ROOT / path.partition("#")[0]
+            assert there.is_dir() if kind == "tree" else kind == "blob" and there.is_file(), address

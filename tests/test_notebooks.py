@@ -55,7 +55,7 @@ def test_address_is_that_of_the_package():
     assert f"Source = {REPOSITORY}" in setup["metadata"]["project_urls"]
     readme = (ROOT / "README.md").read_text()
     for name in execute.NAMES:
-        assert re.search(rf"\]\(notebooks/{name}\.ipynb\)", readme), name
+        assert f"]({REPOSITORY}/blob/main/notebooks/{name}.ipynb)" in readme, name
 
 
 @pytest.fixture
@@ -70,8 +70,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_execute_keeps_outputs_and_stops_at_an_error(folder, capfd):
     (folder / "2_bad.ipynb").write_text("as it was")
+    out = f"--out={folder}"
     with pytest.raises(SystemExit) as exit:
-        execute.main(["1_good", "2_bad", "3_after"])
+        execute.main(["1_good", "2_bad", "3_after", out])
     assert exit.value.code == 1
     said = capfd.readouterr()
     assert re.search(r"^1_good: \d+ s, [\d,]+ MiB$", said.out, re.MULTILINE)
@@ -82,7 +83,7 @@ def test_execute_keeps_outputs_and_stops_at_an_error(folder, capfd):
     assert [cell.source for cell in notebook.cells] == ["Sum", "print(1 + 1)"]
     assert notebook.cells[1].outputs[0].text == "2\n"
     before = (folder / "1_good.ipynb").read_bytes()
-    execute.main(["1_good"])
+    execute.main(["1_good", out])
     assert (folder / "1_good.ipynb").read_bytes() == before
     assert not list(folder.glob(".*")) and not list(folder.glob("*.tmp"))
 

@@ -6,15 +6,31 @@ weights; `zoneout_jax.data` and `zoneout_jax.training` serve the experiments.
 
 __version__ = "0.1.0"
 
-from zoneout_jax.cells import Cell as Cell
-from zoneout_jax.cells import gru as gru
-from zoneout_jax.cells import rnn as rnn
-from zoneout_jax.initializers import block_orthogonal as block_orthogonal
-from zoneout_jax.initializers import tiled_orthogonal as tiled_orthogonal
-from zoneout_jax.lstm_cell import lstm as lstm
-from zoneout_jax.normalization import update_stats as update_stats
-from zoneout_jax.regularizers import norm_stabilizer as norm_stabilizer
-from zoneout_jax.regularizers import weight_noise as weight_noise
-from zoneout_jax.unroll import unroll as unroll
-from zoneout_jax.zoneout import Masks as Masks
-from zoneout_jax.zoneout import Zoneout as Zoneout
+from zoneout_jax.cells import Cell, gru, rnn
+from zoneout_jax.initializers import block_orthogonal, tiled_orthogonal
+from zoneout_jax.lstm_cell import lstm
+from zoneout_jax.normalization import update_stats
+from zoneout_jax.regularizers import norm_stabilizer, weight_noise
+from zoneout_jax.unroll import unroll
+from zoneout_jax.zoneout import Masks, Zoneout
+
+__all__ = [
+    "Cell",
+    "Masks",
+    "Zoneout",
+    "block_orthogonal",
+    "gru",
+    "lstm",
+    "norm_stabilizer",
+    "rnn",
+    "tiled_orthogonal",
+    "unroll",
+    "update_stats",
+    "weight_noise",
+]
+
+
+def __dir__() -> list[str]:
+    """Names for completion: without the modules inside, which imports leave here as well."""
+    modules = {"data", "interop", "linen", "nnx", "training"} & globals().keys()
+    return ["__version__", *__all__, *modules]

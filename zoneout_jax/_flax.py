@@ -10,7 +10,7 @@ from flax.linen.recurrent import flip_sequences
 
 from zoneout_jax.cells import Carry, Cell, Params
 from zoneout_jax.normalization import Stats, update_stats
-from zoneout_jax.unroll import clip_lengths, unroll
+from zoneout_jax.unroll import Lengths, clip_lengths, unroll
 from zoneout_jax.zoneout import Zoneout
 
 
@@ -27,7 +27,7 @@ def run_cell(
     zoneout: Zoneout | None = None,
     initializing: bool = False,
     single_step: bool = False,
-    seq_lengths: jax.Array | None = None,
+    seq_lengths: Lengths | None = None,
     **options: Any,
 ) -> tuple[Carry, jax.Array, Stats | None]:
     """`unroll` for inputs `[T, *batch, F]` with the settings of a cell's module.
@@ -71,6 +71,7 @@ def run_cell(
         if seq_lengths.shape != tuple(batch_dims):
             raise ValueError(f"seq_lengths must be {tuple(batch_dims)}, got {seq_lengths.shape}")
         seq_lengths = jnp.ravel(seq_lengths) if len(batch_dims) != 1 else seq_lengths
+    found: list[Stats]
     carry, ys, *found = unroll(
         cell,
         params,
@@ -85,7 +86,9 @@ def run_cell(
         axis_name=module.axis_name,
         **options,
     )
-    moved = update_stats(stats, *found, rate=1 - module.momentum) if found else None
+    moved = None
+    if stats is not None and found:
+        moved = update_stats(stats, found[0], rate=1 - module.momentum)
     shape = (*batch_dims, cell.hidden_features)
     carry = jax.tree.map(lambda a: a.reshape(shape) if a.ndim else a, carry)
     return carry, ys.reshape(steps, *shape), moved
@@ -105,11 +108,11 @@ def run_layers(
     inputs: jax.Array,
     *,
     initial_carry: Any,
-    seq_lengths: jax.Array | None,
+    seq_lengths: Lengths | None,
     deterministic: bool | None,
     zoneout: Zoneout | Sequence[Zoneout] | None,
     **overrides: bool | None,
-) -> jax.Array | tuple[Any, jax.Array]:
+) -> Any:
     """Cells on top of each other, with the options of Flax's `RNN`.
 
     Args:

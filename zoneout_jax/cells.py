@@ -7,10 +7,11 @@ A cell is a `Cell` of functions over a plain dict of parameters; it holds no arr
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from zoneout_jax.initializers import Initializer, block_orthogonal
 from zoneout_jax.normalization import BatchNormalizer, Stats
@@ -19,7 +20,11 @@ from zoneout_jax.zoneout import Masks, zoneout
 Params = dict[str, Any]
 Carry = Any
 
-ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+}
 
 
 class Cell(NamedTuple):
@@ -107,7 +112,7 @@ class Cell(NamedTuple):
             self.gains(params), carry, projected, masks, multiply, activate, normalize
         )
 
-    def known_masks(self, masks: Masks) -> dict[str, jax.Array]:
+    def known_masks(self, masks: Masks) -> dict[str, ArrayLike]:
         """The masks that are given, by name; ValueError if the cell has no use for one."""
         given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
         for name in given:
@@ -127,14 +132,24 @@ def split_gates(wide: jax.Array, features: int, axis: int = -1) -> tuple[jax.Arr
     return tuple(jnp.split(wide, wide.shape[axis] // features, axis))
 
 
-def add_projected(parts: tuple, projected: tuple) -> tuple[jax.Array, ...]:
+def add_projected(
+    parts: tuple[jax.Array, ...], projected: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     """Adds what comes of the inputs to the leading products."""
     sums = tuple(part + x for part, x in zip(parts, projected, strict=False))
     return sums + parts[len(sums) :]
 
 
-# The same arguments give the same cell, which compiled functions are then found by.
-@functools.cache
+P = ParamSpec("P")
+
+
+def cached(make: Callable[P, Cell]) -> Callable[P, Cell]:
+    """Gives the same cell for the same arguments, which compiled functions are then found by."""
+    cell: Any = functools.cache(make)  # whose own type would hide the arguments
+    return cell
+
+
+@cached
 def gru(
     in_features: int,
     hidden_features: int,
@@ -234,8 +249,7 @@ def gru(
     )
 
 
-# The same arguments give the same cell, which compiled functions are then found by.
-@functools.cache
+@cached
 def rnn(
     in_features: int,
     hidden_features: int,
@@ -314,12 +328,20 @@ def rnn(
     )
 
 
-def scaled(mask: jax.Array | None, x: jax.Array) -> jax.Array:
+def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
     """The product with a mask of booleans or numbers; without one, `x`."""
     return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
 
 
-def init_kernels(key, in_features, hidden_features, blocks, kernel_init, recurrent_init, dtype):
+def init_kernels(
+    key: jax.Array,
+    in_features: int,
+    hidden_features: int,
+    blocks: int,
+    kernel_init: Initializer | None,
+    recurrent_init: Initializer | None,
+    dtype: Any,
+) -> Params:
     """The parameters `input` and `recurrent`."""
     input_key, recurrent_key = jax.random.split(key)
     kernel_init = kernel_init or block_orthogonal()
@@ -331,7 +353,9 @@ def init_kernels(key, in_features, hidden_features, blocks, kernel_init, recurre
     }
 
 
-def _init_blocks(init: Initializer, key: jax.Array, shape: tuple[int, int], dtype, blocks: int):
+def _init_blocks(
+    init: Initializer, key: jax.Array, shape: tuple[int, int], dtype: Any, blocks: int
+) -> jax.Array:
     """Blocks of a shape side by side, by an initializer of all of them or of a single one."""
     rows, columns = shape
     parameters = inspect.signature(init).parameters.values()

@@ -1,6 +1,7 @@
 """Initial values of recurrent weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,9 @@ def block_orthogonal(scale: float = 1.0) -> Initializer:
     """
     orthogonal = jax.nn.initializers.orthogonal(scale)
 
-    def init(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
+    def init(
+        key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, blocks: int = 1
+    ) -> jax.Array:
         rows, columns = _block_shape(shape, blocks)
         keys = jax.random.split(key, blocks)
         parts = [orthogonal(k, (rows, columns), _wide(dtype)) for k in keys]
@@ -67,7 +70,9 @@ def tiled_orthogonal(scale: float = 1.0) -> Initializer:
       (3, 20)
     """
 
-    def init(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
+    def init(
+        key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, blocks: int = 1
+    ) -> jax.Array:
         rows, columns = _block_shape(shape, blocks)
         side = min(rows, columns)
         down, across = -(-rows // side), -(-columns // side)

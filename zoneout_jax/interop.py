@@ -96,7 +96,7 @@ def to_nnx(params: Mapping[str, Any], *, optimized: bool = True) -> dict[str, Ar
     return cell
 
 
-def from_torch(state: Mapping[str, Any]) -> list[Arrays] | list[tuple[Arrays, Arrays]]:
+def from_torch(state: Mapping[str, Any]) -> list[Any]:
     """Our parameters from the state dict of torch's `nn.LSTM`, `nn.GRU` or `nn.RNN`.
 
     The two biases of torch are added, but for the GRU's b_hn, which is `recurrent_bias`.
@@ -118,16 +118,18 @@ def from_torch(state: Mapping[str, Any]) -> list[Arrays] | list[tuple[Arrays, Ar
     def direction(suffix: str) -> Arrays:
         kernel, recurrent = (np.asarray(state[f"weight_{s}_{suffix}"]).T for s in ("ih", "hh"))
         none = np.zeros(recurrent.shape[1], recurrent.dtype)
-        biases = (np.asarray(state.get(f"bias_{side}_{suffix}", none)) for side in ("ih", "hh"))
-        return _ours(kernel, recurrent, *biases, _gate_count(recurrent))
+        bias, recurrent_bias = (
+            np.asarray(state.get(f"bias_{side}_{suffix}", none)) for side in ("ih", "hh")
+        )
+        return _ours(kernel, recurrent, bias, recurrent_bias, _gate_count(recurrent))
 
-    layers = []
+    layers: list[Any] = []
     while f"weight_ih_l{len(layers)}" in state:
         suffix = f"l{len(layers)}"
         layer = direction(suffix)
-        if f"weight_ih_{suffix}_reverse" in state:
-            layer = layer, direction(f"{suffix}_reverse")
-        layers.append(layer)
+        reverse = f"{suffix}_reverse"
+        two = f"weight_ih_{reverse}" in state
+        layers.append((layer, direction(reverse)) if two else layer)
     return layers
 
 
@@ -168,7 +170,13 @@ def _gate_count(recurrent: np.ndarray) -> int:
     return columns // rows
 
 
-def _ours(kernel, recurrent, bias, recurrent_bias, count) -> Arrays:
+def _ours(
+    kernel: np.ndarray,
+    recurrent: np.ndarray,
+    bias: np.ndarray,
+    recurrent_bias: np.ndarray,
+    count: int,
+) -> Arrays:
     """Our parameters from kernels and biases of both sides; checks their shapes."""
     hidden, width = recurrent.shape[0], count * recurrent.shape[0]
     shapes = [array.shape for array in (recurrent, bias, recurrent_bias)]
@@ -184,7 +192,9 @@ def _ours(kernel, recurrent, bias, recurrent_bias, count) -> Arrays:
     return params
 
 
-def _theirs(params: Mapping[str, Any]):
+def _theirs(
+    params: Mapping[str, Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Kernels, biases and number of gates of our parameters, if others have the like."""
     missing = {"input", "recurrent", "bias"} - set(params)
     if missing:

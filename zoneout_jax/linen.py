@@ -8,17 +8,22 @@ modules only hold parameters, statistics and random streams; the equations are t
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import InvalidRngError
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
+from zoneout_jax._needs import needs
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.initializers import Initializer
 from zoneout_jax.lstm_cell import lstm
+from zoneout_jax.unroll import Lengths
 from zoneout_jax.zoneout import Zoneout
+
+with needs("zoneout_jax.linen", "flax"):
+    import flax.linen as nn
+    from flax.errors import InvalidRngError
+
+    from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
 
 
 class ZoneoutCell(nn.RNNCellBase):
@@ -126,7 +131,7 @@ class ZoneoutCell(nn.RNNCellBase):
         return carry, ys
 
     def _params(self, cell: Cell) -> dict[str, jax.Array]:
-        made = {}
+        made: dict[str, jax.Array] = {}
 
         def make(key, name):
             # All at once, of the key of the first.
@@ -282,14 +287,14 @@ class ZoneoutRNN(nn.Module):
         *,
         initial_carry: Carry | None = None,
         init_key: jax.Array | None = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: Lengths | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
         deterministic: bool | None = None,
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
-    ) -> jax.Array | tuple[Carry, jax.Array]:
+    ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:

@@ -11,6 +11,7 @@ from zoneout_jax.cells import (
     Carry,
     Cell,
     Params,
+    cached,
     check_choice,
     check_sizes,
     init_kernels,
@@ -18,12 +19,11 @@ from zoneout_jax.cells import (
     scaled,
 )
 from zoneout_jax.initializers import Initializer
-from zoneout_jax.normalization import Stats, init_stats, layer_norm, statistics_dtype
+from zoneout_jax.normalization import init_stats, layer_norm, statistics_dtype
 from zoneout_jax.zoneout import Masks, zoneout
 
 
-# The same arguments give the same cell, which compiled functions are then found by.
-@functools.cache
+@cached
 def lstm(
     in_features: int,
     hidden_features: int,
@@ -104,10 +104,13 @@ def lstm(
     check_choice("activation", activation, ("tanh", "relu"))
     squash = ACTIVATIONS[activation]
     batch_norm = normalization == "batch"
+    stats = None
     if batch_norm:
         if max_steps is None:
             raise ValueError('normalization="batch" needs max_steps, the steps of a sequence')
         check_sizes(max_steps=max_steps)
+        rows_dtype = statistics_dtype(param_dtype)
+        stats = functools.partial(init_stats, max_steps, 9, hidden_features, rows_dtype)
     elif max_steps is not None:
         raise ValueError('max_steps is for normalization="batch" only')
     if initial_gamma is None:
@@ -145,12 +148,9 @@ def lstm(
             gates = params["input_gamma"] * layer_norm((gates,))[0]
         return gates + params["bias"]
 
-    def stats() -> Stats:
-        return init_stats(max_steps, 9, hidden_features, statistics_dtype(param_dtype))
-
     def gains(params: Params) -> Params:
-        names = ("recurrent_gamma", "cell_gamma", "cell_beta") if normalization else ()
-        names += ("input_gamma", "bias") if batch_norm else ()
+        names = ["recurrent_gamma", "cell_gamma", "cell_beta"] if normalization else []
+        names += ["input_gamma", "bias"] if batch_norm else []
         return {name: params[name] for name in names}
 
     def advance(
@@ -187,7 +187,7 @@ def lstm(
             candidate_h = u * candidate_h + (1 - u) * f * h
 
         new_h = zoneout(h, candidate_h, masks.states)
-        new = (zoneout(c, candidate_c, masks.cells), new_h)
+        new: tuple[Any, ...] = (zoneout(c, candidate_c, masks.cells), new_h)
         if batch_norm:
             new += (carry[2] + 1,)
         if ogates_zoneout == "paper":
@@ -209,5 +209,5 @@ def lstm(
         hidden_features=hidden_features,
         gates=4,
         additive=0 if normalization else 4,
-        init_stats=stats if batch_norm else None,
+        init_stats=stats,
     )

@@ -12,13 +12,18 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from flax import nnx
 
 from zoneout_jax import cells
-from zoneout_jax._flax import check_cells, check_spec, expand_carry, run_cell, run_layers
+from zoneout_jax._needs import needs
 from zoneout_jax.cells import Carry, Cell
 from zoneout_jax.lstm_cell import lstm
-from zoneout_jax.zoneout import Rate, Zoneout
+from zoneout_jax.unroll import Lengths
+from zoneout_jax.zoneout import Zoneout
+
+with needs("zoneout_jax.nnx", "flax"):
+    from flax import nnx
+
+    from zoneout_jax._flax import check_cells, check_spec, expand_carry, run_cell, run_layers
 
 
 class ZoneoutCell(nnx.RNNCellBase):
@@ -70,7 +75,7 @@ class ZoneoutCell(nnx.RNNCellBase):
         self.in_features = in_features
         self.hidden_features = hidden_features
         check_spec(zoneout)
-        rates = {name: _plain(rate) for name, rate in zoneout.rates.items()}
+        rates: dict[str, Any] = {name: _plain(rate) for name, rate in zoneout.rates.items()}
         if zoneout.shared:
             rates["states"] = rates["cells"]  # that of the cells decides
         self.zoneout = dataclasses.replace(zoneout, **rates)
@@ -103,7 +108,10 @@ class ZoneoutCell(nnx.RNNCellBase):
         carry, ys = self.run(inputs[None], carry, single_step=True)
         return carry, ys[0]
 
-    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
+    # Flax lets the caller choose an initializer as well; the carry is learned or zeros here.
+    def initialize_carry(  # type: ignore[override]
+        self, input_shape: tuple[int, ...], rngs: Any = None
+    ) -> Carry:
         """The initial carry, learned or zeros, for inputs `[*batch, F]`; `rngs` are not used."""
         del rngs
         return expand_carry(self.pure().initial_carry(self.pure_params(), 1), input_shape[:-1])
@@ -156,7 +164,9 @@ class ZoneoutLSTMCell(ZoneoutCell):
       (2, 4)
     """
 
-    def __init__(self, in_features: int, hidden_features: int, *, momentum=0.99, **common: Any):
+    def __init__(
+        self, in_features: int, hidden_features: int, *, momentum: float = 0.99, **common: Any
+    ):
         self.momentum = momentum
         super().__init__(in_features, hidden_features, **common)
 
@@ -252,7 +262,7 @@ class ZoneoutRNN(nnx.Module):
         inputs: jax.Array,
         *,
         initial_carry: Carry | None = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: Lengths | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -260,7 +270,7 @@ class ZoneoutRNN(nnx.Module):
         deterministic: bool | None = None,
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
         rngs: Any = None,
-    ) -> jax.Array | tuple[Carry, jax.Array]:
+    ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
@@ -290,7 +300,7 @@ class ZoneoutRNN(nnx.Module):
         )
 
 
-def _plain(rate: Rate) -> Rate:
+def _plain(rate: Any) -> Any:
     """The number that an array of one known number holds; everything else as it is."""
     known = isinstance(rate, jax.Array | np.ndarray) and not isinstance(rate, jax.core.Tracer)
     return float(rate) if known and rate.ndim == 0 else rate

@@ -80,9 +80,16 @@ class BatchNormalizer:
       axis_name: mapped axis over which the batch is spread.
     """
 
-    def __init__(self, step, stats: Stats | None, valid=None, axis_name: str | None = None):
+    def __init__(
+        self,
+        step: jax.Array,
+        stats: Stats | None,
+        valid: jax.Array | None = None,
+        axis_name: str | None = None,
+    ):
         self._step, self._valid, self._axis_name = step, valid, axis_name
-        self._population = self._count = None
+        self._population: Stats | None = None
+        self._count: jax.Array | None = None
         if stats is not None:
             last = stats["mean"].shape[0] - 1
             index = jnp.minimum(step, last).astype(jnp.int32)
@@ -126,7 +133,7 @@ class BatchNormalizer:
 
     def found(self) -> Stats | None:
         """Statistics of the batch: `mean` and `var` `[rows, H]`, `step` and `count` scalars."""
-        if not self._rows:
+        if self._count is None:
             return None
         rows = [self._rows[row] for row in sorted(self._rows)]
         means, variances = (jnp.stack(values) for values in zip(*rows, strict=True))

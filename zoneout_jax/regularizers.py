@@ -1,15 +1,17 @@
 """Regularizers that the paper compares zoneout with: norm stabilizer and weight noise."""
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoneout_jax.unroll import clip_lengths
+from zoneout_jax.unroll import Lengths, clip_lengths
+
+Tree = TypeVar("Tree")
 
 
-def norm_stabilizer(states: jax.Array, seq_lengths: jax.Array | None = None) -> jax.Array:
+def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> jax.Array:
     """How much the norms of states change over time.
 
         mean over examples of  Σ_t (‖h_t‖ − ‖h_{t−1}‖)² / (T − 1)
@@ -47,7 +49,7 @@ def norm_stabilizer(states: jax.Array, seq_lengths: jax.Array | None = None) -> 
     return jnp.mean(sums / jnp.maximum(lengths - 1, 1).astype(sums.dtype))
 
 
-def weight_noise(params: Any, key: jax.Array, std: jax.Array | float) -> Any:
+def weight_noise(params: Tree, key: jax.Array, std: jax.Array | float) -> Tree:
     """Adds Gaussian noise to weight matrices.
 
         W + std · ε,  ε ~ Normal(0, 1)

@@ -60,4 +60,5 @@ def random_words(
         keys = (jax.random.fold_in(jax.random.fold_in(key, example), word) for word in range(2))
         return [jax.random.bits(word_key, (steps, features), jnp.uint32) for word_key in keys]
 
-    return tuple(jnp.moveaxis(words, 0, 1) for words in jax.lax.map(draw, examples))
+    a, b = (jnp.moveaxis(words, 0, 1) for words in jax.lax.map(draw, examples))
+    return a, b

@@ -1,23 +1,34 @@
 """Recurrent cells over time."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from zoneout_jax.cells import Carry, Cell, Params, check_choice
 from zoneout_jax.fused import Constants, How, Inputs, Weights, scan, scan_fused
 from zoneout_jax.normalization import Stats
 from zoneout_jax.zoneout import Masks, Zoneout
 
+Lengths = ArrayLike | Sequence[int]
+"""Lengths of sequences, integers `[B]`."""
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Emitted = TypeVar("Emitted", default=jax.Array)
+else:  # `typing.TypeVar` has no default before Python 3.13.
+    Emitted = Any
+
 
 def unroll(
     cell: Cell,
     params: Params,
-    xs: jax.Array,
+    xs: ArrayLike,
     carry: Carry | None = None,
     *,
     zoneout: Zoneout | None = None,
@@ -26,14 +37,14 @@ def unroll(
     masks: Masks | None = None,
     stats: Stats | None = None,
     carry_noise: float = 0.0,
-    seq_lengths: jax.Array | None = None,
+    seq_lengths: Lengths | None = None,
     reverse: bool = False,
-    emit: Callable[[Carry, jax.Array], Any] | None = None,
+    emit: Callable[[Carry, jax.Array], Emitted] | None = None,
     chunk: int | None = None,
     unroll: int = 1,
     implementation: Literal["fused", "scan"] = "fused",
     axis_name: str | None = None,
-) -> tuple[Carry, Any] | tuple[Carry, Any, Stats]:
+) -> tuple[Carry, Emitted]:
     """Runs a cell over a batch of sequences with `lax.scan`.
 
     Training (`deterministic=False`) samples the masks of `zoneout` from `key`; evaluation
@@ -70,7 +81,8 @@ def unroll(
 
     Returns:
       The carry after the last step, and the outputs `[T, B, H]`. In training, a batch-normalized
-      cell returns the statistics of the batch as a third, for `update_stats`.
+      cell returns the statistics of the batch as a third, for `update_stats`; type checkers cannot
+      tell such a cell from others, and expect two values.
 
     Raises:
       ValueError: inputs, carry, masks, lengths or what `emit` returns, if their shapes do not fit;
@@ -121,14 +133,14 @@ def unroll(
         valid = (jnp.arange(steps)[:, None] < seq_lengths)[..., None]
         xs = jnp.where(valid, xs, 0)  # what padding holds, even nan, must not reach any gradient
     # Statistics belong to the number of a step, which must not depend on the padding before it.
-    flipped = cell.init_stats is not None and reverse and valid is not None
-    if flipped:
-        xs, varying = _flip((xs, varying), seq_lengths)
+    flipped = seq_lengths if cell.init_stats is not None and reverse else None
+    if flipped is not None:
+        xs, varying = _flip((xs, varying), flipped)
 
     fused = implementation == "fused"
     how = How(
         cell,
-        reverse and not flipped,
+        reverse and flipped is None,
         unroll,
         emit_carry=emit is not None,
         axis_name=axis_name,
@@ -148,9 +160,10 @@ def unroll(
     else:
         run = functools.partial(jax.checkpoint(run), params, constants)
         carry, (ys, found) = _run_chunks(run, carry, inputs, steps, chunk, how.reverse)
-    if flipped:
-        ys = _flip(ys, seq_lengths)
-    return (carry, ys) if found is None else (carry, ys, found)
+    if flipped is not None:
+        ys = _flip(ys, flipped)
+    results: Any = (carry, ys) if found is None else (carry, ys, found)
+    return results
 
 
 def _run(how, scan, emit, params, constants, carry, inputs, own_input):
@@ -232,7 +245,7 @@ def _vary_alike(tree: Any) -> Any:
             return leaf
         if hasattr(jax.lax, "pcast"):
             return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # older JAX, as 0.7.0
+        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined] # older JAX, as 0.7.0
 
     return jax.tree.map(vary, tree) if everything else tree
 
@@ -284,7 +297,15 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
 
 
-def _draw(cell, zoneout, key, deterministic, steps, batch, offset) -> Masks:
+def _draw(
+    cell: Cell,
+    zoneout: Zoneout | None,
+    key: jax.Array | None,
+    deterministic: bool,
+    steps: int,
+    batch: int,
+    offset: Callable[[], jax.Array | int],
+) -> Masks:
     """Masks of the sequence: none, expected, or sampled."""
     if zoneout is not None and not isinstance(zoneout, Zoneout):
         raise TypeError(
@@ -312,7 +333,9 @@ def _required(key: jax.Array | None, what: str) -> jax.Array:
     return key
 
 
-def _split_masks(masks: Masks, cell: Cell, shape: tuple[int, int, int]):
+def _split_masks(
+    masks: Masks, cell: Cell, shape: tuple[int, int, int]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Masks of each step that serve every step, and those with a leading axis T."""
     constant, varying = {}, {}
     for name, mask in cell.known_masks(masks).items():
@@ -331,7 +354,7 @@ def _split_masks(masks: Masks, cell: Cell, shape: tuple[int, int, int]):
     return constant, varying
 
 
-def _check_lengths(seq_lengths: jax.Array, steps: int, batch: int) -> jax.Array:
+def _check_lengths(seq_lengths: Lengths, steps: int, batch: int) -> jax.Array:
     """The lengths as an array; those that are not known yet are cut off at T."""
     if not isinstance(seq_lengths, jax.Array):
         seq_lengths = np.asarray(seq_lengths)
@@ -344,7 +367,7 @@ def _check_lengths(seq_lengths: jax.Array, steps: int, batch: int) -> jax.Array:
     return clip_lengths(seq_lengths, steps)
 
 
-def clip_lengths(seq_lengths: jax.Array, steps: int) -> jax.Array:
+def clip_lengths(seq_lengths: Lengths, steps: int) -> jax.Array:
     """Lengths of any integer type as integers in [0, T]."""
     seq_lengths = jnp.asarray(seq_lengths)
     if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):

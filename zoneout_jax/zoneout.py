@@ -6,12 +6,13 @@ Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activa
 
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from zoneout_jax.threefry import random_words
 
@@ -21,7 +22,7 @@ RATES = ("cells", "states", "update_drop")
 KINDS = ("shared", "static", "per_layer", "gaussian")
 
 
-def zoneout(previous: jax.Array, candidate: jax.Array, mask: jax.Array | None) -> jax.Array:
+def zoneout(previous: jax.Array, candidate: jax.Array, mask: ArrayLike | None) -> jax.Array:
     """Keeps the previous value where the mask says so.
 
         new = d ∘ previous + (1 − d) ∘ candidate
@@ -62,9 +63,9 @@ class Masks(NamedTuple):
     None stands for "off": d = 0, u = 1.
     """
 
-    cells: jax.Array | None = None
-    states: jax.Array | None = None
-    update: jax.Array | None = None
+    cells: ArrayLike | None = None
+    states: ArrayLike | None = None
+    update: ArrayLike | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Zoneout:
     per_layer: bool = False
     gaussian: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, rate in self.rates.items():
             _check_rate(name, rate)
         if self.shared:
@@ -119,7 +120,7 @@ class Zoneout:
                 )
 
     @property
-    def rates(self) -> dict[str, Rate]:
+    def rates(self) -> dict[str, Any]:
         """The three rates by name."""
         return {name: getattr(self, name) for name in RATES}
 
@@ -147,13 +148,14 @@ class Zoneout:
         off, the rate of the cells decides, which is that of the mask.
         """
         deciding = self.rates | ({"states": self.cells} if self.shared else {})
-        off = {name: None for name, rate in deciding.items() if _is_off(rate)}
+        off: dict[str, Any] = {name: None for name, rate in deciding.items() if _is_off(rate)}
         return dataclasses.replace(self, **off, shared=self.shared and "cells" not in off)
 
     def expected(self) -> Masks:
         """The masks of evaluation: their expectations, scalars for every step."""
-        update = None if self.update_drop is None else 1 - jnp.asarray(self.update_drop)
-        return Masks(self.cells, self.cells if self.shared else self.states, update)
+        cells, states, update_drop = self.rates.values()
+        update = None if update_drop is None else 1 - jnp.asarray(update_drop)
+        return Masks(cells, cells if self.shared else states, update)
 
     def sample(
         self, key: jax.Array, steps: int, batch: int, features: int, offset: jax.Array | int = 0
@@ -189,7 +191,9 @@ class Zoneout:
             )
         return masks._replace(states=masks.cells) if self.shared else masks
 
-    def _sample_gaussian(self, key, steps, examples, features) -> Masks:
+    def _sample_gaussian(
+        self, key: jax.Array, steps: int, examples: jax.Array, features: int
+    ) -> Masks:
         means = self.expected()._asdict()
         if self.shared:
             means["states"] = None
@@ -217,7 +221,7 @@ def _flatten(spec: Zoneout) -> tuple[list[tuple[Any, Rate]], tuple[bool, ...]]:
     return leaves, tuple(getattr(spec, name) for name in KINDS)
 
 
-def _unflatten(kinds: tuple[bool, ...], rates: tuple[Any, ...]) -> Zoneout:
+def _unflatten(kinds: tuple[bool, ...], rates: Iterable[Any]) -> Zoneout:
     # Not by the constructor, which checks: a spec of gradients, axes or shapes holds no rates.
     spec = object.__new__(Zoneout)
     vars(spec).update(zip(RATES + KINDS, (*rates, *kinds), strict=True))
@@ -238,7 +242,7 @@ def _below(values: jax.Array, rate: Rate) -> jax.Array | None:
     return values < jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
 
 
-def _gaussian(mean: Rate, noise: jax.Array) -> jax.Array:
+def _gaussian(mean: ArrayLike, noise: jax.Array) -> jax.Array:
     """Turns standard normal noise into that of a Bernoulli variable's mean and variance."""
     mean = jnp.asarray(mean, noise.dtype)
     variance = mean * (1 - mean)
@@ -247,7 +251,7 @@ def _gaussian(mean: Rate, noise: jax.Array) -> jax.Array:
     return mean + deviation * noise
 
 
-def _check_rate(name: str, rate: Rate) -> None:
+def _check_rate(name: str, rate: Any) -> None:
     """Raises unless a rate that is known already is a probability. Traced ones pass."""
     if isinstance(rate, jax.core.Tracer) or rate is None or callable(rate):
         return

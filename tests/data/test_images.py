@@ -41,9 +41,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     if name == "mnist" and package == "PIL":
         pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(
-        DataError, match=rf"{name} needs the package {package}; pip install .*\[experiments\]"
-    ):
+    with pytest.raises(DataError, match=rf"{name} needs {package}: pip install .*\[training\]"):
         load_images(name)
 
 

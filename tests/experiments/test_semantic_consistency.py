@@ -129,4 +129,4 @@ def test_a_run_that_diverges(tmp_path, capsys):
         consistency.main(["--preset=smoke", "--learning_rate=1", f"--out={tmp_path / 'out'}"])
     error = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 1 and error.startswith("error: W is not finite")
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []

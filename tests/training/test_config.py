@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import pathlib
+import types
 
 import jax
 import pytest
 
-from zoneout_jax.training import Range, RunConfig, output_folder, parse_preset
+from zoneout_jax.training import Range, RunConfig, new_folder, output_folder, parse_preset
 from zoneout_jax.training.config import ranges
 
 PRESETS = {"paper": RunConfig(), "smoke": RunConfig(preset="smoke", epochs=2, batch_size=8)}
@@ -135,6 +136,18 @@ def test_where_results_go(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="file is a file; give another --out"):
         output_folder(tmp_path / "file", "b")
+
+
+def test_a_measurement_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clock = types.SimpleNamespace(strftime=lambda form: "now")
+    monkeypatch.setattr("zoneout_jax.training.config.time", clock)
+    folder = new_folder(None, "a/b")
+    assert folder == pathlib.Path("runs/a/b/now") and folder.is_dir()
+    with pytest.raises(ValueError, match="runs/a/b/now is there already; name a folder with --out"):
+        new_folder(None, "a/b")
+    assert new_folder(folder, "a/b") == folder  # as it was named
+    assert new_folder(pathlib.Path("c/d"), "a/b").is_dir()
 
 
 @pytest.mark.parametrize(("precision", "wanted"), [("float32", "float32"), ("bfloat16", "default")])

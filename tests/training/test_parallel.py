@@ -14,6 +14,7 @@ from zoneout_jax.training.state import Streams, TrainState
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 DEVICES = jax.local_device_count()
 DATA = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+ROUNDING = {"rtol": 1e-6, "atol": 1e-7}
 PARAMS = {"w": jnp.array([0.3, -0.2, 0.5]), "b": jnp.zeros(())}
 
 
@@ -189,12 +190,13 @@ def test_a_step_that_is_not_finite_stops_all_or_is_left_out(seeds, bad):
     healthy[0, 2, DEVICES - 1] = 0
     other, _, _ = run(healthy, 5)
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(leaf[1:], wanted[1:], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(leaf[1:], wanted[1:], **ROUNDING)
     # A seed that is done already stops no other.
     if seeds > 1:
         done, totals, _ = run(rows, 5, alive=[False] + [True] * (seeds - 1))
         assert np.all(np.isfinite(totals))
-        jax.tree.map(np.testing.assert_array_equal, done, state)
+        # Of two programs: XLA contracts a·b + c in some kernels and not in others.
+        jax.tree.map(functools.partial(np.testing.assert_allclose, **ROUNDING), done, state)
     three, _, _ = run(rows, 3, skip_not_finite=True)
     for leaf, wanted in zip(
         jax.tree.leaves(three.params), jax.tree.leaves(before.params), strict=True

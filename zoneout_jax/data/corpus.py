@@ -92,9 +92,7 @@ def load_corpus(
         else:
             from zoneout_jax.data import text8
     except ModuleNotFoundError as error:
-        raise raw.DataError(
-            f"{name} needs the package {error.name}; pip install 'zoneout_jax[experiments]'"
-        ) from error
+        raise raw.DataError(str(error)) from error
     if name == "ptb":
         return ptb.load(unit, convention, raw_data_dir=raw_data_dir, data_dir=data_dir)
     return text8.load(name, raw_data_dir=raw_data_dir, data_dir=data_dir)

@@ -13,9 +13,12 @@ Source: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/
 import hashlib
 
 import numpy as np
-from sklearn import datasets
 
+from zoneout_jax._needs import needs
 from zoneout_jax.data import images, raw
+
+with needs("zoneout_jax.data.digits", "training"):
+    from sklearn import datasets
 
 SIZES = {"train": 1_197, "validation": 300, "test": 300}
 CLASSES = 10

@@ -89,9 +89,7 @@ def load_images(
         else:
             from zoneout_jax.data import mnist
     except ModuleNotFoundError as error:
-        raise raw.DataError(
-            f"{name} needs the package {error.name}; pip install 'zoneout_jax[experiments]'"
-        ) from error
+        raise raw.DataError(str(error)) from error
     if name == "digits":
         return digits.load()
     return mnist.load(raw_data_dir=raw_data_dir, data_dir=data_dir)

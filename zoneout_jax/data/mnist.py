@@ -28,11 +28,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
+from zoneout_jax._needs import needs
 from zoneout_jax.data import images, prepared, raw
+
+with needs("zoneout_jax.data.mnist", "training"):
+    import tensorflow_datasets as tfds
+    from PIL import Image
+    from tensorflow_datasets.image_classification import mnist as tfds_mnist
+
+    from zoneout_jax.data.dataset_info import DatasetInfo
 
 _ADDRESS = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
@@ -151,7 +156,7 @@ class MnistInOrder(tfds_mnist.MNIST):
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
-        return tfds.core.DatasetInfo(
+        return DatasetInfo(
             builder=self,
             description=info.description,
             features=info.features,

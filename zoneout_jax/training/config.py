@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_type_hints
 
@@ -148,7 +149,7 @@ class RunConfig:
     )
     """Settings that decide no number of a run; they may change when it goes on."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         if self.workdir is not None:
             local_folder(self.workdir, "workdir")
@@ -172,10 +173,11 @@ class RunConfig:
                     f"coordinator must be host:port with a port in [1, 65535], got "
                     f"{self.coordinator!r}"
                 )
-            if self.process_id >= self.num_processes:
+            process, processes = together["process_id"], together["num_processes"]
+            if process >= processes:
                 raise ValueError(
-                    f"process_id must be in [0, {self.num_processes - 1}] as num_processes is "
-                    f"{self.num_processes}, got {self.process_id}"
+                    f"process_id must be in [0, {processes - 1}] as num_processes is "
+                    f"{processes}, got {process}"
                 )
 
     def identity(self) -> dict[str, Any]:
@@ -228,6 +230,23 @@ def output_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
     return out
 
 
+def new_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
+    """Makes the folder of a measurement: what `--out` says, or a new one below `runs`.
+
+    It is made before anything is measured, so that nothing is measured in vain.
+
+    Raises:
+      ValueError: an address, a file, or a folder that was not named and is there already.
+      OSError: the folder cannot be made.
+    """
+    out = output_folder(given, f"{default}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    try:
+        out.mkdir(parents=True, exist_ok=given is not None)
+    except FileExistsError:
+        raise ValueError(f"{out} is there already; name a folder with --out") from None
+    return out
+
+
 def fail(message: object) -> NoReturn:
     """Ends the program for bad input: one line on standard error, exit code 2."""
     print("error: " + one_line(message), file=sys.stderr)
@@ -271,6 +290,34 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
         fail(_sentence(complaint.getvalue()))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The setting of every program that measures."""
+
+    out: pathlib.Path | None = None
+    """Folder of the result, which replaces one that is there; by default a new one below runs."""
+
+
+def parse_measurement(
+    start: Any, argv: Sequence[str] | None, module: str, about: str
+) -> tuple[Any, pathlib.Path]:
+    """Makes settings from flags, and the folder of the result.
+
+    Args:
+      start: a `Measurement` type.
+      argv, about: as in `parse`.
+      module: the program, as in `python -m <module>`.
+
+    Raises:
+      SystemExit: as in `parse`, and code 2 after one line for a folder that cannot be had.
+    """
+    options = parse(start, argv, f"python -m {module}", about)
+    try:
+        return options, new_folder(options.out, module.replace(".", "/"))
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
 def _sentence(complaint: str) -> str:
     """Of tyro's framed message the sentence after the title, and the flag that it suggests."""
     complaint = re.sub(r"\x1b\[[0-9;]*m", "", complaint)  # colours of a terminal
@@ -280,8 +327,8 @@ def _sentence(complaint: str) -> str:
     words = [line for line in words if line]
     if not framed:
         del words[:2]  # title and rule
-    message = itertools.takewhile(lambda line: line.strip("-─"), words)
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")
+    first = itertools.takewhile(lambda line: line.strip("-─"), words)
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(first)).rstrip(".")
     meant = re.search(r"Perhaps you meant:?\W*(--\w+)", complaint)
     hint = f"did you mean {meant[1]}? " if meant else ""
     return f"{message}; {hint}--help lists the flags"

@@ -5,6 +5,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -104,19 +105,17 @@ class _Fit:
             "checkpoint_seconds": 0.0,
             "resumed": 0,
         }
-        self.checkpoints = None
-        if self.first:
+        if self.first:  # the others have neither checkpoints nor a log
             self.checkpoints = Checkpoints(run.path / "checkpoints")
             stack.callback(self.checkpoints.close)
         if processes.on_first(lambda: self.checkpoints.latest) is not None:
             state = self._restore(state)
         self.saved_at = time.monotonic()
-        self.log = None
         if self.first:
             self.log = MetricLog(run, **{k: self.progress[k] for k in ("step", "metrics", "times")})
             stack.callback(self.log.close)
         self.drawing = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        self.drawn = self.drawing.submit(int)
+        self.drawn: concurrent.futures.Future[Any] = self.drawing.submit(int)
         self.placement = parallel.Placement(many)
         self.state = self.placement.put(state)
         self.data = parallel.replicate(task.data)
@@ -250,7 +249,7 @@ class _Fit:
         chosen = figures[task.chosen_by or task.metric]
         evaluation_seconds = time.monotonic() - start
         epoch = progress["step"] // task.steps_per_epoch
-        place = {"epoch": epoch, "step": progress["step"]}
+        place: dict[str, Any] = {"epoch": epoch, "step": progress["step"]}
         entries, dead = [], []
         for n, seed in enumerate(self.seeds):
             if epoch - 1 - progress["best_epoch"][n] >= self.config.patience:
@@ -268,7 +267,7 @@ class _Fit:
                 ):
                     best[n] = new[n]
             train = task.figure(progress["epoch_totals"][n] / progress["epoch_counts"][n])
-            entry = {"seed": seed} if len(self.seeds) > 1 else {}
+            entry: dict[str, Any] = {"seed": seed} if len(self.seeds) > 1 else {}
             entry |= place | {f"train_{task.metric}": train}
             entry |= {f"validation_{name}": values[n] for name, values in figures.items()}
             if progress["skipped"][n]:
@@ -284,9 +283,9 @@ class _Fit:
         for seed in dead:  # the others go on; it has the patience of a seed that gets no better
             self.bar.say(f"seed {seed}: no step of epoch {epoch} had a finite loss and gradient")
         if task.show and self.first and self.bar.is_time():
-            self._show(self.placement.get(params))
+            self._show(task.show, self.placement.get(params))
         if self.end_epoch:
-            measured = {name: np.float32(values) for name, values in figures.items()}
+            measured = {name: np.asarray(values, np.float32) for name, values in figures.items()}
             keys = jnp.stack([jax.random.fold_in(s.epoch, epoch) for s in self.streams])
             self.state = self.end_epoch(self.state, *self.placement.put((measured, keys)))
         progress["seconds"] += progress["epoch_seconds"] + evaluation_seconds
@@ -306,10 +305,10 @@ class _Fit:
         for entry in entries:
             self.bar.say(describe(entry))
 
-    def _show(self, params: Any) -> None:
+    def _show(self, show: Callable[[Any], str], params: Any) -> None:
         """Tells people what the first seed's model does."""
         seed = f"seed {self.seeds[0]}, " if len(self.seeds) > 1 else ""
-        self.bar.say(seed + self.task.show(jax.tree.map(lambda x: x[0], params)))
+        self.bar.say(seed + show(jax.tree.map(lambda x: x[0], params)))
 
     def _save(self, wait: bool = False) -> None:
         """Begins to write a checkpoint and to draw the curves; `wait` until both are done."""
@@ -359,7 +358,7 @@ class _Fit:
         """Measures the final figures with the best parameters."""
         progress, task = self.progress, self.task
         if task.show and self.first:
-            self._show(self.best_params)
+            self._show(task.show, self.best_params)
         params = self.placement.put(self.best_params)
         start = time.monotonic()
         figures = {

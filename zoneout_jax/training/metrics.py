@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zoneout_jax._needs import needs
 from zoneout_jax.training.run_directory import RunDirectory, replacing, writing
 
 
@@ -23,8 +24,9 @@ class MetricLog:
         What a run logged after that checkpoint will be computed again; what a kill cut off, or a
         full disk left out, is mended.
         """
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with needs("zoneout_jax.training", "training"):
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._run = run
         for path, entries in ((run.metrics_file, metrics), (run.times_file, times)):
@@ -120,7 +122,8 @@ def draw_curves(
       metric: name of the figure, such as `bpc`.
       splits: what to draw: the first dashed, the last solid.
     """
-    from matplotlib.figure import Figure
+    with needs("zoneout_jax.training", "training"):
+        from matplotlib.figure import Figure
 
     beside = len(curves) > 3  # so many labels would hide curves
     figure = Figure(figsize=(10 if beside else 7, 4.5), layout="constrained")
@@ -139,9 +142,9 @@ def draw_curves(
                     label=f"{label}, {split}" if run == 0 else None,
                 )
     axes.set(xlabel="epoch", ylabel=metric)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
-    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
     axes.legend(fontsize="small", **place)
     with writing(path):
         save_figure(figure, path)

@@ -171,7 +171,7 @@ def train_steps(
         total, count, *memory = loss(params, *args, *handed)
         return total, (count, memory[0] if memory else None)
 
-    def gradient(state: TrainState, data, rows, row, key):
+    def gradient(state: TrainState, data: Any, rows: Any, row: jax.Array, key: jax.Array) -> Any:
         examples = jax.tree.map(lambda r: r[row], rows)
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(with_memory, has_aux=True)
@@ -183,12 +183,12 @@ def train_steps(
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((total, grads))]
         return grads, memory, total, count, jnp.all(jnp.stack(finite))
 
-    def update(state: TrainState, grads, memory):
+    def update(state: TrainState, grads: Any, memory: Any) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, memory)
 
-    def leave_out(state: TrainState, grads, memory, finite):
+    def leave_out(state: TrainState, grads: Any, memory: Any, finite: jax.Array) -> TrainState:
         new = update(state, grads, memory)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         return new._replace(step=state.step + 1)
@@ -197,7 +197,7 @@ def train_steps(
     updates = placement.each_seed(update, (0, 0, 0))
     some_updates = placement.each_seed(leave_out, (0, 0, 0, 0))
 
-    def run(state: TrainState, data, rows, first, stop, key, going, vote):
+    def run(state, data, rows, first, stop, key, going, vote):
         seeds = state.step.shape[0]
 
         def body(carried):

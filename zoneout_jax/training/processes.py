@@ -29,7 +29,8 @@ def connect(
     """
     named = coordinator is not None
     slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    tpu = importlib.util.find_spec("libtpu") is not None and not jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined] # JAX does not declare it
+    tpu = importlib.util.find_spec("libtpu") is not None and not platforms
     if not (named or slurm or tpu) or jax.distributed.is_initialized():
         return
     try:

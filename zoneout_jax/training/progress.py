@@ -7,6 +7,8 @@ import time
 
 import jax
 
+from zoneout_jax._needs import needs
+
 
 class Progress:
     """Shows how far a run is: a bar in a terminal, otherwise a line now and then."""
@@ -14,9 +16,10 @@ class Progress:
     LINE_SECONDS = 15.0
 
     def __init__(self, total_steps: int, label: str, shown: bool = True):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        with needs("zoneout_jax.training", "training"):
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
 
         self._total, self._label, self._shown = total_steps, label, shown
         self.start(0)
@@ -37,7 +40,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()

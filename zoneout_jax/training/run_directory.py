@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from zoneout_jax.training.config import RunError
 
@@ -213,7 +213,7 @@ class RunDirectory:
                 ) from error
             yield
 
-    def _lock(self, lock) -> None:
+    def _lock(self, lock: IO[str]) -> None:
         """Takes the lock, which ends with the process, however that ends."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

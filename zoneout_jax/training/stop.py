@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from typing import Any
 
 from zoneout_jax.training.config import Stopped
 
@@ -52,11 +53,11 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _request(self, number, frame) -> None:
+    def _request(self, number: int, frame: Any) -> None:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt("stopped at once; the last checkpoint stands")
         self._signal = signal.Signals(number)

@@ -1,0 +1,96 @@
+"""Runs of char_ptb beside the authors' own training log.
+
+    python -m experiments.authors_log RUN [RUN…] --out DIR
+
+Their repository has the log of one run of zoneout, 0.5 of the cells and 0.05 of the states, over
+110 epochs. Its figures, in bits per character, are in `experiments/results/authors-log`. Written to
+DIR: `table.md`, the figures by epoch and how much ours are above the log's; `curves.png`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tyro
+
+from zoneout_jax.training import draw_curves, parse, program, replacing, writing
+
+LOG = pathlib.Path(__file__).parent / "results/authors-log/metrics.jsonl"
+FIGURES = ("train_bpc", "validation_bpc")
+
+History = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to compare."""
+
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Run directories of char_ptb; they are called by their last folder's name."""
+    out: pathlib.Path
+    """Folder of table and picture."""
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ValueError("runs must be given: one run directory at least")
+
+
+def read(file: pathlib.Path) -> History:
+    """Figures by epoch.
+
+    Raises:
+      ValueError: the file is not the log of a run of char_ptb.
+    """
+    try:
+        history = [json.loads(line) for line in file.read_text().splitlines()]
+        if not history:
+            raise LookupError("no epoch is done yet")
+        return [{name: entry[name] for name in ("epoch", *FIGURES)} for entry in history]
+    except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file.parent} is no run of char_ptb: {file}: {error!r}") from error
+
+
+def markdown(log: History, runs: Mapping[str, History]) -> str:
+    """The table: each figure of the log, of each run, and the difference, by epoch."""
+    theirs = {entry["epoch"]: entry for entry in log}
+    header = ["run", "epoch"]
+    header += [f"{name.split('_')[0]}, {of}" for name in FIGURES for of in ("log", "ours", "above")]
+    lines = [header, ["---"] * len(header)]
+    for run, history in runs.items():
+        for entry in history:
+            there = theirs[entry["epoch"]]
+            cells = [run, str(entry["epoch"])]
+            for name in FIGURES:
+                above = entry[name] - there[name]
+                cells += [f"{there[name]:.4f}", f"{entry[name]:.4f}", f"{above:+.4f}"]
+            lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def compare(options: Options) -> str:
+    """Writes table and picture, and returns the table."""
+    log = read(LOG)
+    runs = {run.name: read(run / "metrics.jsonl") for run in options.runs}
+    last = max(entry["epoch"] for history in runs.values() for entry in history)
+    log = log[:last]
+    table = markdown(log, {name: history[: len(log)] for name, history in runs.items()})
+    options.out.mkdir(parents=True, exist_ok=True)
+    with writing(options.out / "table.md"), replacing(options.out / "table.md") as temporary:
+        temporary.write_text(table)
+    curves = {"authors' log": [log]} | {name: [history] for name, history in runs.items()}
+    draw_curves(options.out / "curves.png", curves, "bpc")
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compares from the command line."""
+    command = "python -m experiments.authors_log"
+    options = parse(Options, argv, command, "Runs of char_ptb beside the authors' log.")
+    with program(command, argv):
+        print(compare(options))
+
+
+if __name__ == "__main__":
+    main()

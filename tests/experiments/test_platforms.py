@@ -1,0 +1,98 @@
+"""Training steps lower for platforms that are not there: CPU, CUDA and TPU."""
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+    char_ptb,
+    gradient_propagation,
+    permuted_mnist,
+    semantic_consistency,
+    seq2seq,
+    text8,
+    word_ptb,
+)
+from zoneout_jax.training import parallel
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+PLATFORMS = ("cpu", "cuda", "tpu")
+ZONEOUT = {"z_prob_cells": 0.5, "z_prob_states": 0.05}
+# So large that on a CPU the arrays of a step are transposed.
+LARGE = {"hidden_features": 512, "batch_size": 16 * jax.local_device_count(), "train_size": 4000}
+CASES = {
+    "char_ptb": (char_ptb, ZONEOUT),
+    "char_ptb, bfloat16": (char_ptb, ZONEOUT | {"precision": "bfloat16"} | LARGE),
+    "char_ptb, GRU": (char_ptb, {"rnn_type": "GRU", "z_prob_states": 0.15}),
+    "char_ptb, plain RNN": (char_ptb, {"rnn_type": "SRNN", "z_prob_states": 0.15}),
+    "text8": (text8, ZONEOUT | {"weight_noise": 0.075, "norm_cost_coeff": 50.0}),
+    "word_ptb": (word_ptb, ZONEOUT | {"dropout": 0.65, "embedding": True, "num_layers": 2}),
+    "word_ptb, repository": (word_ptb, ZONEOUT),
+    "permuted_mnist": (permuted_mnist, ZONEOUT),
+    "permuted_mnist, batch norm": (permuted_mnist, ZONEOUT | {"batch_normalization": True}),
+    "seq2seq": (seq2seq, ZONEOUT),
+    "seq2seq, repository": (seq2seq, {"two_networks": True, "output": "candidate"}),
+}
+
+
+@pytest.fixture(params=[True, False], ids=["as on a CPU", "as elsewhere"])
+def choices(request, monkeypatch):
+    """Makes the choices of `unroll` that depend on the backend."""
+    module = importlib.import_module("zoneout_jax.unroll")
+    monkeypatch.setattr(module, "_on_cpu", lambda: request.param)
+
+
+def lowered(function, *arguments):
+    """Asserts that a function lowers for arguments of these shapes."""
+    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+    assert exported.platforms == PLATFORMS
+
+
+@pytest.mark.usefixtures("choices")
+@pytest.mark.parametrize("case", CASES)
+def test_training_steps(case):
+    experiment, changes = CASES[case]
+    task = experiment.build(dataclasses.replace(experiment.PRESETS["smoke"], **changes))
+    devices = jax.local_device_count()
+    run = parallel.train_steps(task.loss, task.optimizer, parallel.Placement(), 1)
+
+    def placed(array):
+        return jax.ShapeDtypeStruct((devices, 1, *array.shape), array.dtype)
+
+    state = jax.tree.map(placed, jax.eval_shape(task.first_state, jax.random.key(0)))
+    data = jax.tree.map(lambda a: jax.ShapeDtypeStruct((devices, *np.shape(a)), a.dtype), task.data)
+    plan = jax.eval_shape(task.plan, jax.random.key(0))
+    rows = placed(plan.update(shape=(plan.shape[0], plan.shape[1] // devices, *plan.shape[2:])))
+    key, going = placed(jax.random.key(0)), placed(jnp.ones((), bool))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered(run, state, data, rows, number, number, key, going, number)
+
+
+def test_gradients_over_time():
+    config = dataclasses.replace(
+        permuted_mnist.PRESETS["smoke"], **gradient_propagation.MODELS["zoneout"]
+    )
+    xs = jnp.zeros((6, 4, 1))
+    cell = permuted_mnist.build_cell(config, len(xs))
+    params = permuted_mnist.build(config).init(jax.random.key(0))
+    masks = config.zoneout().sample(jax.random.key(0), 6, 4, config.hidden_features)
+
+    def gradients(params, xs, labels, masks):
+        return gradient_propagation.gradients(cell, params, xs, labels, masks)
+
+    lowered(gradients, params, xs, jnp.zeros(4, jnp.int32), masks)
+
+
+def test_semantic_consistency():
+    config = semantic_consistency.PRESETS["smoke"]
+
+    def slopes(key):
+        h, masks = semantic_consistency.draw(config, key)
+        w = semantic_consistency.first_weights(config, key)
+        return jax.vmap(jax.grad(semantic_consistency.loss), (None, None, 0))(w, h, masks)
+
+    lowered(slopes, jax.random.key(0))

@@ -1,0 +1,14 @@
+"""Reports of the programs that put runs to the test."""
+
+import pathlib
+from typing import Any
+
+from zoneout_jax.training import versions, write_json
+
+
+def write_report(out: pathlib.Path, name: str, options: Any, report: dict[str, Any]) -> None:
+    """Writes a report and says where; one that lacks parts does not take the place of a whole."""
+    parts = () if options.parts == type(options).parts else options.parts
+    path = out / f"{'_'.join((name, *parts))}.json"
+    write_json(path, report | {"versions": versions()})
+    print(f"report: {path}")

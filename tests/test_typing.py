@@ -1,0 +1,22 @@
+"""Types of the package, and what a type checker makes of a user's program."""
+
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_types():
+    pytest.importorskip("mypy")
+    # Settings, and what is checked, are in setup.cfg.
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_program_runs():
+    runpy.run_path(str(ROOT / "tests/typing/user_program.py"), run_name="__main__")
