@@ -1,6 +1,6 @@
 """What JAX's device does, right and fast, in one run of a few minutes.
 
-    python -m benchmarks.accelerator                  # eight minutes, into runs/accelerator/<time>
+    python -m benchmarks.accelerator                  # eight minutes
     python -m benchmarks.accelerator --seconds=120
     python -m benchmarks.accelerator --quick          # checks that it runs; its times mean nothing
 
@@ -34,22 +34,28 @@ from benchmarks import (
 from benchmarks.accelerator_common import Context, brief
 from benchmarks.rnn import torch_process
 from experiments.reproduce import compiled_once
-from zoneout_jax.training import Positive, check_ranges, output_folder, parse, replacing, write_json
-from zoneout_jax.training.cli import program
+from zoneout_jax.training import (
+    Measurement,
+    Positive,
+    check_ranges,
+    parse_measurement,
+    program,
+    replacing,
+    write_json,
+)
 
-COMMAND = "python -m benchmarks.accelerator"
+MODULE = "benchmarks.accelerator"
+COMMAND = f"python -m {MODULE}"
 RESERVE = 15.0
 """Seconds for what comes after the last part: a checkpoint, curves, the end of threads."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """What to measure, and for how long."""
 
     seconds: Positive = 480.0
     """Seconds that all may take."""
-    out: pathlib.Path | None = None
-    """Folder of the results; by default a new one below runs/accelerator."""
     quick: bool = False
     """Tiny sizes: checks that it runs."""
 
@@ -155,10 +161,9 @@ def prepare_jax() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures from the command line, prints the report and where it is."""
-    options = parse(Options, argv, COMMAND, "What JAX's device does, right and fast.")
+    about = "What JAX's device does, right and fast."
+    options, out = parse_measurement(Options, argv, MODULE, about)
     with program(COMMAND, argv):
-        out = output_folder(options.out, time.strftime("accelerator/%Y-%m-%d-%H%M%S"))
-        out.mkdir(parents=True, exist_ok=True)
         prepare_jax()
         content = measure(options, out)
     print(markdown(content))

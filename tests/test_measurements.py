@@ -10,6 +10,7 @@ from tests import fault_injection
 from tests.reports import write_report
 
 PROGRAMS = {
+    "benchmarks.accelerator": "benchmarks/accelerator",
     "benchmarks.choices": "benchmarks/choices",
     "benchmarks.outside_compiled": "benchmarks/outside_compiled",
     "benchmarks.rnn": "benchmarks/rnn",
