@@ -134,7 +134,7 @@ def test_a_wrong_mask_is_found(monkeypatch):
         if device == jax.devices()[0] and spec.static:
             masks["cells"] = ~masks["cells"]
         if device == jax.devices()[0] and spec.gaussian:
-            masks["states"] = masks["states"] + 1e-4
+            masks["states"] = masks["states"] + 0.1
         return masks
 
     result = {"wrong": [], "masks": {}}
