@@ -6,9 +6,8 @@
 
 Five parts, each written as soon as it is there: what there is, whether results are right
 (`accelerator_checks`), how fast layers are beside their peers (`accelerator_speed`), char_ptb end
-to end, and evidence that it learns (`accelerator_training`). Each has a share of the seconds, and
-what a part leaves the next may use. A part, or a peer, that fails is noted in one line, and the
-others go on.
+to end, and evidence that it learns (`accelerator_training`). Each has a share of the seconds that
+are left when it begins. A part, or a peer, that fails is noted in one line, and the others go on.
 
 Writes `accelerator.json` and `accelerator.md`, and of the last part `curves.png` and a history a
 row. Ends with code 1 if what was computed is not right, or could not be checked.
@@ -68,39 +67,37 @@ class Part(NamedTuple):
 
     Attributes:
       title: for people.
-      until: the share of the seconds that may have passed at its end.
+      share: its seconds, as a share of those of all parts.
       run: fills the dict that it is given.
       report: lines of Markdown of that dict.
     """
 
     title: str
-    until: float
+    share: float
     run: Callable[[Context, dict[str, Any]], None]
     report: Callable[[dict[str, Any]], list[str]]
 
 
 PARTS = {
-    "there": Part("What is there", 0.05, accelerator_device.look, accelerator_device.report),
-    "right": Part("Right", 0.25, accelerator_checks.check, accelerator_checks.report),
-    "fast": Part("Fast", 0.62, accelerator_speed.measure, accelerator_speed.report),
+    "there": Part("What is there", 0.06, accelerator_device.look, accelerator_device.report),
+    "right": Part("Right", 0.20, accelerator_checks.check, accelerator_checks.report),
+    "fast": Part("Fast", 0.36, accelerator_speed.measure, accelerator_speed.report),
     "end to end": Part(
         "End to end",
-        0.76,
+        0.14,
         accelerator_training.end_to_end,
         accelerator_training.end_to_end_report,
     ),
     "evidence": Part(
-        "Evidence", 1.0, accelerator_training.evidence, accelerator_training.evidence_report
+        "Evidence", 0.24, accelerator_training.evidence, accelerator_training.evidence_report
     ),
 }
 BEFORE_TRAINING = 3
 """Parts that compile everything anew and may have torch beside them."""
 
 
-def measure(options: Options, out: pathlib.Path) -> dict[str, Any]:
-    """Runs all parts; returns what `accelerator.json` holds."""
-    # Imports have taken about all of the processor's time so far.
-    start = time.monotonic() - time.process_time()
+def measure(options: Options, out: pathlib.Path, end: float) -> dict[str, Any]:
+    """Runs all parts, to an end of `time.monotonic`; returns what `accelerator.json` holds."""
     flags = [f"--seconds={options.seconds:g}", *(["--quick"] if options.quick else [])]
     content: dict[str, Any] = {"command": " ".join([COMMAND, *flags]), "parts": {}}
 
@@ -120,7 +117,8 @@ def measure(options: Options, out: pathlib.Path) -> dict[str, Any]:
                 stack.enter_context(compiled_once())
             print(f"{part.title} …", file=sys.stderr, flush=True)
             begun = time.monotonic()
-            context.deadline = start + part.until * max(options.seconds - RESERVE, 0)
+            remaining = sum(part.share for part in [*PARTS.values()][number:])
+            context.deadline = begun + (end - begun) * part.share / remaining
             result = content["parts"][name] = {}
             try:
                 part.run(context, result)
@@ -165,7 +163,9 @@ def main(argv: list[str] | None = None) -> None:
     options, out = parse_measurement(Options, argv, MODULE, about)
     with program(COMMAND, argv):
         prepare_jax()
-        content = measure(options, out)
+        # What the program's process has computed so far, it has spent on imports.
+        start = time.monotonic() - (time.process_time() if argv is None else 0.0)
+        content = measure(options, out, start + max(options.seconds - RESERVE, 0.0))
     print(markdown(content))
     print(f"report: {out / 'accelerator.md'} and {out / 'accelerator.json'}")
     raise SystemExit(0 if is_right(content) else 1)

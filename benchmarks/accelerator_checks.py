@@ -90,7 +90,8 @@ of 1 − x², which devices round otherwise: of n draws the least 1 − x² is a
 
 def check(context: Context, result: dict[str, Any]) -> None:
     """Checks masks, then cells; `wrong` lists what is not as it must be."""
-    result |= {"wrong": [], "other bits": [], "bounds": bounds(), "masks": {}, "cells": {}}
+    result |= {"wrong": [], "other bits": [], "not reached": []}
+    result |= {"bounds": bounds(), "masks": {}, "cells": {}}
     check_masks(result)
     context.save()
     check_cells(context, result)
@@ -137,12 +138,10 @@ def check_cells(context: Context, result: dict[str, Any]) -> None:
         for name, precision in ready:
             note(name, precision, made.pop((name, precision)), made[name, "reference"], result)
             context.save()
-    reached = result["cells"]
-    result["not reached"] = [
-        f"{name}, {precision}"
-        for name, precision in makers
-        if precision in precisions and precision not in reached.get(name, {})
-    ]
+    for name in names:
+        missing = [p for p in precisions if p not in result["cells"].get(name, {})]
+        if missing:
+            result["not reached"].append(f"{name} ({', '.join(missing)})")
 
 
 def note(name: str, precision: str, runs: Any, wanted: Any, result: dict[str, Any]) -> None:
@@ -337,6 +336,6 @@ def report(result: dict[str, Any]) -> list[str]:
         ),
     )
     for title in ("wrong", "other bits", "not reached"):
-        found = result.get(title) or ["nothing"]
+        found = result[title] or ["nothing"]
         lines.append(f"- {title}{' in a second run' * (title == 'other bits')}: {'; '.join(found)}")
     return [*lines, ""]

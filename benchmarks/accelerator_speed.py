@@ -142,6 +142,8 @@ def measure_group(
         makers = jax_makers(group, shape)
     for name, made in side_by_side(makers, context.deadline):
         (failed if isinstance(made, Exception) else runs)[name] = made
+    if not runs:
+        raise TimeoutError(f"nothing was compiled in time; failed: {[*failed]}")
     runs = {name: runs[name] for name in makers if name in runs}
     if group.of != "choices" and context.torch is not None:
         try:
