@@ -20,6 +20,7 @@ SMALLER = {
         "seq_length": 50,
         "batch_size": 16,
         "learning_rate": 4e-3,
+        "clip_by": "gradient",
         "epochs": 40,
         "patience": 6,
     },
