@@ -164,7 +164,7 @@ def language_model(
       output: what a layer hands on, its zoned-out state or the candidate for it.
 
     Raises:
-      ValueError: tied weights of different sizes.
+      ValueError: tied weights of different sizes; embeddings beside rows that are looked up.
     """
     features = config.hidden_features
     if tied and embedding_features != features:
@@ -172,6 +172,8 @@ def language_model(
             f"tied weights need embeddings as large as a layer, {features}, got "
             f"{embedding_features}"
         )
+    if looked_up and embedding_features:
+        raise ValueError("rows are looked up in place of embeddings: choose one of them")
     first = embedding_features or vocab_size
     kernel_init = uniform(init_width) if init_width else TILES
     cells = [

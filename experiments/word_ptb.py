@@ -63,8 +63,8 @@ class Config(TextConfig):
     learning_rate: Positive = 1.0
     """Step size."""
     decrease_lr_after_epoch: Count = 14
-    """The step size falls at the end of each epoch after this one (Zaremba et al. 2014, authors'
-    code): the epoch after the next is the first slower one."""
+    """The step size falls at the end of each epoch after this one, as in the authors' code: with
+    14, epoch 16 is the first slower one."""
     lr_decay: Positive = 1.15
     """What it is divided by each time."""
     sum_over_steps: bool = True

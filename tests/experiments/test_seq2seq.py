@@ -13,6 +13,7 @@ import pytest
 from experiments import reproduce, seq2seq
 from experiments.addition import draw_pairs, in_part
 from tests.oracles import sigmoid
+from zoneout_jax import weight_noise
 from zoneout_jax.training import AXIS
 from zoneout_jax.training.progress import Progress
 from zoneout_jax.training.state import Streams
@@ -194,6 +195,22 @@ def test_a_hundred_steps_are_those_of_a_loop(settings):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("two_networks", [False, True])
+def test_weight_noise_is_one_draw_for_question_and_answer(two_networks):
+    adder = seq2seq.model(smoke(two_networks=two_networks, weight_noise=0.3))
+    params = seq2seq.init(smoke(two_networks=two_networks), adder, jax.random.key(0))
+    pairs = draw_pairs(jax.random.key(1), jnp.arange(4), 2, "train")
+    key, encoded = jax.random.key(2), seq2seq.encode(pairs, 13, 7)
+    noisy = weight_noise(params, jax.random.fold_in(key, 2**31), 0.3)
+    found, wanted = (
+        seq2seq.training_sums(adder, p, *encoded, key, noise)[0]
+        for p, noise in ((params, 0.3), (noisy, 0.0))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    quiet = seq2seq.training_sums(adder, params, *encoded, key)[0]
+    assert abs(found - quiet) > 1e-2 * quiet
+
+
 def by_hand(params, question, length, rates, output):
     """The answer of the likeliest symbols, one symbol after the other, masks by expectation."""
     carries = [(np.zeros(len(layer["recurrent"])),) * 2 for layer in params["layers"]]
@@ -335,6 +352,7 @@ def test_a_batch_is_the_same_on_any_devices():
         (["--z_prob_states=1"], "z_prob_states must be in [0, 1), got 1"),
         (["--drop_prob_igates=1"], "drop_prob_igates must be in [0, 1), got 1"),
         (["--good_error=2"], "good_error must be in [0, 1]"),
+        (["--norm_cost_coeff=50"], "seq2seq has no norm stabilizer"),
     ],
 )
 def test_bad_settings(flags, complaint, tmp_path, capsys):
