@@ -123,7 +123,7 @@ def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
     def initial_carry(params, batch):
         return cell.initial_carry(params["lstm"], batch)
 
-    model = LanguageModel(init=None, initial_carry=initial_carry, sums=sums, logits=None)
+    model = LanguageModel(None, initial_carry, sums, read=None, logits=None)
     evaluation = carried_evaluation(model, text, streams)
     assert evaluation.rows.shape[0] == 1 and evaluation.rows.shape[1] <= streams
     padded = np.append(evaluation.rows[0], -1)

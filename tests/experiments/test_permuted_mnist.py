@@ -259,7 +259,9 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
     examples = jnp.arange(16).at[3].set(-1)
     one, eight = (gradient(task, params, examples, devices) for devices in (1, 8))
     assert one[1] == 15
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5), one, eight)
+    # Sums in another order round otherwise, and 64 normalizations over few examples enlarge that,
+    # on some processors to 3e-5. Statistics of each device alone would change the first digits.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4), one, eight)
     if popstats == "ema":
         return
 
