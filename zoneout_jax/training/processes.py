@@ -106,10 +106,10 @@ def _told(message: str, exit_code: int | None) -> Exception:
 
 
 def share(tree: Any) -> Any:
-    """The first process's NumPy arrays, on every process."""
+    """The first process's NumPy arrays, on every process, each in memory of its own."""
     if not several():
         return tree
-    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+    return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))
 
 
 def _share_json(value: Any) -> Any:
