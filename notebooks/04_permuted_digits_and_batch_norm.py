@@ -58,6 +58,7 @@ display(Image(out / PRESET / "curves.png"))
 
 # %% [markdown]
 # Dashed is training, with masks drawn; solid is validation. The two rows with batch normalization
-# learn fastest at first; recurrent dropout most slowly. Of the test errors, over 300 images, only those
-# of recurrent dropout and of zoneout stand apart: a difference of 0.02 is six images. At this size
-# noise does not help yet. The paper's order, in brackets, is that of the end of 150 epochs on 50,000 images.
+# learn fastest at first; recurrent dropout most slowly. Of the test errors, over 300 images, only
+# those of recurrent dropout and of zoneout stand apart: a difference of 0.02 is six images. At this
+# size noise does not help yet. The paper's order, in brackets, is that of the end of 150 epochs on
+# 50,000 images.
