@@ -29,8 +29,8 @@ def connect(
     """
     named = coordinator is not None
     slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined] # JAX does not declare it
-    tpu = importlib.util.find_spec("libtpu") is not None and not platforms
+    config: Any = jax.config  # not every JAX declares what it has
+    tpu = importlib.util.find_spec("libtpu") is not None and not config.jax_platforms
     if not (named or slurm or tpu) or jax.distributed.is_initialized():
         return
     try:
