@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.accelerator_common import Context, brief, products_in, side_by_side, table
-from zoneout_jax import Masks, Zoneout, gru, lstm, rnn, unroll
-from zoneout_jax.cells import Cell
+from zoneout_jax import GRU, LSTM, RNN, Cell, Masks, Zoneout, unroll
 
 STEPS, BATCH, INPUTS, UNITS = 12, 16, 24, 128
 QUICK_UNITS = 8
-FACTORIES = {"lstm": lstm, "gru": gru, "rnn": rnn}
+FACTORIES = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 BATCH_NORM = {"normalization": "batch", "max_steps": STEPS}
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("lstm", {}),
@@ -34,8 +33,8 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm, output gates": ("lstm", {"ogates_zoneout": "paper"}),
     "lstm, output gates of the repository": ("lstm", {"ogates_zoneout": "repository"}),
     "lstm, batch norm, output gates": ("lstm", BATCH_NORM | {"ogates_zoneout": "paper"}),
-    "lstm, relu": ("lstm", {"activation": "relu"}),
-    "rnn, relu": ("rnn", {"activation": "relu"}),
+    "lstm, relu": ("lstm", {"activation_fn": "relu"}),
+    "rnn, relu": ("rnn", {"activation_fn": "relu"}),
     "lstm, candidate": ("lstm", {"output": "candidate"}),
     "gru, candidate": ("gru", {"output": "candidate"}),
     "rnn, candidate": ("rnn", {"output": "candidate"}),
@@ -251,7 +250,7 @@ def make_arrays(name: str, units: int) -> Arrays:
         ]
         return np.concatenate(gates, 1)
 
-    masks = {n: rng.random((STEPS, BATCH, units), np.float32) for n in cell.masks}
+    masks = {n: rng.random((STEPS, BATCH, units), np.float32) for n in cell.mask_names}
     if "numbers" not in name:
         masks = {n: mask < 0.5 for n, mask in masks.items()}
     hard = {n: m for n, m in masks.items() if m.dtype == bool}
@@ -259,8 +258,7 @@ def make_arrays(name: str, units: int) -> Arrays:
     # Half go to the end: statistics of a batch of a few examples are ill-conditioned.
     lengths[0], lengths[BATCH // 2 :] = 0, STEPS
     params = {n: fill(param) for n, param in params.items()}
-    # The number of the step, a scalar, begins with 0.
-    carry = jax.tree.map(lambda c: normal(c.shape) / 3 if c.ndim else np.zeros((), c.dtype), carry)
+    carry = jax.tree.map(lambda c: normal(c.shape) / 3, carry)
     carry = None if "initial_h" in params else carry
     soft = {n: m for n, m in masks.items() if n not in hard}
     return Arrays(

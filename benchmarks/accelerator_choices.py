@@ -1,19 +1,18 @@
 """What our choices are worth on a device, for part 3 of `benchmarks.accelerator`."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.choices import always, changed, lower_variants, unroll
+from benchmarks.choices import always, changed, lower_variants
 from benchmarks.jax_peers import SPEC, Peer, Shape, ours, peer, some_params
 from benchmarks.rnn import Program
-from zoneout_jax import Masks, Zoneout, lstm
-from zoneout_jax.cells import Cell
-from zoneout_jax.threefry import threefry2x32
+from zoneout_jax import LSTM, Masks, _unroll, unroll
+from zoneout_jax._threefry import threefry2x32
 
 COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"
 OPTIONS = {
@@ -33,7 +32,7 @@ def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
     programs |= {f"unroll={n}": lower(ours(shape, unroll=n)) for n in (2, 4, 8)}
     chunk = math.isqrt(shape.steps)
     programs[f"chunk={chunk}"] = lower(ours(shape, chunk=chunk))
-    with changed({(unroll, "_is_better_transposed"): always(False)}):
+    with changed({(_unroll, "_is_better_transposed"): always(False)}):
         programs["words in the step"] = lower(with_words_in_step(shape))
     commands = OPTIONS if jax.default_backend() == "gpu" else {}
     programs |= {name: lower(ours(shape)) for name in commands}
@@ -43,10 +42,10 @@ def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
 
 def with_words_in_step(shape: Shape) -> Peer:
     """Ours, drawing each mask in its step: again on the way back, and none is stored."""
-    cell = draws_in_step(lstm(shape.inputs, shape.units), SPEC)
+    cell = DrawsInStep(shape.inputs, shape.units, cells=SPEC.cells, states=SPEC.states)
 
     def forward(params, xs, key):
-        return unroll.unroll(cell, params, xs, masks=keys_as_masks(key, shape.batch))[1]
+        return unroll(cell, params, xs, masks=keys_as_masks(key, shape.batch))[1]
 
     return peer(shape, some_params(cell.init), forward)
 
@@ -58,26 +57,28 @@ def keys_as_masks(key: jax.Array, batch: int) -> Masks:
     return Masks(cells=keys[None, :, :1], states=keys[None, :, 1:])
 
 
-def draws_in_step(cell: Cell, spec: Zoneout) -> Cell:
-    """An LSTM that draws the masks of `spec` itself, the same as are drawn before the loop.
+@dataclasses.dataclass(frozen=True)
+class DrawsInStep(LSTM):
+    """An LSTM that draws its masks itself, the same as are drawn before the loop.
 
-    It is handed `keys_as_masks`, and its carry ends with the number of the step.
+    It is handed `keys_as_masks`. Its carry ends with the number of the step, as an array like the
+    others.
     """
 
-    def initial_carry(params: Any, batch: int) -> Any:
-        return *cell.initial_carry(params, batch), jnp.zeros((), jnp.float32)
+    cells: float = 0.0
+    states: float = 0.0
 
-    def advance(gains, carry, projected, masks, *functions):
-        *carry, number = carry
-        shape = carry[0].shape
-        time = jnp.broadcast_to(number.astype(jnp.uint32), shape)
-        unit = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
-        words, _ = threefry2x32((masks.cells, masks.states), (time, unit))
+    carry_names = ("c", "h", "number")
+    elementwise = False
+
+    def update(self, params, carry, gates, rest, masks, normalize=None):
+        """The equations of the class."""
+        c, h, number = carry
+        unit = jax.lax.broadcasted_iota(jnp.uint32, c.shape, 1)
+        words, _ = threefry2x32((masks.cells, masks.states), (number.astype(jnp.uint32), unit))
         drawn = Masks(
-            cells=(words & 0xFFFF) < jnp.uint32(round(spec.cells * 65536)),
-            states=(words >> 16) < jnp.uint32(round(spec.states * 65536)),
+            cells=(words & 0xFFFF) < jnp.uint32(round(self.cells * 65536)),
+            states=(words >> 16) < jnp.uint32(round(self.states * 65536)),
         )
-        new, output = cell.advance(gains, tuple(carry), projected, drawn, *functions)
+        new, output = super().update(params, (c, h), gates, rest, drawn)
         return (*new, number + 1), output
-
-    return cell._replace(initial_carry=initial_carry, advance=advance)

@@ -27,7 +27,7 @@ from benchmarks.accelerator_common import (
 )
 from benchmarks.jax_peers import Peer, Shape
 from benchmarks.rnn import QUICK, SHAPES, Program, measure_in_turn, ratio
-from zoneout_jax import Zoneout, gru, lstm
+from zoneout_jax import GRU, LSTM, Zoneout
 
 ALL_SHAPES = SHAPES | {
     "B=256, T=128, H=512": Shape(256, 128, 512, 512, input_gradient=True),
@@ -55,8 +55,8 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    "LSTM": Cell(lstm, nn.OptimizedLSTMCell, 4, jax_peers.SPEC),
-    "GRU": Cell(gru, nn.GRUCell, 3, Zoneout(states=jax_peers.SPEC.states)),
+    "LSTM": Cell(LSTM, nn.OptimizedLSTMCell, 4, jax_peers.SPEC),
+    "GRU": Cell(GRU, nn.GRUCell, 3, Zoneout(states=jax_peers.SPEC.states)),
 }
 
 

@@ -9,7 +9,6 @@ variants in turn, round after round, in one process.
 import contextlib
 import dataclasses
 import functools
-import importlib
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +19,8 @@ import jax.numpy as jnp
 
 from benchmarks.jax_peers import Peer, Shape, ours
 from benchmarks.rnn import QUICK, SHAPES, Program, measure_in_turn
-from zoneout_jax import fused, zoneout
+from zoneout_jax import _fused, _unroll, _zoneout
 from zoneout_jax.training import Measurement, parse_measurement, versions, write_json
-
-# The function `unroll` hides the module of its name.
-unroll = importlib.import_module("zoneout_jax.unroll")
 
 
 def bits_of_jax(key, steps, examples, features):
@@ -45,16 +41,16 @@ def always(answer: bool) -> Callable[..., bool]:
 
 CHANGES = {
     "as it is": {},
-    "transposed": {(unroll, "_is_better_transposed"): always(True)},
-    "not transposed": {(unroll, "_is_better_transposed"): always(False)},
-    "input in the step": {(unroll, "_multiplies_own_input"): always(True)},
-    "input before": {(unroll, "_multiplies_own_input"): always(False)},
-    "words of jax.random.bits": {(zoneout, "random_words"): bits_of_jax},
-    "derivatives left to JAX": {(unroll, "scan_fused"): fused.scan},
+    "transposed": {(_unroll, "_is_better_transposed"): always(True)},
+    "not transposed": {(_unroll, "_is_better_transposed"): always(False)},
+    "input in the step": {(_unroll, "_multiplies_own_input"): always(True)},
+    "input before": {(_unroll, "_multiplies_own_input"): always(False)},
+    "words of jax.random.bits": {(_zoneout, "random_words"): bits_of_jax},
+    "derivatives left to JAX": {(_unroll, "scan_fused"): _fused.scan},
     "plain scan": {
-        (unroll, "scan_fused"): fused.scan,
-        (unroll, "_is_better_transposed"): always(False),
-        (unroll, "_multiplies_own_input"): always(False),
+        (_unroll, "scan_fused"): _fused.scan,
+        (_unroll, "_is_better_transposed"): always(False),
+        (_unroll, "_multiplies_own_input"): always(False),
     },
 }
 """Functions to replace."""

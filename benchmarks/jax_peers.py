@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import rnn as cudnn
 
-from zoneout_jax import Masks, Zoneout, lstm, unroll
-from zoneout_jax.cells import matrix_product
+from zoneout_jax import LSTM, RNN, Masks, Zoneout, unroll
 
 SPEC = Zoneout(cells=0.5, states=0.05)
 """The rates of the paper's character-level model."""
@@ -87,7 +86,7 @@ def some_params(init: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def ours(
-    shape: Shape, spec: Zoneout | None = SPEC, make: Callable = lstm, dtype: Any = None, **options
+    shape: Shape, spec: Zoneout | None = SPEC, make: Callable = LSTM, dtype: Any = None, **options
 ) -> Peer:
     """Our layer, with options of `unroll`."""
     cell = make(shape.inputs, shape.units, dtype=dtype)
@@ -100,7 +99,7 @@ def ours(
 
 def plain(shape: Shape) -> Peer:
     """What a user writes first: masks drawn at each step, derivatives left to JAX."""
-    cell = lstm(shape.inputs, shape.units)
+    cell = LSTM(shape.inputs, shape.units)
 
     def forward(params, xs, key):
         def step(carry, inputs):
@@ -163,7 +162,7 @@ def products(
     operands of another type.
     """
     steps, batch, units = shape.steps, shape.batch, shape.units
-    matmul = matrix_product(jnp.float32, dtype)
+    matmul = RNN(shape.inputs, units, dtype=dtype).product
     params = some_params(
         lambda key: {
             "input": jnp.zeros((shape.inputs, gates * units)),

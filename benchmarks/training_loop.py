@@ -19,7 +19,7 @@ import optax
 
 from experiments import char_ptb
 from experiments.language_model import TILES, cross_entropy_sum, readout_init
-from zoneout_jax import Zoneout, lstm, unroll
+from zoneout_jax import LSTM, Zoneout, unroll
 from zoneout_jax.data import epoch_plan, gather, load_corpus
 from zoneout_jax.training import (
     Measurement,
@@ -44,7 +44,7 @@ class Options(Measurement):
 def bare_loop(config: char_ptb.Config, steps: int):
     """A jitted training step and nothing else; returns a function that measures steps/s."""
     corpus = load_corpus(config.dataset)
-    cell = lstm(corpus.vocab_size, config.hidden_features, learned_carry=True)
+    cell = LSTM(corpus.vocab_size, config.hidden_features, learned_carry=True)
     spec = Zoneout(cells=config.z_prob_cells, states=config.z_prob_states)
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm), optax.adam(char_ptb.learning_rate(config))

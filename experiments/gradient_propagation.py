@@ -133,8 +133,8 @@ def probed_loss(probes, cell, params, xs, labels, masks) -> jax.Array:
 
     def step(carry, inputs):
         x, masks, (at_c, at_h) = inputs
-        (c, h, *rest), _ = cell.step(params["lstm"], carry, x, masks)
-        return (c + at_c, h + at_h, *rest), None
+        (c, h), _ = cell.step(params["lstm"], carry, x, masks)
+        return (c + at_c, h + at_h), None
 
     start = cell.initial_carry(params["lstm"], xs.shape[1])
     carry, _ = jax.lax.scan(step, start, (xs, masks, probes))

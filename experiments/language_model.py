@@ -12,17 +12,17 @@ import optax
 from experiments.optimizers import clipped, rmsprop
 from experiments.zoneout_config import ZoneoutConfig
 from zoneout_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    Cell,
+    Initializer,
     Zoneout,
-    gru,
-    lstm,
     norm_stabilizer,
-    rnn,
     tiled_orthogonal,
     unroll,
     weight_noise,
 )
-from zoneout_jax.cells import Cell
-from zoneout_jax.initializers import Initializer
 from zoneout_jax.training import (
     Count,
     NotNegative,
@@ -33,7 +33,7 @@ from zoneout_jax.training import (
 
 Readout = dict[str, jax.Array]
 
-TILES = tiled_orthogonal()  # one object: cells with the same initializer are the same cell
+TILES = tiled_orthogonal()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,15 +174,25 @@ def language_model(
         )
     if looked_up and embedding_features:
         raise ValueError("rows are looked up in place of embeddings: choose one of them")
-    first = embedding_features or vocab_size
+    first, dtype = embedding_features or vocab_size, config.dtype()
     kernel_init = uniform(init_width) if init_width else TILES
+    kinds = [looking_up(CELLS[config.rnn_type]) if looked_up else CELLS[config.rnn_type]]
+    kinds += [CELLS[config.rnn_type]] * (config.num_layers - 1)
     cells = [
-        make_cell(config, features if number else first, learned_carry, kernel_init, output)
-        for number in range(config.num_layers)
+        kind(
+            features if number else first,
+            features,
+            output=output,
+            kernel_init=kernel_init,
+            recurrent_kernel_init=kernel_init,
+            learned_carry=learned_carry,
+            dtype=dtype,
+            # As in the authors' code.
+            **({"reset_after": False} if config.rnn_type == "GRU" else {}),
+        )
+        for number, kind in enumerate(kinds)
     ]
-    runners = [looking_up(cells[0]) if looked_up else cells[0], *cells[1:]]
     zoneout = config.zoneout()
-    dtype = config.dtype()
 
     def init(key):
         cell_key, readout_key, embedding_key = jax.random.split(key, 3)
@@ -222,7 +232,7 @@ def language_model(
             xs = dropped(xs, input_drop, 0, 1)  # a symbol has one element to drop
         emit = with_cells if config.norm_cost_coeff and config.penalty == "cells" else None
         new_carry, penalized = [], []
-        for number, (cell, layer) in enumerate(zip(runners, params["layers"], strict=True)):
+        for number, (cell, layer) in enumerate(zip(cells, params["layers"], strict=True)):
             if number:
                 xs = dropped(xs, dropout, 2 * number, features)
             mode = {"deterministic": True}
@@ -266,38 +276,25 @@ def with_cells(carry: Any, output: jax.Array) -> tuple[jax.Array, jax.Array]:
     return output, carry[0]
 
 
-def looking_up(cell: Cell) -> Cell:
-    """The cell for inputs that are rows of its input matrix, `[T, B, kH]`."""
-    return cell._replace(
-        in_features=cell.gates * cell.hidden_features,
-        project=lambda params, rows: rows + params["bias"],
-    )
+CELLS: dict[str, type[Cell]] = {"LSTM": LSTM, "GRU": GRU, "SRNN": RNN}
+"""Kinds of cells, by `rnn_type`."""
 
 
-def make_cell(
-    config: LanguageModelConfig,
-    in_features: int,
-    learned_carry: bool,
-    initializer: Initializer,
-    output: Literal["state", "candidate"] = "state",
-) -> Cell:
-    """The cell of one layer."""
-    options = {
-        "output": output,
-        "kernel_init": initializer,
-        "recurrent_init": initializer,
-        "learned_carry": learned_carry,
-        "dtype": config.dtype(),
-    }
-    sizes = (in_features, config.hidden_features)
-    if config.rnn_type == "LSTM":
-        return lstm(*sizes, **options)
-    if config.rnn_type == "GRU":
-        return gru(*sizes, reset_after=False, **options)
-    return rnn(*sizes, **options)
+@functools.cache
+def looking_up(kind: type[Cell]) -> type[Cell]:
+    """The kind of cell whose inputs are rows of its input matrix, `[T, B, kH]`."""
+
+    class LookingUp(kind):
+        @property
+        def input_width(self):
+            return len(self.gates) * self.hidden_features
+
+        def project(self, params, rows):
+            return rows + params["bias"][None, None]
+
+    return LookingUp
 
 
-@functools.cache  # cells with the same initializer are the same cell
 def uniform(width: float) -> Callable[..., jax.Array]:
     """Uniform within ± width."""
 

@@ -35,7 +35,7 @@ import optax
 from experiments.language_model import readout_init
 from experiments.optimizers import clipped, rmsprop
 from experiments.zoneout_config import ZoneoutConfig
-from zoneout_jax import Zoneout, lstm, unroll
+from zoneout_jax import LSTM, Zoneout, unroll
 from zoneout_jax.data import Images, image_epoch_plan, load_images, pad_rows, permutation
 from zoneout_jax.training import (
     AXIS,
@@ -183,12 +183,12 @@ def identity(key, shape, dtype=jnp.float32, blocks: int = 4) -> jax.Array:
 
 def build_cell(config: Config, steps: int):
     """The LSTM of the experiment."""
-    return lstm(
+    return LSTM(
         1,
         config.hidden_features,
-        activation=config.activation,
+        activation_fn=config.activation,
         kernel_init=orthogonal,
-        recurrent_init=identity if config.initialization == "id" else orthogonal,
+        recurrent_kernel_init=identity if config.initialization == "id" else orthogonal,
         learned_carry=True,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         **(
@@ -259,8 +259,8 @@ def build(config: Config, sampled: bool = True) -> Task:
         xs = inputs(pixels, images.max_value)
         carry = None
         if config.summarize:
-            c, h, *rest = cell.initial_carry(params["lstm"], len(examples))
-            carry = (c, h + jnp.mean(xs, 0), *rest)
+            c, h = cell.initial_carry(params["lstm"], len(examples))
+            carry = c, h + jnp.mean(xs, 0)
         # Of no length, so that batch statistics leave them out.
         lengths = jnp.where(examples >= 0, steps, 0) if batch_norm else None
         carry, _, *found = unroll(cell, params["lstm"], xs, carry, seq_lengths=lengths, **mode)
@@ -271,7 +271,7 @@ def build(config: Config, sampled: bool = True) -> Task:
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         wrong = (jnp.argmax(logits, -1) != labels).astype(jnp.float32)
         totals = {"nats": jnp.sum(weights * nats), "error": jnp.sum(weights * wrong)}
-        found = {name: found[0][name] for name in ("mean", "var")} if found else None
+        found = {name: found[0][name] for name in params["stats"]} if found else None
         return totals, jnp.sum(weights), found
 
     def loss(params, data, examples, key):

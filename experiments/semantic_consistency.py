@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoneout_jax import zoneout
 from zoneout_jax.training import (
     Count,
     DropRate,
@@ -49,7 +50,6 @@ from zoneout_jax.training import (
     write_json,
 )
 from zoneout_jax.training.progress import Progress
-from zoneout_jax.zoneout import zoneout
 
 NEAR = 0.1
 """Largest difference of an element of W from that of a solution that counts as reached."""

@@ -30,7 +30,7 @@ import optax
 from flax import nnx
 
 import zoneout_jax.nnx
-from zoneout_jax import Masks, Zoneout, lstm, unroll
+from zoneout_jax import LSTM, Masks, Zoneout, unroll
 from zoneout_jax.data import load_images
 from zoneout_jax.linen import ZoneoutLSTMCell, ZoneoutRNN
 
@@ -43,7 +43,7 @@ from zoneout_jax.linen import ZoneoutLSTMCell, ZoneoutRNN
 
 # %%
 steps, units = 40, 16
-cell = lstm(in_features=8, hidden_features=units)
+cell = LSTM(in_features=8, hidden_features=units)
 cell_params = cell.init(jax.random.key(0))
 xs = 2 * jax.random.normal(jax.random.key(1), (steps, 1, 8))
 mask = Zoneout(states=0.7).sample(jax.random.key(2), steps, 1, units).states

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 from IPython.display import Image, display
 
-from zoneout_jax import Zoneout, lstm, unroll
+from zoneout_jax import LSTM, Zoneout, unroll
 from zoneout_jax.training import draw_curves, shown
 
 # %% [markdown]
@@ -57,7 +57,7 @@ devices = jax.devices() if jax.device_count() > 1 else jax.devices("cpu")
 jax.config.update("jax_default_device", devices[0])
 steps, batch, units = 20, 16, 32
 share = batch // len(devices)
-cell = lstm(in_features=8, hidden_features=units)
+cell = LSTM(in_features=8, hidden_features=units)
 params = cell.init(jax.random.key(0))
 xs = jax.random.normal(jax.random.key(1), (steps, batch, 8))
 spec, key = Zoneout(cells=0.5, states=0.05), jax.random.key(2)

@@ -30,7 +30,7 @@ def over_batch(x, valid):
 def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; `o` holds the options, the carry is (c, h, o')."""
     c, h, old_gate = carry
-    squash = SQUASH[o.get("activation", "tanh")]
+    squash = SQUASH[o.get("activation_fn", "tanh")]
     from_x, from_h = x @ p["input"], h @ p["recurrent"]
     if o.get("normalization") == "layer":
         from_x = over_features(from_x) * p["input_gamma"]
@@ -49,9 +49,10 @@ def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
     if o.get("ogates_zoneout") == "paper":
         gate = u * gate + (1 - u) * old_gate
     new_h = gate * squash(cell)
-    if o.get("ogates_zoneout") == "repository":
-        new_h = u * new_h + (1 - u) * f * h
     kept = d_h * h + (1 - d_h) * new_h
+    if o.get("ogates_zoneout") == "repository":
+        # The authors' code, recurrent.py, lines 190 to 197: after the states are zoned out.
+        new_h, kept = u * new_h + (1 - u) * f * h, u * kept + (1 - u) * f * h
     y = new_h if o.get("output") == "candidate" else kept
     return (d_c * c + (1 - d_c) * new_c, kept, gate), y
 
@@ -60,7 +61,7 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
     size = h.shape[-1]
-    squash = SQUASH[o.get("activation", "tanh")]
+    squash = SQUASH[o.get("activation_fn", "tanh")]
     w_r, w_z, w_n = np.split(p["recurrent"], 3, -1)
     x_r, x_z, x_n = np.split(x @ p["input"] + p["bias"], 3, -1)
     r, z = sigmoid(x_r + h @ w_r), sigmoid(x_z + h @ w_z)
@@ -75,7 +76,7 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
 def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
-    new_h = SQUASH[o.get("activation", "tanh")](x @ p["input"] + h @ p["recurrent"] + p["bias"])
+    new_h = SQUASH[o.get("activation_fn", "tanh")](x @ p["input"] + h @ p["recurrent"] + p["bias"])
     kept = d_h * h + (1 - d_h) * new_h
     return (kept,), new_h if o.get("output") == "candidate" else kept
 

@@ -14,7 +14,7 @@ from benchmarks import accelerator, accelerator_checks, accelerator_choices, acc
 from benchmarks.accelerator_common import Context, side_by_side
 from benchmarks.jax_peers import SPEC, Shape, some_params
 from benchmarks.rnn import measure_in_turn
-from zoneout_jax import fused, lstm, unroll
+from zoneout_jax import LSTM, _fused, unroll
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_wrong_mask_is_found(monkeypatch):
 
 def test_a_wrong_gradient_is_found(context, monkeypatch):
     only_the_rnn(monkeypatch)
-    monkeypatch.setitem(fused.SLOPES, "tanh", lambda y: 1.001 - y * y)
+    monkeypatch.setitem(_fused.SLOPES, "tanh", lambda y: 1.001 - y * y)
     result = {}
     accelerator_checks.check(context, result)
     (wrong,) = result["wrong"]
@@ -182,13 +182,14 @@ def test_what_is_not_finite_is_wrong():
 
 def test_words_in_the_step_are_those_before_the_loop():
     shape = Shape(4, 7, 3, 5)
-    cell = lstm(3, 5)
+    cell = LSTM(3, 5)
     params = some_params(cell.init)
     xs = jax.random.normal(jax.random.key(1), (shape.steps, shape.batch, shape.inputs))
     key = jax.random.key(2)
     _, wanted = unroll(cell, params, xs, zoneout=SPEC, key=key)
     masks = accelerator_choices.keys_as_masks(key, shape.batch)
-    _, got = unroll(accelerator_choices.draws_in_step(cell, SPEC), params, xs, masks=masks)
+    drawing = accelerator_choices.DrawsInStep(3, 5, cells=SPEC.cells, states=SPEC.states)
+    _, got = unroll(drawing, params, xs, masks=masks)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoneout_jax import Masks, Zoneout, linen, lstm, unroll, update_stats
+from tests.test_cells import some_stats
+from zoneout_jax import LSTM, RNN, Masks, Zoneout, linen, unroll, update_stats
 from zoneout_jax import nnx as faces
-from zoneout_jax.normalization import init_stats
-from zoneout_jax.unroll import _add_noise
+from zoneout_jax._draw import add_noise
 
 T, B, F, H = 6, 8, 3, 5
-CELL = lstm(F, H, normalization="batch", max_steps=T)
+CELL = LSTM(F, H, normalization="batch", max_steps=T)
 PARAMS = CELL.init(jax.random.key(0))
 XS = jax.random.normal(jax.random.key(1), (T, B, F))
 
@@ -35,14 +35,15 @@ def test_initial_gain_is_a_tenth_and_there_is_one_bias():
 
 def test_statistics_are_those_of_each_step():
     found = unroll(CELL, PARAMS, XS)[2]
-    assert found["mean"].shape == found["var"].shape == (T, 9, H)
+    sizes = {"input": 4 * H, "recurrent": 4 * H, "cell": H}
+    for name, size in sizes.items():
+        assert found[f"{name}_mean"].shape == found[f"{name}_var"].shape == (T, size)
     np.testing.assert_array_equal(found["step"], np.arange(T))
     np.testing.assert_array_equal(found["count"], np.full(T, B))
     projected = np.asarray(XS, np.float64) @ np.asarray(PARAMS["input"], np.float64)
-    gates = projected.reshape(T, B, 4, H)
-    np.testing.assert_allclose(found["mean"][:, :4], gates.mean(1), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found["var"][:, :4], gates.var(1), rtol=0, atol=1e-5)
-    assert np.ptp(found["mean"][:, 8], axis=0).min() > 0  # cells differ from step to step
+    np.testing.assert_allclose(found["input_mean"], projected.mean(1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["input_var"], projected.var(1), rtol=0, atol=1e-5)
+    assert np.ptp(found["cell_mean"], axis=0).min() > 0  # cells differ from step to step
 
 
 def test_population_of_one_batch_gives_that_batchs_outputs():
@@ -57,12 +58,14 @@ def test_population_of_one_batch_gives_that_batchs_outputs():
 
 def test_moving_average_converges_to_the_batch():
     stats, found = CELL.init_stats(), unroll(CELL, PARAMS, XS)[2]
-    distance = [np.abs(stats["mean"] - found["mean"]).max()]
+    distance = [np.abs(stats["cell_mean"] - found["cell_mean"]).max()]
     for _ in range(500):
         stats = update_stats(stats, found, rate=0.01)
-    distance.append(np.abs(stats["mean"] - found["mean"]).max())
+    distance.append(np.abs(stats["cell_mean"] - found["cell_mean"]).max())
     assert distance[1] < 1.01 * 0.99**500 * distance[0] + 1e-5
-    np.testing.assert_allclose(stats["var"], found["var"], rtol=0, atol=1.01 * 0.99**500 * 2)
+    np.testing.assert_allclose(
+        stats["cell_var"], found["cell_var"], rtol=0, atol=1.01 * 0.99**500 * 2
+    )
 
 
 def test_average_over_batches():
@@ -70,7 +73,7 @@ def test_average_over_batches():
     stats = CELL.init_stats()
     for number, one in enumerate(found):
         stats = update_stats(stats, one, rate=1 / (number + 1))
-    for name in ("mean", "var"):
+    for name in stats:
         wanted = np.mean([one[name] for one in found], axis=0)
         np.testing.assert_allclose(stats[name], wanted, rtol=1e-5, atol=1e-6)
 
@@ -98,25 +101,22 @@ def test_last_step_serves_longer_sequences():
     stats = population(CELL.init_stats())
     longer = jnp.concatenate([XS, XS])
     cut = {name: jnp.concatenate([s, jnp.repeat(s[-1:], T, 0)]) for name, s in stats.items()}
-    wide = lstm(F, H, normalization="batch", max_steps=2 * T)
+    wide = LSTM(F, H, normalization="batch", max_steps=2 * T)
     got = unroll(CELL, PARAMS, longer, deterministic=True, stats=stats)[1]
     wanted = unroll(wide, PARAMS, longer, deterministic=True, stats=cut)[1]
     np.testing.assert_array_equal(got, wanted)
     # Training on longer sequences leaves the population as long as it is.
     moved = update_stats(stats, unroll(CELL, PARAMS, longer)[2], rate=1.0)
-    np.testing.assert_allclose(moved["mean"], stats["mean"], rtol=0, atol=1e-5)
+    for name in stats:
+        np.testing.assert_allclose(moved[name], stats[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_padding_changes_nothing_in_reverse(deterministic):
     # The statistics of a step must not depend on how far the batch is padded.
     lengths = jnp.array([6, 6, 4, 4, 2, 2, 2, 1])
-    cell = lstm(F, H, normalization="batch", max_steps=T + 3)
-    keys = jax.random.split(jax.random.key(9))
-    stats = {
-        "mean": jax.random.normal(keys[0], (T + 3, 9, H)),
-        "var": jax.random.uniform(keys[1], (T + 3, 9, H)) + 0.5,
-    }
+    cell = LSTM(F, H, normalization="batch", max_steps=T + 3)
+    stats = some_stats(cell, jax.random.key(9))
     # A mask of the states alone, so that flipping it shows in the outputs.
     states = Zoneout(states=0.5).sample(jax.random.key(4), T, B, H).states
     options = {
@@ -153,8 +153,8 @@ def test_padding_counts_for_nothing():
     # Steps that no example has do not move the population.
     short = unroll(CELL, PARAMS, XS, seq_lengths=jnp.full(B, 2))[2]
     stats = update_stats(CELL.init_stats(), short, rate=0.5)
-    np.testing.assert_array_equal(stats["var"][2:], 1)
-    assert not np.any(stats["mean"][2:])
+    np.testing.assert_array_equal(stats["recurrent_var"][2:], 1)
+    assert not np.any(stats["recurrent_mean"][2:])
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -191,7 +191,7 @@ def test_constant_input_gives_numbers(carry_noise):
 
 
 def test_noise_of_the_carry():
-    cell = lstm(1, 4000)
+    cell = LSTM(1, 4000)
     params = {
         "input": jnp.zeros((1, 16000)),
         "recurrent": jnp.zeros((4000, 16000)),
@@ -204,26 +204,27 @@ def test_noise_of_the_carry():
     assert abs(c.mean()) < 4 * 0.1 / np.sqrt(count)
     assert abs(c.std() / 0.1 - 1) < 4 / np.sqrt(2 * count)
     assert abs(np.corrcoef(c)[0, 1]) < 4 / np.sqrt(c.shape[1])
-    noisy = _add_noise((jnp.zeros_like(c), jnp.zeros_like(c)), 0.1, key, 0)
+    noisy = add_noise(cell, (jnp.zeros_like(c), jnp.zeros_like(c)), 0.1, key, 0)
     np.testing.assert_array_equal(noisy[0], c)
     assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 4 / np.sqrt(count)
     half, _ = unroll(cell, params, xs[:, :2], carry_noise=0.1, key=key)
     np.testing.assert_array_equal(half[0], c[:2])
     zeros, hardware = jnp.zeros((4, 3)), jax.random.key(0, impl="rbg")
+    plain = RNN(3, 3)
     np.testing.assert_array_equal(
-        _add_noise(zeros, 1.0, hardware, 0)[2:], _add_noise(zeros[2:], 1.0, hardware, 2)
+        add_noise(plain, zeros, 1.0, hardware, 0)[2:],
+        add_noise(plain, zeros[2:], 1.0, hardware, 2),
     )
     quiet, _ = unroll(cell, params, xs, carry_noise=0.1, deterministic=True)
     assert not np.any(quiet[0])
 
 
-def test_noise_leaves_step_and_output_gate_alone():
-    cell = lstm(F, H, normalization="batch", max_steps=T, ogates_zoneout="paper")
+def test_noise_leaves_the_output_gate_alone():
+    cell = LSTM(F, H, normalization="batch", max_steps=T, ogates_zoneout="paper")
     params = cell.init(jax.random.key(0))
     start = cell.initial_carry(params, B)
-    c, h, step, gate = _add_noise(start, 0.1, jax.random.key(0), 0)
+    c, h, gate = add_noise(cell, start, 0.1, jax.random.key(0), 0)
     assert np.all(c != 0) and np.all(h != 0)
-    np.testing.assert_array_equal(step, 0)
     np.testing.assert_array_equal(gate, start[-1])
 
 
@@ -232,23 +233,25 @@ def test_faces_keep_population_statistics():
     xs = jnp.swapaxes(XS, 0, 1)
     in_nnx = faces.ZoneoutRNN(faces.ZoneoutLSTMCell(F, H, rngs=nnx.Rngs(0), **options))
     params = in_nnx.cell.pure_params()
-    wanted = update_stats(init_stats(T, 9, H), unroll(CELL, params, XS)[2], rate=0.5)
+    wanted = update_stats(CELL.init_stats(), unroll(CELL, params, XS)[2], rate=0.5)
     layer = linen.ZoneoutRNN(linen.ZoneoutLSTMCell(H, **options))
     variables = layer.init(jax.random.key(0), xs)
-    np.testing.assert_array_equal(variables["batch_stats"]["cell"]["var"], 1)
+    np.testing.assert_array_equal(variables["batch_stats"]["cell"]["cell_var"], 1)
     variables = {"params": {"cell": params}, "batch_stats": variables["batch_stats"]}
     _, moved = layer.apply(variables, xs, deterministic=False, mutable=["batch_stats"])
     in_nnx(xs)
     for got in (
         moved["batch_stats"]["cell"],
-        {"mean": in_nnx.cell.mean[...], "var": in_nnx.cell.var[...]},
+        {name: getattr(in_nnx.cell, name)[...] for name in wanted},
     ):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), dict(got), wanted
         )
     in_nnx.eval()
     by_nnx = in_nnx(xs)
-    np.testing.assert_array_equal(in_nnx.cell.mean[...], moved["batch_stats"]["cell"]["mean"])
+    np.testing.assert_array_equal(
+        in_nnx.cell.cell_mean[...], moved["batch_stats"]["cell"]["cell_mean"]
+    )
     by_linen = layer.apply({"params": {"cell": params}, **moved}, xs, deterministic=True)
     np.testing.assert_allclose(by_nnx, by_linen, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="deterministic must be given"):
@@ -285,19 +288,19 @@ def test_few_collectives():
 
 
 def test_statistics_of_wide_and_narrow_types():
-    cell = lstm(
+    cell = LSTM(
         F,
         H,
         normalization="batch",
         max_steps=T,
         param_dtype=jnp.bfloat16,
         kernel_init=_normal,
-        recurrent_init=_normal,
+        recurrent_kernel_init=_normal,
     )
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((T, 3001, F), jnp.bfloat16)
     carry, ys, found = unroll(cell, params, xs)
-    assert ys.dtype == jnp.bfloat16 and found["mean"].dtype == jnp.float32
+    assert ys.dtype == jnp.bfloat16 and found["cell_mean"].dtype == jnp.float32
     np.testing.assert_array_equal(found["count"], 3001)
     stats = update_stats(cell.init_stats(), found)
     assert unroll(cell, params, xs, deterministic=True, stats=stats)[1].dtype == jnp.bfloat16

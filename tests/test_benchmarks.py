@@ -72,7 +72,7 @@ def test_time_outside_compiled_code_is_measured(tmp_path, monkeypatch):
 
 def test_a_choice_that_is_not_used_is_an_error():
     with pytest.raises(RuntimeError, match="_on_cpu was replaced, but nothing called it"):
-        with choices.changed({(choices.unroll, "_on_cpu"): choices.always(True)}):
+        with choices.changed({(choices._unroll, "_on_cpu"): choices.always(True)}):
             pass
 
 

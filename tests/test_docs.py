@@ -32,14 +32,18 @@ def test_docstrings(name):
     assert not runner.failures
 
 
+def blocks():
+    """Blocks of Python in the documentation."""
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        for number, block in enumerate(found):
+            yield pytest.param(block, id=f"{page.name}-{number}")
+
+
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("page", ["README.md", "docs/cells.md"])
-def test_pages(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    names = {"__name__": page} | COMMON
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+@pytest.mark.parametrize("block", [*blocks()])
+def test_blocks_run_in_an_empty_file(block):
+    exec(compile(block, "block", "exec"), {"__name__": "block"})
 
 
 def test_addresses_in_the_readme_work_on_a_package_index():

@@ -84,6 +84,6 @@ def test_what_is_imported_is_declared(extra, files):
 
 
 def test_completion_shows_what_is_public():
-    assert {"zoneout", "cells", "jax"}.isdisjoint(dir(zoneout_jax))
-    assert {"unroll", "linen", "__version__"} <= set(dir(zoneout_jax))
+    assert {"_zoneout", "_cell", "jax"}.isdisjoint(dir(zoneout_jax))
+    assert {"unroll", "zoneout", "linen", "__version__"} <= set(dir(zoneout_jax))
     assert all(hasattr(zoneout_jax, name) for name in dir(zoneout_jax))

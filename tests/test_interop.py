@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoneout_jax import gru, interop, lstm, rnn, unroll
+from zoneout_jax import GRU, LSTM, RNN, interop, unroll
 
 T, B, F, H = 7, 3, 4, 5
-CELLS = {"lstm": lstm, "gru": gru, "rnn": rnn}
+CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 
 def random_params(cell, seed=0):
@@ -120,11 +120,12 @@ def test_torch_with_two_layers(kind, bidirectional, bias):
     ("convert", "params", "message"),
     [
         (interop.to_linen, {"input": np.zeros((F, 4 * H))}, "lack bias, recurrent"),
-        (interop.to_torch, [gru(F, H, reset_after=False)], "reset_after=True"),
-        (interop.to_nnx, lstm(F, H, learned_carry=True), "initial_c, initial_h"),
-        (interop.to_linen, lstm(F, H, normalization="layer"), "cell_beta"),
+        (interop.to_torch, [GRU(F, H, reset_after=False)], "reset_after=True"),
+        (interop.to_nnx, LSTM(F, H, learned_carry=True), "initial_c, initial_h"),
+        (interop.to_linen, LSTM(F, H, normalization="layer"), "cell_beta"),
         (interop.from_flax, {"q": {}}, "not the parameters"),
-        (interop.from_torch, {"weight_hr_l0": np.zeros((2, 2))}, "not the state"),
+        (interop.from_torch, {"weight_hr_l0": np.zeros((2, 2))}, "projections .proj_size."),
+        (interop.from_torch, {"weight_xx_l0": np.zeros((2, 2))}, "not the state"),
         (
             interop.from_torch,
             {"weight_ih_l0": np.zeros((20, F)), "weight_hh_l0": np.zeros((20, 7))},
@@ -144,3 +145,26 @@ def test_errors(convert, params, message):
     params = [made(p) for p in params] if isinstance(params, list) else made(params)
     with pytest.raises(ValueError, match=message):
         convert(params)
+
+
+def test_a_dict_in_place_of_layers():
+    with pytest.raises(TypeError, match=r"to_torch\(\[params\]\)"):
+        interop.to_torch(LSTM(F, H).init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_conversions_compile(kind):
+    params = CELLS[kind](F, H).init(jax.random.key(0))
+    for there, back in (
+        (lambda p: interop.to_torch([p]), lambda s: interop.from_torch(s)[0]),
+        (interop.to_linen, interop.from_flax),
+    ):
+        plain = back(there(params))
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(plain))
+        traced = jax.jit(lambda p, there=there, back=back: back(there(p)))(params)
+        assert_same(jax.tree.map(np.asarray, traced), plain)
+        many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+        mapped = jax.vmap(lambda p, there=there, back=back: back(there(p)))(many)
+        assert_same(jax.tree.map(lambda p: np.asarray(p[0]), mapped), plain)
+    with pytest.raises(TypeError, match="recurrent_bias must be known"):
+        jax.jit(interop.to_nnx)(GRU(F, H).init(jax.random.key(0)))

@@ -7,7 +7,7 @@ import pytest
 from jax import test_util
 
 from tests import oracles
-from zoneout_jax import Masks, Zoneout, lstm, unroll
+from zoneout_jax import LSTM, Masks, Zoneout, unroll
 
 T, B, F, H = 7, 3, 4, 5
 BY_DIFFERENCES = {"order": 1, "modes": ["rev"], "atol": 1e-6, "rtol": 1e-6, "eps": 1e-5}
@@ -15,7 +15,7 @@ BY_DIFFERENCES = {"order": 1, "modes": ["rev"], "atol": 1e-6, "rtol": 1e-6, "eps
 
 def model(learned_carry=False, dtype=jnp.float64):
     """A cell, parameters away from their special initial values, and inputs."""
-    cell = lstm(F, H, learned_carry=learned_carry, param_dtype=dtype)
+    cell = LSTM(F, H, learned_carry=learned_carry, param_dtype=dtype)
     keys = iter(jax.random.split(jax.random.key(0), 9))
     params = jax.tree.map(
         lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, p.dtype), cell.init(next(keys))
@@ -145,7 +145,7 @@ def test_rates_are_traced():
 
 
 def test_devices_draw_the_masks_of_the_whole_batch():
-    cell = lstm(F, H)
+    cell = LSTM(F, H)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (T, 8, F))
     spec, key = SPECS["all"], jax.random.key(2)

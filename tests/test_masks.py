@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoneout_jax import Zoneout, lstm, unroll
-from zoneout_jax.zoneout import zoneout
+from zoneout_jax import LSTM, Zoneout, unroll, zoneout
 
 T, B, H = 50, 40, 60
 
@@ -178,7 +177,7 @@ def test_a_shared_mask_has_the_rate_of_the_cells_in_evaluation_too():
 
 
 def test_trees_made_from_a_spec_are_not_taken_for_rates():
-    cell = lstm(2, 3)
+    cell = LSTM(2, 3)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((4, 2, 2))
 
     def loss(spec):
@@ -203,7 +202,7 @@ def test_trees_made_from_a_spec_are_not_taken_for_rates():
     ("cells", "states"), [(0.0, jnp.array(0.9)), (jnp.array(0.5), 0.0), (0.5, jnp.array(0.0))]
 )
 def test_a_shared_mask_with_a_rate_of_zero(cells, states, deterministic):
-    cell = lstm(2, 3)
+    cell = LSTM(2, 3)
     params, xs, key = cell.init(jax.random.key(0)), jnp.ones((4, 2, 2)), jax.random.key(1)
 
     def run(spec):

@@ -166,7 +166,11 @@ def test_rates_that_are_arrays_become_numbers(rate):
     ("call", "error", "message"),
     [
         (lambda: layer(0.5), TypeError, "must be a Zoneout, as Zoneout.cells=0.5.; got 0.5"),
-        (lambda: ZoneoutRNN(nnx.GRUCell(F, H, rngs=nnx.Rngs(0))), TypeError, "got GRUCell"),
+        (
+            lambda: ZoneoutRNN(nnx.GRUCell(F, H, rngs=nnx.Rngs(0))),
+            TypeError,
+            r"takes cells of that module, got flax\..*GRUCell",
+        ),
         (lambda: layer()(XS, initial_carry=(XS, XS)), ValueError, "arrays of a carry must be"),
         (lambda: layer()(XS, seq_lengths=jnp.ones(2, int)), ValueError, "seq_lengths must be"),
         (lambda: layer()(XS, seq_lengths=np.full(3, 9)), ValueError, r"in \[0, 6\]"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import test_util
 
-from zoneout_jax import Zoneout, lstm, norm_stabilizer, unroll, weight_noise
+from zoneout_jax import LSTM, Zoneout, norm_stabilizer, unroll, weight_noise
 
 T, B, H = 6, 3, 4
 
@@ -34,7 +34,7 @@ def test_norm_stabilizer_of_zeros_has_a_gradient():
 
 
 def test_memory_cells_by_emit():
-    cell = lstm(3, H)
+    cell = LSTM(3, H)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (T, B, 3))
     options = {"zoneout": Zoneout(cells=0.5), "key": jax.random.key(2)}

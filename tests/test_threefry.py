@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoneout_jax import Zoneout
-from zoneout_jax.threefry import random_words, threefry2x32
+from zoneout_jax._threefry import random_words, threefry2x32
 
 # Known answers of the authors' library Random123: key, counter, result.
 KNOWN = [

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.test_cells import BATCH, KEY, LENGTHS, B, F, H, T, build
-from zoneout_jax import Masks, Zoneout, gru, linen, lstm, rnn, unroll
+from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, linen, unroll
 from zoneout_jax import nnx as faces
 
 
@@ -29,7 +29,7 @@ def test_nan_in_padding_reaches_nothing(name):
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
 def test_lengths_of_narrow_types(dtype):
     # T is more than either type holds.
-    cell = rnn(F, H)
+    cell = RNN(F, H)
     params, xs = cell.init(KEY), jnp.ones((300, 2, F))
     lengths = jnp.array([3, 120])
     run = jax.jit(lambda lengths: unroll(cell, params, xs, seq_lengths=lengths))
@@ -77,7 +77,7 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
     in_nnx = faces.ZoneoutRNN(in_nnx, **options)
 
     def pure(params, xs):
-        return unroll(in_nnx.cell.pure(), params, xs, chunk=chunk)
+        return unroll(in_nnx.cell.pure, params, xs, chunk=chunk)
 
     for carry, ys in (
         pure(in_nnx.cell.pure_params(), xs),
@@ -93,57 +93,61 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: rnn(F, H, activation="sine"), ValueError, "activation must be one of 'tanh'"),
-        (lambda: lstm(F, H, normalization="group"), ValueError, "normalization must be one of"),
-        (lambda: lstm(F, H, normalization="batch"), ValueError, "needs max_steps"),
-        (lambda: lstm(F, H, max_steps=3), ValueError, "max_steps is for"),
-        (lambda: lstm(F, H, output="gate"), ValueError, "output must be one of"),
-        (lambda: gru(0, H), ValueError, "in_features must be at least 1, got 0"),
-        (lambda: call(rnn, zoneout=Zoneout(cells=0.5), key=KEY), ValueError, "no cells to mask"),
-        (lambda: call(gru, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
-        (lambda: call(gru, seq_lengths=np.array([-1, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
-        (lambda: call(gru, chunk=0), ValueError, "chunk must be at least 1"),
-        (lambda: call(gru, unroll=0), ValueError, "unroll must be at least 1"),
-        (lambda: call(gru, carry_noise=-1.0), ValueError, "carry_noise must be at least 0"),
-        (lambda: call(gru, seq_lengths=np.array([1.5, 1, 1, 1])), TypeError, "must be integers"),
-        (lambda: call(gru, zoneout=0.5), TypeError, "must be a Zoneout"),
         (
-            lambda: call(gru, zoneout=Zoneout(states=jnp.array([0.1, 0.2])), key=KEY),
+            lambda: RNN(F, H, activation_fn="sine"),
+            ValueError,
+            "activation_fn must be one of 'sigmoid', 'tanh'",
+        ),
+        (lambda: LSTM(F, H, normalization="group"), ValueError, "normalization must be one of"),
+        (lambda: LSTM(F, H, normalization="batch"), ValueError, "needs max_steps"),
+        (lambda: LSTM(F, H, max_steps=3), ValueError, "max_steps is for"),
+        (lambda: LSTM(F, H, output="gate"), ValueError, "output must be one of"),
+        (lambda: GRU(0, H), ValueError, "in_features must be at least 1, got 0"),
+        (lambda: call(RNN, zoneout=Zoneout(cells=0.5), key=KEY), ValueError, "no cells to mask"),
+        (lambda: call(GRU, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
+        (lambda: call(GRU, seq_lengths=np.array([-1, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
+        (lambda: call(GRU, chunk=0), ValueError, "chunk must be at least 1"),
+        (lambda: call(GRU, unroll=0), ValueError, "unroll must be at least 1"),
+        (lambda: call(GRU, carry_noise=-1.0), ValueError, "carry_noise must be at least 0"),
+        (lambda: call(GRU, seq_lengths=np.array([1.5, 1, 1, 1])), TypeError, "must be integers"),
+        (lambda: call(GRU, zoneout=0.5), TypeError, "must be a Zoneout"),
+        (
+            lambda: call(GRU, zoneout=Zoneout(states=jnp.array([0.1, 0.2])), key=KEY),
             ValueError,
             "must be a single number",
         ),
-        (lambda: call(gru, carry=jnp.zeros((B, H), int)), ValueError, "shapes and types"),
+        (lambda: call(GRU, carry=jnp.zeros((B, H), int)), ValueError, "shapes and types"),
         (
-            lambda: call(gru, masks=Masks(), zoneout=Zoneout(states=0.5)),
+            lambda: call(GRU, masks=Masks(), zoneout=Zoneout(states=0.5)),
             ValueError,
             "not both",
         ),
-        (lambda: call(gru, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
-        (lambda: call(gru, carry_noise=0.1), ValueError, "noise in training needs a random key"),
+        (lambda: call(GRU, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
+        (lambda: call(GRU, carry_noise=0.1), ValueError, "noise in training needs a random key"),
         (
-            lambda: call(gru, zoneout=Zoneout(states=0.5), key=0),
+            lambda: call(GRU, zoneout=Zoneout(states=0.5), key=0),
             TypeError,
             r"such as jax.random.key\(0\); got 0",
         ),
         (
-            lambda: call(lstm, masks=Masks(cells=jnp.ones((B, H)))),
+            lambda: call(LSTM, masks=Masks(cells=jnp.ones((B, H)))),
             ValueError,
             r"axes .7 or 1, 4 or 1, 5 or 1. .time first. or be a scalar, got .4, 5.",
         ),
-        (lambda: call(gru, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
+        (lambda: call(GRU, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
         (
-            lambda: gru(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
+            lambda: GRU(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
             ValueError,
             "no cells to mask, only states",
         ),
-        (lambda: call(gru, stats={}), ValueError, "batch-normalized cells only"),
+        (lambda: call(GRU, stats={}), ValueError, "batch-normalized cells only"),
         (
-            lambda: call(functools.partial(lstm, **BATCH), deterministic=True),
+            lambda: call(functools.partial(LSTM, **BATCH), deterministic=True),
             ValueError,
             "needs its population stats",
         ),
         (
-            lambda: call(gru, zoneout=Zoneout(states=lambda step: 0.1), key=KEY),
+            lambda: call(GRU, zoneout=Zoneout(states=lambda step: 0.1), key=KEY),
             TypeError,
             r"spec.at\(step\)",
         ),

@@ -6,27 +6,31 @@ weights; `zoneout_jax.data` and `zoneout_jax.training` serve the experiments.
 
 __version__ = "0.1.0"
 
-from zoneout_jax.cells import Cell, gru, rnn
-from zoneout_jax.initializers import block_orthogonal, tiled_orthogonal
-from zoneout_jax.lstm_cell import lstm
-from zoneout_jax.normalization import update_stats
-from zoneout_jax.regularizers import norm_stabilizer, weight_noise
-from zoneout_jax.unroll import unroll
-from zoneout_jax.zoneout import Masks, Zoneout
+from zoneout_jax._cell import Cell
+from zoneout_jax._gru import GRU
+from zoneout_jax._initializers import Initializer, block_orthogonal, tiled_orthogonal
+from zoneout_jax._lstm import LSTM
+from zoneout_jax._normalization import update_stats
+from zoneout_jax._regularizers import norm_stabilizer, weight_noise
+from zoneout_jax._rnn import RNN
+from zoneout_jax._unroll import unroll
+from zoneout_jax._zoneout import Masks, Zoneout, zoneout
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "Cell",
+    "Initializer",
     "Masks",
     "Zoneout",
     "block_orthogonal",
-    "gru",
-    "lstm",
     "norm_stabilizer",
-    "rnn",
     "tiled_orthogonal",
     "unroll",
     "update_stats",
     "weight_noise",
+    "zoneout",
 ]
 
 

@@ -1,5 +1,6 @@
 """What the Linen and NNX modules share: batch dimensions, options of Flax's RNN, stacked layers."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,64 +9,144 @@ import jax
 import jax.numpy as jnp
 from flax.linen.recurrent import flip_sequences
 
-from zoneout_jax.cells import Carry, Cell, Params
-from zoneout_jax.normalization import Stats, update_stats
-from zoneout_jax.unroll import Lengths, clip_lengths, unroll
-from zoneout_jax.zoneout import Zoneout
+from zoneout_jax._cell import Carry, Cell, Params
+from zoneout_jax._draw import batch_offset, check_spread, draw_masks
+from zoneout_jax._initializers import Initializer
+from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
+from zoneout_jax._unroll import Lengths, clip_lengths, unroll
+from zoneout_jax._zoneout import Zoneout
 
 
-def run_cell(
+def make_cell(kind: type[Cell], module: Any, in_features: int, hidden_features: int) -> Cell:
+    """The pure cell with the settings that a module has attributes of."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    options = {name: getattr(module, name) for name in names if name[-9:] != "_features"}
+    return kind(in_features, hidden_features, **options)
+
+
+def check_carry_init(carry_init: Initializer | None, learned: bool) -> None:
+    """Raises ValueError for two kinds of initial carry at once."""
+    if carry_init is not None and learned:
+        raise ValueError("carry_init is for carries that are not learned; leave one of them out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How a module is called: which masks are drawn, and whether at random.
+
+    Attributes:
+      zoneout: the spec.
+      deterministic: whether nothing is drawn.
+      draws: whether a key is needed.
+    """
+
+    zoneout: Zoneout
+    deterministic: bool
+    draws: bool
+
+    @classmethod
+    def of(
+        cls,
+        module: Any,
+        cell: Cell,
+        zoneout: Zoneout | None,
+        deterministic: bool | None,
+        initializing: bool = False,
+    ) -> "Mode":
+        """The mode of a call, whose arguments override the module's attributes."""
+        zoneout = module.zoneout if zoneout is None else zoneout
+        deterministic = module.deterministic if deterministic is None else deterministic
+        check_spec(zoneout)
+        if initializing:
+            zoneout = Zoneout()
+        draws = zoneout.active or bool(module.carry_noise)
+        if initializing or not (draws or cell.statistics):
+            deterministic = True
+        if deterministic is None:
+            raise ValueError(
+                f"{type(module).__name__}: deterministic must be given where masks, noise or batch"
+                " statistics depend on it: False in training (masks are sampled), True in"
+                " evaluation (their expectation)"
+            )
+        return cls(zoneout, deterministic, draws and not deterministic)
+
+
+def run_step(
     module: Any,
     cell: Cell,
+    mode: Mode,
+    params: Params,
+    stats: Stats | None,
+    carry: Carry,
+    x: jax.Array,
+    draw_key: Callable[[], jax.Array],
+) -> tuple[Carry, jax.Array, Stats | None]:
+    """`cell.step` for inputs `[*batch, F]` with the settings of a cell's module.
+
+    Returns:
+      The carry, the output, and in training the moved population statistics, if there are any.
+    """
+    name, shape = type(module).__name__, (*x.shape[:-1], cell.hidden_features)
+    if not mode.deterministic:
+        spec = mode.zoneout
+        for what, given in (("static masks", spec.static), ("carry_noise", module.carry_noise)):
+            if given:
+                raise ValueError(
+                    f"{name}: {what} in training: a single step cannot; use ZoneoutRNN"
+                )
+    _check_features(module, cell, x.shape)
+    carry, number = _to_pure(name, cell, carry, shape)
+    x, batch = x.reshape(-1, x.shape[-1]), math.prod(shape[:-1])
+    key = draw_key() if mode.draws else None
+    if key is not None and module.axis_name is None:
+        check_spread(x, key)
+    masks = draw_masks(
+        cell,
+        mode.zoneout,
+        key,
+        mode.deterministic,
+        1,
+        batch,
+        lambda: batch_offset(module.axis_name, batch),
+    )
+    masks = jax.tree.map(lambda mask: mask[0] if jnp.ndim(mask) else mask, masks)
+    normalize = []
+    if cell.statistics:
+        population = stats if mode.deterministic else None
+        number = jnp.asarray(number)
+        normalize = [BatchNormalizer(number, population, axis_name=module.axis_name)]
+    carry, y = cell.advance(params, carry, cell.project(params, x), masks, *normalize)
+    moved = None
+    if normalize and not mode.deterministic and stats is not None:
+        found = {n: s[None] for n, s in (normalize[0].found() or {}).items()}
+        moved = update_stats(stats, found, rate=1 - module.momentum)
+    return _from_pure(cell, carry, number + 1, shape), y.reshape(shape), moved
+
+
+def run_sequence(
+    module: Any,
+    cell: Cell,
+    mode: Mode,
     params: Params,
     stats: Stats | None,
     xs: jax.Array,
     carry: Carry | None,
-    *,
     draw_key: Callable[[], jax.Array],
-    deterministic: bool | None = None,
-    zoneout: Zoneout | None = None,
-    initializing: bool = False,
-    single_step: bool = False,
-    seq_lengths: Lengths | None = None,
+    *,
+    seq_lengths: Lengths | None,
+    emit: Callable[..., Any] | None,
     **options: Any,
-) -> tuple[Carry, jax.Array, Stats | None]:
+) -> tuple[Carry, Any, Stats | None]:
     """`unroll` for inputs `[T, *batch, F]` with the settings of a cell's module.
-
-    Args:
-      module: the Linen or NNX cell.
-      draw_key: gives a random key; called only if one is needed.
-      deterministic, zoneout: override the module's.
-      initializing: nothing is drawn, and no statistics move.
-      single_step: the step is one of many that the caller takes.
 
     Returns:
       The carry, the outputs, and in training the moved population statistics, if there are any.
     """
-    zoneout = module.zoneout if zoneout is None else zoneout
-    deterministic = module.deterministic if deterministic is None else deterministic
-    check_spec(zoneout)
-    if initializing:
-        zoneout = Zoneout()
-    draws = zoneout.active or bool(module.carry_noise)
-    if initializing or not (draws or stats):
-        deterministic = True
-    if deterministic is None:
-        raise ValueError(
-            "deterministic must be given where masks, noise or batch statistics depend on it:"
-            " False in training (masks are sampled), True in evaluation (their expectation)"
-        )
-    if single_step and not deterministic:
-        for what, given in (("static masks", zoneout.static), ("carry_noise", module.carry_noise)):
-            if given:
-                raise ValueError(f"{what} in training: a single step cannot; use ZoneoutRNN")
-    if single_step:
-        options["implementation"] = "scan"  # has all derivatives, and nothing to gain from fusing
-
     steps, *batch_dims, in_features = xs.shape
-    batch = math.prod(batch_dims)
+    shape = (*batch_dims, cell.hidden_features)
+    number: Any = 0
     if carry is not None:
-        carry = _flatten_carry(carry, (*batch_dims, cell.hidden_features))
+        carry, number = _to_pure(type(module).__name__, cell, carry, shape)
     if seq_lengths is not None:
         seq_lengths = jnp.asarray(seq_lengths)
         if seq_lengths.shape != tuple(batch_dims):
@@ -75,30 +156,44 @@ def run_cell(
     carry, ys, *found = unroll(
         cell,
         params,
-        xs.reshape(steps, batch, in_features),
+        xs.reshape(steps, math.prod(batch_dims), in_features),
         carry,
-        zoneout=zoneout,
-        key=draw_key() if draws and not deterministic else None,
-        deterministic=deterministic,
+        zoneout=mode.zoneout,
+        key=draw_key() if mode.draws else None,
+        deterministic=mode.deterministic,
         stats=stats,
+        first_step=number,
         carry_noise=module.carry_noise,
         seq_lengths=seq_lengths,
+        emit=emit,
         axis_name=module.axis_name,
         **options,
     )
     moved = None
     if stats is not None and found:
         moved = update_stats(stats, found[0], rate=1 - module.momentum)
+    if len(batch_dims) != 1:
+        ys = jax.tree.map(lambda y: y.reshape(steps, *batch_dims, *y.shape[2:]), ys)
+    return _from_pure(cell, carry, number + steps, shape), ys, moved
+
+
+def start_carry(
+    cell: Cell,
+    params: Params,
+    batch_dims: Sequence[int],
+    carry_init: Initializer | None,
+    key: Callable[[], jax.Array],
+) -> Carry:
+    """The carry before the first step, learned, drawn or zeros."""
     shape = (*batch_dims, cell.hidden_features)
-    carry = jax.tree.map(lambda a: a.reshape(shape) if a.ndim else a, carry)
-    return carry, ys.reshape(steps, *shape), moved
-
-
-def expand_carry(carry: Carry, batch_dims: Sequence[int]) -> Carry:
-    """The carry of a batch of one example for other batch dimensions."""
-    return jax.tree.map(
-        lambda a: jnp.broadcast_to(a[0], (*batch_dims, a.shape[-1])) if a.ndim else a, carry
-    )
+    carry = cell.initial_carry(params, 1)
+    if carry_init is not None:
+        leaves, structure = jax.tree.flatten(carry)
+        keys = jax.random.split(key(), len(leaves))
+        drawn = [carry_init(k, shape, cell.param_dtype) for k in keys]
+        return _from_pure(cell, jax.tree.unflatten(structure, drawn), 0, shape)
+    carry = jax.tree.map(lambda a: jnp.broadcast_to(a[0], shape), carry)
+    return _from_pure(cell, carry, 0, shape)
 
 
 def run_layers(
@@ -107,10 +202,11 @@ def run_layers(
     is_single: bool,
     inputs: jax.Array,
     *,
+    run: Callable[..., tuple[Carry, Any]],
     initial_carry: Any,
     seq_lengths: Lengths | None,
-    deterministic: bool | None,
     zoneout: Zoneout | Sequence[Zoneout] | None,
+    emit: Callable[..., Any] | None,
     **overrides: bool | None,
 ) -> Any:
     """Cells on top of each other, with the options of Flax's `RNN`.
@@ -119,11 +215,14 @@ def run_layers(
       rnn: the Linen or NNX module, whose attributes the overrides override if they are not None.
       stack: its cells.
       is_single: whether carries are that of the only cell, and no tuple.
+      run: `run(cell, xs, carry, zoneout=, …)` runs one of them.
       zoneout: one spec for all cells or one for each.
+      emit: of the last cell.
     """
     if inputs.ndim < 2:
         raise ValueError(
-            f"inputs must be [*batch, T, F] or, time first, [T, *batch, F]; got {inputs.shape}"
+            "ZoneoutRNN: inputs must be [*batch, T, F] or, time first, [T, *batch, F]; got"
+            f" {inputs.shape}"
         )
     options = {
         name: getattr(rnn, name) if value is None else value for name, value in overrides.items()
@@ -135,16 +234,18 @@ def run_layers(
         if not isinstance(given, Sequence) or len(given) != len(stack):
             what = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
             raise ValueError(f"{name} must be a sequence of {len(stack)}, one a cell; got {what}")
-    xs = inputs if options["time_major"] else jnp.moveaxis(inputs, -2, 0)
+    time_major = options["time_major"]
+    xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
     last = []
-    for cell, carry, spec in zip(stack, carries, specs, strict=True):
-        carry, xs = cell.run(
+    for number, (cell, carry, spec) in enumerate(zip(stack, carries, specs, strict=True)):
+        carry, xs = run(
+            cell,
             xs,
             carry,
-            deterministic=deterministic,
             zoneout=spec,
             seq_lengths=seq_lengths,
             reverse=options["reverse"],
+            emit=emit if number == len(stack) - 1 else None,
             unroll=rnn.unroll,
             chunk=rnn.chunk,
             implementation=rnn.implementation,
@@ -152,11 +253,15 @@ def run_layers(
         last.append(carry)
     if options["reverse"] and not options["keep_order"]:
         if seq_lengths is not None:
-            seq_lengths = clip_lengths(seq_lengths, len(xs))
-        xs = flip_sequences(xs, seq_lengths, num_batch_dims=xs.ndim - 2, time_major=True)
-    ys = xs if options["time_major"] else jnp.moveaxis(xs, 0, -2)
+            seq_lengths = clip_lengths(seq_lengths, inputs.shape[0 if time_major else -2])
+        axes = inputs.ndim - 2
+        xs = jax.tree.map(
+            lambda y: flip_sequences(y, seq_lengths, num_batch_dims=axes, time_major=True), xs
+        )
+    if not time_major:
+        xs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, inputs.ndim - 2), xs)
     carry = last[0] if is_single else tuple(last)
-    return (carry, ys) if options["return_carry"] else ys
+    return (carry, xs) if options["return_carry"] else xs
 
 
 def check_spec(zoneout: Any) -> None:
@@ -171,15 +276,36 @@ def check_cells(cells: Sequence[Any], kind: type) -> None:
         raise ValueError("ZoneoutRNN needs at least one cell, got none")
     for cell in cells:
         if not isinstance(cell, kind):
-            raise TypeError(f"cell must be a {kind.__name__}, got {type(cell).__name__}")
+            given = type(cell)
+            raise TypeError(
+                f"ZoneoutRNN of {kind.__module__} takes cells of that module, got"
+                f" {given.__module__}.{given.__qualname__}"
+            )
 
 
-def _flatten_carry(carry: Carry, wanted: tuple[int, ...]) -> Carry:
-    """The carry with a single batch dimension; the number of a step stays a scalar."""
-    if any(jnp.shape(leaf) not in (wanted, ()) for leaf in jax.tree.leaves(carry)):
+def _check_features(module: Any, cell: Cell, shape: tuple[int, ...]) -> None:
+    if not shape or shape[-1] != cell.in_features:
+        raise ValueError(
+            f"{type(module).__name__}: inputs must be [*batch, {cell.in_features}], got {shape}"
+        )
+
+
+def _to_pure(
+    name: str, cell: Cell, carry: Carry, wanted: tuple[int, ...]
+) -> tuple[Carry, jax.Array | int]:
+    """The carry with a single batch dimension, and the number of the step."""
+    number: Any = 0
+    if cell.statistics and isinstance(carry, tuple) and len(carry) == len(cell.carry_names) + 1:
+        *arrays, number = carry
+        carry = tuple(arrays)
+    if any(jnp.shape(leaf) != wanted for leaf in jax.tree.leaves(carry)):
         shapes = jax.tree.map(jnp.shape, carry)
-        raise ValueError(f"the arrays of a carry must be {wanted}, got {shapes}")
-    rows = math.prod(wanted[:-1])
-    return jax.tree.map(
-        lambda leaf: jnp.reshape(leaf, (rows, wanted[-1])) if jnp.ndim(leaf) else leaf, carry
-    )
+        raise ValueError(f"{name}: the arrays of a carry must be {wanted}, got {shapes}")
+    flat = (math.prod(wanted[:-1]), wanted[-1])
+    return jax.tree.map(lambda leaf: leaf.reshape(flat), carry), number
+
+
+def _from_pure(cell: Cell, carry: Carry, number: jax.Array | int, shape: tuple[int, ...]) -> Carry:
+    """The carry as the module has it: that of batch normalization ends with the step's number."""
+    carry = jax.tree.map(lambda leaf: leaf.reshape(shape), carry)
+    return (*carry, jnp.asarray(number, jnp.int32)) if cell.statistics else carry

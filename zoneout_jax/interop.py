@@ -1,6 +1,7 @@
-"""Weights from and to the recurrent cells of Flax and torch, as dicts of NumPy arrays.
+"""Weights from and to the recurrent cells of Flax and torch, as dicts of arrays.
 
-Neither library is imported. Ours are the parameters of `lstm`, `gru` with `reset_after`, and `rnn`:
+Neither library is imported. What is traced stays so, and can be compiled; the rest becomes NumPy
+arrays. Ours are the parameters of `LSTM`, `GRU` with `reset_after`, and `RNN`:
 `input` [F, kH], `recurrent` [H, kH] and `bias` [kH], k being 4, 3 and 1, and for a GRU also
 `recurrent_bias` [H]. The kind of cell shows in the shape of `recurrent`.
 """
@@ -8,6 +9,8 @@ Neither library is imported. Ours are the parameters of `lstm`, `gru` with `rese
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, Any]
@@ -28,10 +31,10 @@ def from_flax(params: Mapping[str, Any]) -> Arrays:
     """
     if "dense_i" in params:  # NNX, all gates in one
         layers = {side: params[f"dense_{side}"] for side in "ih"}
-        kernels = {side: np.asarray(layer["kernel"]) for side, layer in layers.items()}
+        kernels = {side: _array(layer["kernel"]) for side, layer in layers.items()}
         count = _gate_count(kernels["h"])
         biases = {
-            side: np.asarray(layer.get("bias", np.zeros(kernels["h"].shape[1], np.float32)))
+            side: _array(layer.get("bias", np.zeros(kernels["h"].shape[1], np.float32)))
             for side, layer in layers.items()
         }
     else:
@@ -46,12 +49,12 @@ def from_flax(params: Mapping[str, Any]) -> Arrays:
         gates = kinds[frozenset(layers)] or ("",)
         count, kernels, biases = len(gates), {}, {}
         for side in "ih":
-            kernel = [np.asarray(layers[side + gate]["kernel"]) for gate in gates]
+            kernel = [_array(layers[side + gate]["kernel"]) for gate in gates]
             bias = [
-                np.asarray(layers[side + gate].get("bias", np.zeros(k.shape[1], k.dtype)))
+                _array(layers[side + gate].get("bias", np.zeros(k.shape[1], k.dtype)))
                 for gate, k in zip(gates, kernel, strict=True)
             ]
-            kernels[side], biases[side] = np.concatenate(kernel, 1), np.concatenate(bias)
+            kernels[side], biases[side] = _concatenate(kernel, 1), _concatenate(bias)
     return _ours(kernels["i"], kernels["h"], biases["i"], biases["h"], count)
 
 
@@ -63,7 +66,10 @@ def to_linen(params: Mapping[str, Any]) -> dict[str, Arrays]:
     """
     kernels, recurrent, bias, recurrent_bias, count = _theirs(params)
     gates = GATES[count] or ("",)
-    split = [np.split(array, count, -1) for array in (kernels, recurrent, bias)]
+    split = [
+        jnp.split(array, count, -1) if isinstance(array, jax.Array) else np.split(array, count, -1)
+        for array in (kernels, recurrent, bias)
+    ]
     # An LSTM has its biases on the recurrent side, the others on that of the input.
     biased = "h" if count == 4 else "i"
     cell = {}
@@ -89,6 +95,10 @@ def to_nnx(params: Mapping[str, Any], *, optimized: bool = True) -> dict[str, Ar
     kernels, recurrent, bias, recurrent_bias, count = _theirs(params)
     if count == 4 and not optimized:
         return {name.replace("if", "if_"): layer for name, layer in to_linen(params).items()}
+    if isinstance(recurrent_bias, jax.core.Tracer):
+        raise TypeError(
+            "recurrent_bias must be known: whether it is 0 decides; call to_nnx outside jit"
+        )
     if np.any(recurrent_bias):
         raise ValueError("the GRUCell of NNX has no recurrent_bias; it must be 0 to be left out")
     cell = {"dense_i": {"kernel": kernels}, "dense_h": {"kernel": recurrent}}
@@ -112,14 +122,16 @@ def from_torch(state: Mapping[str, Any]) -> list[Any]:
     """
     known = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     unknown = [name for name in state if not name.startswith(tuple(f"{k}_l" for k in known))]
+    if any(name.startswith("weight_hr") for name in unknown):
+        raise ValueError("an LSTM with projections (proj_size) has no counterpart here")
     if unknown or "weight_ih_l0" not in state:
         raise ValueError(f"not the state of torch's nn.LSTM, nn.GRU or nn.RNN: {[*state]}")
 
     def direction(suffix: str) -> Arrays:
-        kernel, recurrent = (np.asarray(state[f"weight_{s}_{suffix}"]).T for s in ("ih", "hh"))
+        kernel, recurrent = (_array(state[f"weight_{s}_{suffix}"]).T for s in ("ih", "hh"))
         none = np.zeros(recurrent.shape[1], recurrent.dtype)
         bias, recurrent_bias = (
-            np.asarray(state.get(f"bias_{side}_{suffix}", none)) for side in ("ih", "hh")
+            _array(state.get(f"bias_{side}_{suffix}", none)) for side in ("ih", "hh")
         )
         return _ours(kernel, recurrent, bias, recurrent_bias, _gate_count(recurrent))
 
@@ -141,15 +153,20 @@ def to_torch(layers: Sequence[Any]) -> Arrays:
 
     Raises:
       ValueError: parameters that those layers do not have.
+      TypeError: a dict in place of a sequence.
     """
+    if isinstance(layers, Mapping):
+        raise TypeError(
+            "layers must be a sequence, one entry a layer; got a dict: to_torch([params])"
+        )
     state = {}
     for number, layer in enumerate(layers):
         pair = (layer,) if isinstance(layer, Mapping) else layer
         for params, suffix in zip(pair, ("", "_reverse"), strict=False):
             kernels, recurrent, bias, recurrent_bias, count = _theirs(params)
-            other = np.zeros_like(bias)
+            other = np.zeros(bias.shape, bias.dtype)
             if count == 3:
-                other[-len(recurrent_bias) :] = recurrent_bias
+                other = _concatenate([other[: -len(recurrent_bias)], recurrent_bias])
             for name, array in (
                 ("weight_ih", kernels.T),
                 ("weight_hh", recurrent.T),
@@ -187,7 +204,7 @@ def _ours(
         )
     params = {"input": kernel, "recurrent": recurrent, "bias": bias + recurrent_bias}
     if count == 3:
-        params["bias"][-hidden:] = bias[-hidden:]
+        params["bias"] = _concatenate([params["bias"][:-hidden], bias[-hidden:]])
         params["recurrent_bias"] = recurrent_bias[-hidden:]
     return params
 
@@ -199,7 +216,7 @@ def _theirs(
     missing = {"input", "recurrent", "bias"} - set(params)
     if missing:
         raise ValueError(f"parameters lack {', '.join(sorted(missing))}: got {[*params]}")
-    arrays = {name: np.asarray(array) for name, array in params.items()}
+    arrays = {name: _array(array) for name, array in params.items()}
     count = _gate_count(arrays["recurrent"])
     if count == 3 and "recurrent_bias" not in params:
         raise ValueError(
@@ -214,3 +231,17 @@ def _theirs(
     none = np.zeros(0, arrays["bias"].dtype)
     recurrent_bias = arrays.get("recurrent_bias", none)
     return arrays["input"], arrays["recurrent"], arrays["bias"], recurrent_bias, count
+
+
+def _array(array: Any) -> Any:
+    """A NumPy array, but for what is traced."""
+    return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
+
+
+def _modules(*arrays: Any) -> Any:
+    """The module of functions for arrays."""
+    return jnp if any(isinstance(array, jax.core.Tracer) for array in arrays) else np
+
+
+def _concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
+    return _modules(*arrays).concatenate(arrays, axis)

@@ -2,149 +2,138 @@
 
 `ZoneoutRNN(ZoneoutLSTMCell(256))` takes the place of `nn.RNN(nn.OptimizedLSTMCell(256))`. The
 modules only hold parameters, statistics and random streams; the equations are those of
-`zoneout_jax.lstm`, `zoneout_jax.gru` and `zoneout_jax.rnn`.
+`zoneout_jax.LSTM`, `zoneout_jax.GRU` and `zoneout_jax.RNN`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from zoneout_jax import cells
+from zoneout_jax._cell import Activation, Carry, Cell, Output
+from zoneout_jax._gru import GRU
+from zoneout_jax._initializers import Initializer
+from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
-from zoneout_jax.cells import Carry, Cell
-from zoneout_jax.initializers import Initializer
-from zoneout_jax.lstm_cell import lstm
-from zoneout_jax.unroll import Lengths
-from zoneout_jax.zoneout import Zoneout
+from zoneout_jax._normalization import AxisName, Stats
+from zoneout_jax._rnn import RNN
+from zoneout_jax._unroll import Lengths
+from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.linen", "flax"):
     import flax.linen as nn
     from flax.errors import InvalidRngError
 
-    from zoneout_jax._flax import check_cells, expand_carry, run_cell, run_layers
+    from zoneout_jax import _flax
+
+__all__ = [
+    "ZoneoutCell",
+    "ZoneoutGRUCell",
+    "ZoneoutLSTMCell",
+    "ZoneoutRNN",
+    "ZoneoutSimpleCell",
+]
 
 
-class ZoneoutCell(nn.RNNCellBase):
-    """What all cells have in common; use one of its subclasses.
-
-    Carry and parameters are those of the pure cell.
-
-    In training the masks come from the random stream "zoneout"; those of an example do not depend
-    on the batch around it. In evaluation, and while parameters are initialized, the masks are
-    their expectations and no stream is needed. `nn.RNN` must be told to split the stream: it hands
-    on only the streams that `split_rngs` lists, so that its defaults end in an InvalidRngError, and
-    with False for this one every step would draw the same masks. `ZoneoutRNN` needs no such care,
-    and is faster:
-
-        nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
-
-    Attributes:
-      features: H, number of units.
-      zoneout: rates and kinds of the masks. Rates may be traced values (but not under `nn.jit`,
-        which hashes attributes).
-      deterministic: False in training, True in evaluation. Not needed if nothing depends on it.
-      activation: "tanh" or "relu".
-      output: "state" gives the zoned-out state, "candidate" the one before zoneout.
-      kernel_init: initializer of the input weights, `init(key, shape, dtype, blocks)`, with a block
-        for each gate, or without `blocks`, as those of JAX and Flax, and then called for each gate
-        with a key of its own. Block orthogonal if None.
-      recurrent_init: initializer of the recurrent weights, likewise.
-      learned_carry: the initial carry is made of parameters; needs `ZoneoutRNN`.
-      carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
-      param_dtype: type of parameters, carry and output.
-      dtype: type of the operands of matrix products; `param_dtype` if None.
-      axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
-        it is: the masks are then those of the whole batch on a single device.
-
-    Raises:
-      ValueError: `deterministic` not given though something depends on it; static masks or noise
-        on the carry in a single step of training; a carry that does not fit the inputs; options as
-        in the pure cell.
-      flax.errors.InvalidRngError: training without the random stream "zoneout".
-    """
-
-    features: int
-    zoneout: Zoneout = Zoneout()
-    deterministic: bool | None = None
-    activation: str = "tanh"
-    output: Literal["state", "candidate"] = "state"
-    kernel_init: Initializer | None = None
-    recurrent_init: Initializer | None = None
-    learned_carry: bool = False
-    carry_noise: float = 0.0
-    param_dtype: Any = jnp.float32
-    dtype: Any = None
-    axis_name: str | None = None
+class _Base(nn.RNNCellBase):
+    """What all cells have in common."""
 
     momentum = 0.99  # only batch-normalized cells have a field of it
 
     def pure(self, in_features: int) -> Cell:
         """The pure cell for inputs of F features."""
-        raise NotImplementedError("use a subclass, such as ZoneoutLSTMCell")
+        raise NotImplementedError
 
-    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-        """The carry after inputs `[*batch, F]`, and the output `[*batch, H]`."""
-        carry, ys = self.run(inputs[None], carry, single_step=True)
-        return carry, ys[0]
+    def __call__(
+        self,
+        carry: Carry,
+        inputs: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
+    ) -> tuple[Carry, jax.Array]:
+        """Runs one step.
+
+        Args:
+          carry: of the step before, arrays `[*batch, H]`.
+          inputs: `[*batch, F]`.
+          deterministic, zoneout: override the attributes.
+
+        Returns:
+          The new carry and the output `[*batch, H]`.
+        """
+        return self._apply(
+            inputs, _flax.run_step, carry, inputs, deterministic=deterministic, zoneout=zoneout
+        )
+
+    def run(
+        self,
+        xs: jax.Array,
+        carry: Carry | None,
+        *,
+        init_key: jax.Array | None = None,
+        deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
+        **options: Any,
+    ) -> tuple[Carry, Any]:
+        """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
+        _flax.check_carry_init(self.carry_init, self.learned_carry)
+        if carry is None and self.carry_init is not None:
+            key = jax.random.key(0) if init_key is None else init_key
+            carry = self.initialize_carry(key, xs.shape[1:])
+        return self._apply(
+            xs,
+            _flax.run_sequence,
+            xs,
+            carry,
+            deterministic=deterministic,
+            zoneout=zoneout,
+            **options,
+        )
+
+    @nn.compact
+    def _apply(
+        self,
+        inputs: jax.Array,
+        run: Callable[..., tuple[Carry, Any, Stats | None]],
+        *arguments: Any,
+        deterministic: bool | None,
+        zoneout: Zoneout | None,
+        **options: Any,
+    ) -> tuple[Carry, Any]:
+        """Runs the cell with its parameters, and keeps the statistics."""
+        cell = self.pure(inputs.shape[-1])
+        params = {
+            name: self.param(name, init, shape, cell.param_dtype)
+            for name, (init, shape) in cell.parameters().items()
+        }
+        variables = {
+            name: self.variable("batch_stats", name, lambda value: value, value)
+            for name, value in cell.init_stats().items()
+        }
+        stats = {name: variable.value for name, variable in variables.items()} or None
+        mode = _flax.Mode.of(self, cell, zoneout, deterministic, self.is_initializing())
+        carry, ys, moved = run(
+            self, cell, mode, params, stats, *arguments, draw_key=self._key, **options
+        )
+        for name, value in (moved or {}).items():
+            variables[name].value = value
+        return carry, ys
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
-        """The carry of zeros for inputs `[*batch, F]`."""
+        """The carry before the first step, zeros or drawn, for inputs `[*batch, F]`."""
         if self.learned_carry:
             raise ValueError("the initial carry is learned: leave initial_carry to ZoneoutRNN")
         *batch_dims, in_features = input_shape
-        return expand_carry(self.pure(in_features).initial_carry({}, 1), batch_dims)
+        cell = self.pure(in_features)
+        return _flax.start_carry(cell, {}, batch_dims, self.carry_init, lambda: rng)
 
     @property
     def num_feature_axes(self) -> int:
         """Number of axes of an input that are not batch axes: 1."""
         return 1
-
-    @nn.compact
-    def run(self, xs: jax.Array, carry: Carry | None, **options: Any) -> tuple[Carry, jax.Array]:
-        """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
-        cell = self.pure(xs.shape[-1])
-        params = self._params(cell)
-        stats = None
-        if cell.init_stats:
-            variables = {
-                name: self.variable("batch_stats", name, lambda value: value, value)
-                for name, value in cell.init_stats().items()
-            }
-            stats = {name: variable.value for name, variable in variables.items()}
-        carry, ys, moved = run_cell(
-            self,
-            cell,
-            params,
-            stats,
-            xs,
-            carry,
-            draw_key=self._key,
-            initializing=self.is_initializing(),
-            **options,
-        )
-        if moved:
-            for name, variable in variables.items():
-                variable.value = moved[name]
-        return carry, ys
-
-    def _params(self, cell: Cell) -> dict[str, jax.Array]:
-        made: dict[str, jax.Array] = {}
-
-        def make(key, name):
-            # All at once, of the key of the first.
-            made.update(made or cell.init(key))
-            return made[name]
-
-        def check(key, name):
-            # Flax compares the shapes of parameters that exist.
-            return jnp.zeros(shapes[name].shape, shapes[name].dtype)
-
-        shapes = jax.eval_shape(cell.init, jax.random.key(0))
-        exist = self.has_variable("params", next(iter(shapes)))
-        return {name: self.param(name, check if exist else make, name) for name in shapes}
 
     def _key(self) -> jax.Array:
         # Where a stream is missing, Flax would quietly take "params" if that one is there.
@@ -156,26 +145,96 @@ class ZoneoutCell(nn.RNNCellBase):
             )
         return self.make_rng("zoneout")
 
-    def _common(self) -> dict[str, Any]:
-        names = "activation output kernel_init recurrent_init learned_carry param_dtype dtype"
-        return {name: getattr(self, name) for name in names.split()}
+
+class ZoneoutCell(_Base):
+    """One step of any pure cell, for instance of one of your own.
+
+    The carry is that of the pure cell. Parameters are made one by one, with the names and shapes of
+    the pure cell's.
+
+    In training the masks come from the random stream "zoneout"; those of an example do not depend
+    on the batch around it. In evaluation, and while parameters are initialized, the masks are
+    their expectations and no stream is needed. `nn.RNN` must be told to split the stream: it hands
+    on only the streams that `split_rngs` lists, so that its defaults end in an InvalidRngError, and
+    with False for this one every step would draw the same masks. `ZoneoutRNN` needs no such care,
+    and is faster:
+
+        nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
+
+    Attributes:
+      cell: the pure cell.
+      zoneout: rates and kinds of the masks. Rates may be traced values (but not under `nn.jit`,
+        which hashes attributes).
+      deterministic: False in training, True in evaluation. Not needed if nothing depends on it.
+      momentum: of the moving averages of population statistics, if the cell has them.
+      carry_init: initializer of the initial carry, `init(key, shape, dtype)`; zeros if None.
+      carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
+      axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
+        it is: the masks are then those of the whole batch on a single device.
+
+    Raises:
+      ValueError: `deterministic` not given though something depends on it; static masks or noise
+        on the carry in a single step of training; a carry that does not fit the inputs; options as
+        in the pure cell.
+      flax.errors.InvalidRngError: training without the random stream "zoneout".
+    """
+
+    cell: Cell
+    zoneout: Zoneout = Zoneout()
+    deterministic: bool | None = None
+    momentum: float = 0.99
+    carry_init: Initializer | None = None
+    carry_noise: float = 0.0
+    axis_name: AxisName | None = None
+
+    def pure(self, in_features: int) -> Cell:
+        """The pure cell."""
+        return self.cell
+
+    @property
+    def learned_carry(self) -> bool:
+        """Whether the initial carry is made of parameters."""
+        return self.cell.learned_carry
 
 
-class ZoneoutLSTMCell(ZoneoutCell):
-    """One step of an LSTM with zoneout; `zoneout_jax.lstm` has the equations.
+class _SizedCell(_Base):
+    """The options that all cells have whose input size shows in the first input."""
 
-    The carry is Flax's, (c, h). With `normalization="batch"` the population statistics are `mean`
-    and `var` of the collection "batch_stats", which training must make mutable. `nn.RNN` must carry
-    it, `variable_carry="batch_stats"`, and cannot create what it carries: initialize by
-    `ZoneoutRNN`, whose variables have the same names. It counts padding in the statistics.
+    features: int
+    zoneout: Zoneout = Zoneout()
+    deterministic: bool | None = None
+    activation_fn: Activation = "tanh"
+    output: Output = "state"
+    kernel_init: Initializer | None = None
+    recurrent_kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    carry_init: Initializer | None = None
+    learned_carry: bool = False
+    carry_noise: float = 0.0
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+    axis_name: AxisName | None = None
 
-    Attributes besides those of `ZoneoutCell`:
-      forget_bias: initial value of the forget gate's bias.
-      normalization: "layer", "batch" or None.
-      initial_gamma: initial gain of the normalization; None means 1 for layers, 0.1 for batches.
-      max_steps: steps with population statistics of their own, for "batch".
-      momentum: of the moving averages of the population statistics.
-      ogates_zoneout: "paper", "repository" or None.
+    kind = Cell
+
+    def pure(self, in_features: int) -> Cell:
+        """The pure cell for inputs of F features."""
+        return _flax.make_cell(self.kind, self, in_features, self.features)
+
+
+class ZoneoutLSTMCell(_SizedCell):
+    """One step of an LSTM with zoneout; `zoneout_jax.LSTM` has the equations.
+
+    The carry is Flax's, (c, h). With `normalization="batch"` it ends with the number of the step,
+    and the population statistics are variables of the collection "batch_stats", which training must
+    make mutable. `nn.RNN` must carry it, `variable_carry="batch_stats"`, and cannot create what it
+    carries: initialize by `ZoneoutRNN`, whose variables have the same names. It counts padding in
+    the statistics.
+
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, momentum: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.LSTM`.
 
     Example:
       >>> cell = ZoneoutLSTMCell(4, zoneout=Zoneout(cells=0.5, states=0.05), deterministic=False)
@@ -187,6 +246,7 @@ class ZoneoutLSTMCell(ZoneoutCell):
       (2, 4)
     """
 
+    gate_fn: Activation = "sigmoid"
     forget_bias: float = 1.0
     normalization: Literal["layer", "batch"] | None = None
     initial_gamma: float | None = None
@@ -194,41 +254,34 @@ class ZoneoutLSTMCell(ZoneoutCell):
     momentum: float = 0.99
     ogates_zoneout: Literal["paper", "repository"] | None = None
 
-    def pure(self, in_features: int) -> Cell:
-        """The pure cell for inputs of F features."""
-        return lstm(
-            in_features,
-            self.features,
-            forget_bias=self.forget_bias,
-            normalization=self.normalization,
-            initial_gamma=self.initial_gamma,
-            max_steps=self.max_steps,
-            ogates_zoneout=self.ogates_zoneout,
-            **self._common(),
-        )
+    kind = LSTM
 
 
-class ZoneoutGRUCell(ZoneoutCell):
-    """One step of a GRU with zoneout; `zoneout_jax.gru` has the equations.
+class ZoneoutGRUCell(_SizedCell):
+    """One step of a GRU with zoneout; `zoneout_jax.GRU` has the equations.
 
-    Attributes besides those of `ZoneoutCell`:
-      reset_after: the reset gate multiplies the recurrent product (as in Flax and torch), not the
-        state before it (as in the paper).
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.GRU`.
     """
 
+    gate_fn: Activation = "sigmoid"
     reset_after: bool = True
 
-    def pure(self, in_features: int) -> Cell:
-        """The pure cell for inputs of F features."""
-        return cells.gru(in_features, self.features, reset_after=self.reset_after, **self._common())
+    kind = GRU
 
 
-class ZoneoutSimpleCell(ZoneoutCell):
-    """One step of a plain RNN with zoneout; `zoneout_jax.rnn` has the equations."""
+class ZoneoutSimpleCell(_SizedCell):
+    """One step of a plain RNN with zoneout; `zoneout_jax.RNN` has the equations.
 
-    def pure(self, in_features: int) -> Cell:
-        """The pure cell for inputs of F features."""
-        return cells.rnn(in_features, self.features, **self._common())
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.RNN`.
+    """
+
+    kind = RNN
 
 
 class ZoneoutRNN(nn.Module):
@@ -271,7 +324,7 @@ class ZoneoutRNN(nn.Module):
       (2, 7, 4)
     """
 
-    cell: ZoneoutCell | Sequence[ZoneoutCell]
+    cell: _Base | Sequence[_Base]
     time_major: bool = False
     return_carry: bool = False
     reverse: bool = False
@@ -294,32 +347,58 @@ class ZoneoutRNN(nn.Module):
         keep_order: bool | None = None,
         deterministic: bool | None = None,
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
+        emit: Callable[[Carry, jax.Array], Any] | None = None,
     ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
           inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
           initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
-          init_key: not used; `nn.Bidirectional` passes it.
+          init_key: for a cell's `carry_init`; `jax.random.key(0)` by default, as in `nn.RNN`.
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
           zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
             change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
+          emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
+            output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
+            (y, carry[0])` adds the memory cells.
         """
-        del init_key
-        stack = self.cell if isinstance(self.cell, Sequence) else (self.cell,)
-        check_cells(stack, ZoneoutCell)
-        return run_layers(
+        stack, is_single = self._stack()
+        deterministic = self.deterministic if deterministic is None else deterministic
+
+        def run(cell, *arguments, **options):
+            options |= {"init_key": init_key, "deterministic": deterministic}
+            return cell.run(*arguments, **options)
+
+        return _flax.run_layers(
             self,
             stack,
-            stack is not self.cell,
+            is_single,
             inputs,
+            run=run,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
-            deterministic=self.deterministic if deterministic is None else deterministic,
             zoneout=zoneout,
+            emit=emit,
             return_carry=return_carry,
             time_major=time_major,
             reverse=reverse,
             keep_order=keep_order,
         )
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
+        """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
+        stack, is_single = self._stack()
+        carries, shape = [], input_shape
+        for number, cell in enumerate(stack):
+            carries.append(cell.initialize_carry(jax.random.fold_in(rng, number), shape))
+            shape = (*shape[:-1], cell.pure(shape[-1]).hidden_features)
+        return carries[0] if is_single else tuple(carries)
+
+    @nn.nowrap
+    def _stack(self) -> tuple[Sequence[_Base], bool]:
+        """The cells, and whether it is a single one."""
+        stack = self.cell if isinstance(self.cell, Sequence) else (self.cell,)
+        _flax.check_cells(stack, _Base)
+        return stack, stack is not self.cell

@@ -2,158 +2,225 @@
 
 `ZoneoutRNN(ZoneoutLSTMCell(32, 256, rngs=rngs))` takes the place of
 `nnx.RNN(nnx.OptimizedLSTMCell(32, 256, rngs=rngs))`. The modules only hold parameters, statistics
-and random streams; the equations are those of `zoneout_jax.lstm`, `zoneout_jax.gru` and
-`zoneout_jax.rnn`.
+and random streams; the equations are those of `zoneout_jax.LSTM`, `zoneout_jax.GRU` and
+`zoneout_jax.RNN`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from zoneout_jax import cells
+from zoneout_jax._cell import Activation, Carry, Cell, Output
+from zoneout_jax._gru import GRU
+from zoneout_jax._initializers import Initializer
+from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
-from zoneout_jax.cells import Carry, Cell
-from zoneout_jax.lstm_cell import lstm
-from zoneout_jax.unroll import Lengths
-from zoneout_jax.zoneout import Zoneout
+from zoneout_jax._normalization import AxisName, Stats
+from zoneout_jax._rnn import RNN
+from zoneout_jax._unroll import Lengths
+from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.nnx", "flax"):
     from flax import nnx
 
-    from zoneout_jax._flax import check_cells, check_spec, expand_carry, run_cell, run_layers
+    from zoneout_jax import _flax
+
+__all__ = [
+    "ZoneoutCell",
+    "ZoneoutGRUCell",
+    "ZoneoutLSTMCell",
+    "ZoneoutRNN",
+    "ZoneoutSimpleCell",
+]
+
+Streams = nnx.Rngs | nnx.RngStream
+"""Random streams, or that of the masks alone."""
 
 
 class ZoneoutCell(nnx.RNNCellBase):
-    """What all cells have in common; use one of its subclasses.
+    """One step of any pure cell, for instance of one of your own.
 
     Parameters (`nnx.Param`) have the names and shapes of the pure cell's, population statistics are
-    `nnx.BatchStat`. `model.train()` and `model.eval()` set `deterministic`.
+    `nnx.BatchStat`. `model.train()` and `model.eval()` set `deterministic`, and so does `nnx.view`.
 
     In training the masks come from the stream "zoneout" of `rngs` (or its default stream), of which
     the cell keeps a fork, as `nnx.Dropout` does; those of an example do not depend on the batch
     around it.
 
     Args:
-      in_features: F, size of the input.
-      hidden_features: H, number of units.
+      cell: the pure cell; it becomes the attribute `pure`.
       zoneout: rates and kinds of the masks. Rates must be plain numbers or schedules (arrays of one
         known number become that number), for Flax keeps them apart from what it traces. Rates that
-        change during training are given to the call of `ZoneoutRNN` instead.
+        change during training are given to the call instead.
       deterministic: False in training, True in evaluation.
+      momentum: of the moving averages of population statistics, if the cell has them.
+      carry_init: initializer of the initial carry, `init(key, shape, dtype)`; zeros if None.
       carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
       axis_name: name of the mapped axis over which the batch is spread, if it is: the masks are
         then those of the whole batch on a single device.
       rngs: random streams: "params", and "zoneout" for the masks.
-      options: options of the pure cell: `activation`, `output`, `kernel_init`, `recurrent_init`,
-        `learned_carry`, `param_dtype`, `dtype`, and those of the subclass. Initializers are those
-        of JAX and Flax, called for each gate with a key of its own, or have a parameter `blocks`.
 
     Raises:
       ValueError: training without a random stream; static masks or noise on the carry in a single
-        step of training; a carry that does not fit the
-        inputs; options as in the pure cell.
-      TypeError: a `zoneout` that is no `Zoneout`.
+        step of training; a carry that does not fit the inputs; options as in the pure cell.
+      TypeError: a `zoneout` that is no `Zoneout`, or holds a traced rate.
     """
-
-    momentum = 0.99  # only batch-normalized cells have one of their own
 
     def __init__(
         self,
-        in_features: int,
-        hidden_features: int,
+        cell: Cell,
         *,
         zoneout: Zoneout = Zoneout(),
         deterministic: bool = False,
+        momentum: float = 0.99,
+        carry_init: Initializer | None = None,
         carry_noise: float = 0.0,
-        axis_name: str | None = None,
+        axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
-        **options: Any,
     ):
-        self.in_features = in_features
-        self.hidden_features = hidden_features
-        check_spec(zoneout)
-        rates: dict[str, Any] = {name: _plain(rate) for name, rate in zoneout.rates.items()}
-        if zoneout.shared:
-            rates["states"] = rates["cells"]  # that of the cells decides
-        self.zoneout = dataclasses.replace(zoneout, **rates)
+        _flax.check_carry_init(carry_init, cell.learned_carry)
+        self.pure = cell
+        self.in_features = cell.in_features
+        self.hidden_features = cell.hidden_features
+        self.zoneout = zoneout
         self.deterministic = deterministic
+        self.momentum = momentum
+        self.carry_init = carry_init
         self.carry_noise = carry_noise
         self.axis_name = axis_name
-        self.options = tuple(sorted(options.items()))
-        cell = self.pure()
-        params = cell.init(rngs.params())
-        self.param_names = tuple(params)
-        for name, value in params.items():
-            setattr(self, name, nnx.Param(value))
-        if cell.init_stats:
-            stats = cell.init_stats()
-            self.mean, self.var = nnx.BatchStat(stats["mean"]), nnx.BatchStat(stats["var"])
+        for name, (init, shape) in cell.parameters().items():
+            setattr(self, name, nnx.Param(init(rngs.params(), shape, cell.param_dtype)))
+        for name, value in cell.init_stats().items():
+            setattr(self, name, nnx.BatchStat(value))
         # Without a stream, the cell serves as long as it need not draw.
         has_stream = "zoneout" in rngs or "default" in rngs
         self.rngs = rngs.zoneout.fork() if has_stream else None
 
-    def pure(self) -> Cell:
-        """The pure cell."""
-        raise NotImplementedError("use a subclass, such as ZoneoutLSTMCell")
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _plain_spec(value) if name == "zoneout" else value)
 
     def pure_params(self) -> dict[str, jax.Array]:
         """The parameters as those of the pure cell."""
-        return {name: getattr(self, name)[...] for name in self.param_names}
+        return {name: getattr(self, name)[...] for name in self.pure.parameters()}
 
-    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-        """The carry after inputs `[*batch, F]`, and the output `[*batch, H]`."""
-        carry, ys = self.run(inputs[None], carry, single_step=True)
-        return carry, ys[0]
+    def __call__(
+        self,
+        carry: Carry,
+        inputs: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        zoneout: Zoneout | None = None,
+        rngs: Streams | None = None,
+    ) -> tuple[Carry, jax.Array]:
+        """Runs one step.
 
-    # Flax lets the caller choose an initializer as well; the carry is learned or zeros here.
+        Args:
+          carry: of the step before, arrays `[*batch, H]`.
+          inputs: `[*batch, F]`.
+          deterministic, zoneout: override the attributes.
+          rngs: streams to draw from instead of the cell's own.
+
+        Returns:
+          The new carry and the output `[*batch, H]`.
+        """
+        return self._apply(
+            _flax.run_step,
+            carry,
+            inputs,
+            deterministic=deterministic,
+            zoneout=zoneout,
+            rngs=rngs,
+        )
+
+    # Flax lets the caller choose an initializer as well; `carry_init` is an attribute here.
     def initialize_carry(  # type: ignore[override]
         self, input_shape: tuple[int, ...], rngs: Any = None
     ) -> Carry:
-        """The initial carry, learned or zeros, for inputs `[*batch, F]`; `rngs` are not used."""
-        del rngs
-        return expand_carry(self.pure().initial_carry(self.pure_params(), 1), input_shape[:-1])
+        """The carry before the first step, for inputs `[*batch, F]`.
+
+        Args:
+          input_shape: shape of the inputs.
+          rngs: streams for `carry_init`, of which "carry" is used; `nnx.Rngs(0)` by default.
+        """
+        streams = nnx.Rngs(0) if rngs is None else rngs
+        return _flax.start_carry(
+            self.pure,
+            self.pure_params(),
+            input_shape[:-1],
+            self.carry_init,
+            lambda: streams.carry(),
+        )
 
     @property
     def num_feature_axes(self) -> int:
         """Number of axes of an input that are not batch axes: 1."""
         return 1
 
-    def run(self, xs: jax.Array, carry: Carry | None, **options: Any) -> tuple[Carry, jax.Array]:
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets the mode of a view, for `nnx.view`.
+
+        Args:
+          deterministic: if True, masks are their expectations.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _run(self, xs: jax.Array, carry: Carry | None, **options: Any) -> tuple[Carry, Any]:
         """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
-        cell = self.pure()
-        stats = None
-        if cell.init_stats:
-            stats = {"mean": self.mean[...], "var": self.var[...]}
-        carry, ys, moved = run_cell(
-            self, cell, self.pure_params(), stats, xs, carry, draw_key=self._key, **options
+        if xs.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{type(self).__name__} takes {self.in_features} features, got inputs of"
+                f" {xs.shape[-1]}"
+            )
+        if carry is None and self.carry_init is not None:
+            carry = self.initialize_carry(xs.shape[1:], options["rngs"])
+        return self._apply(_flax.run_sequence, xs, carry, **options)
+
+    def _apply(
+        self,
+        run: Callable[..., tuple[Carry, Any, Stats | None]],
+        *arguments: Any,
+        deterministic: bool | None,
+        zoneout: Zoneout | None,
+        rngs: Streams | None,
+        **options: Any,
+    ) -> tuple[Carry, Any]:
+        """Runs the cell with its parameters, and keeps the statistics."""
+        stats = {name: getattr(self, name)[...] for name in self.pure.init_stats()} or None
+        mode = _flax.Mode.of(self, self.pure, zoneout, deterministic)
+        key = self._key if rngs is None else _stream(rngs)
+        options |= {"draw_key": key}
+        carry, ys, moved = run(
+            self, self.pure, mode, self.pure_params(), stats, *arguments, **options
         )
-        if moved:
-            self.mean[...], self.var[...] = moved["mean"], moved["var"]
+        for name, value in (moved or {}).items():
+            getattr(self, name)[...] = value
         return carry, ys
 
     def _key(self) -> jax.Array:
         if self.rngs is None:
             raise ValueError(
                 'zoneout in training needs the random stream "zoneout": make the cell with'
-                " rngs=nnx.Rngs(params=0, zoneout=1), or nnx.Rngs(0), which serves all streams"
+                " rngs=nnx.Rngs(params=0, zoneout=1), or nnx.Rngs(0), which serves all streams; or"
+                " pass rngs= to the call"
             )
         return self.rngs()
 
 
 class ZoneoutLSTMCell(ZoneoutCell):
-    """One step of an LSTM with zoneout; `zoneout_jax.lstm` has the equations.
+    """One step of an LSTM with zoneout; `zoneout_jax.LSTM` has the equations.
 
-    The carry is Flax's, (c, h). With `normalization="batch"` the population statistics are the
-    `nnx.BatchStat`s `mean` and `var`.
+    The carry is Flax's, (c, h). With `normalization="batch"` it ends with the number of the step.
 
     Args:
-      in_features, hidden_features, **common: as for `ZoneoutCell`.
-      momentum: of the moving averages of the population statistics.
-      options: of `ZoneoutCell`, and `forget_bias`, `normalization`, `initial_gamma`, `max_steps`,
-        `ogates_zoneout` of the pure cell.
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, momentum, carry_init, carry_noise, axis_name, rngs: as for
+        `ZoneoutCell`.
+      the rest: as for `zoneout_jax.LSTM`.
 
     Example:
       >>> spec = Zoneout(cells=0.5, states=0.05)
@@ -165,33 +232,168 @@ class ZoneoutLSTMCell(ZoneoutCell):
     """
 
     def __init__(
-        self, in_features: int, hidden_features: int, *, momentum: float = 0.99, **common: Any
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        activation_fn: Activation = "tanh",
+        gate_fn: Activation = "sigmoid",
+        output: Output = "state",
+        forget_bias: float = 1.0,
+        normalization: Literal["layer", "batch"] | None = None,
+        initial_gamma: float | None = None,
+        max_steps: int | None = None,
+        momentum: float = 0.99,
+        ogates_zoneout: Literal["paper", "repository"] | None = None,
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
     ):
-        self.momentum = momentum
-        super().__init__(in_features, hidden_features, **common)
-
-    def pure(self) -> Cell:
-        """The pure cell."""
-        return lstm(self.in_features, self.hidden_features, **dict(self.options))
+        cell = LSTM(
+            in_features,
+            hidden_features,
+            activation_fn=activation_fn,
+            gate_fn=gate_fn,
+            output=output,
+            forget_bias=forget_bias,
+            normalization=normalization,
+            initial_gamma=initial_gamma,
+            max_steps=max_steps,
+            ogates_zoneout=ogates_zoneout,
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            learned_carry=learned_carry,
+            param_dtype=param_dtype,
+            dtype=dtype,
+        )
+        super().__init__(
+            cell,
+            zoneout=zoneout,
+            deterministic=deterministic,
+            momentum=momentum,
+            carry_init=carry_init,
+            carry_noise=carry_noise,
+            axis_name=axis_name,
+            rngs=rngs,
+        )
 
 
 class ZoneoutGRUCell(ZoneoutCell):
-    """One step of a GRU with zoneout; `zoneout_jax.gru` has the equations.
+    """One step of a GRU with zoneout; `zoneout_jax.GRU` has the equations.
 
-    Options besides those of `ZoneoutCell`: `reset_after`, True by default as in Flax and torch.
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.GRU`.
     """
 
-    def pure(self) -> Cell:
-        """The pure cell."""
-        return cells.gru(self.in_features, self.hidden_features, **dict(self.options))
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        reset_after: bool = True,
+        activation_fn: Activation = "tanh",
+        gate_fn: Activation = "sigmoid",
+        output: Output = "state",
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        cell = GRU(
+            in_features,
+            hidden_features,
+            reset_after=reset_after,
+            activation_fn=activation_fn,
+            gate_fn=gate_fn,
+            output=output,
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            learned_carry=learned_carry,
+            param_dtype=param_dtype,
+            dtype=dtype,
+        )
+        super().__init__(
+            cell,
+            zoneout=zoneout,
+            deterministic=deterministic,
+            carry_init=carry_init,
+            carry_noise=carry_noise,
+            axis_name=axis_name,
+            rngs=rngs,
+        )
 
 
 class ZoneoutSimpleCell(ZoneoutCell):
-    """One step of a plain RNN with zoneout; `zoneout_jax.rnn` has the equations."""
+    """One step of a plain RNN with zoneout; `zoneout_jax.RNN` has the equations.
 
-    def pure(self) -> Cell:
-        """The pure cell."""
-        return cells.rnn(self.in_features, self.hidden_features, **dict(self.options))
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.RNN`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        activation_fn: Activation = "tanh",
+        output: Output = "state",
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        cell = RNN(
+            in_features,
+            hidden_features,
+            activation_fn=activation_fn,
+            output=output,
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            learned_carry=learned_carry,
+            param_dtype=param_dtype,
+            dtype=dtype,
+        )
+        super().__init__(
+            cell,
+            zoneout=zoneout,
+            deterministic=deterministic,
+            carry_init=carry_init,
+            carry_noise=carry_noise,
+            axis_name=axis_name,
+            rngs=rngs,
+        )
 
 
 class ZoneoutRNN(nnx.Module):
@@ -243,7 +445,7 @@ class ZoneoutRNN(nnx.Module):
         implementation: Literal["fused", "scan"] = "fused",
     ):
         stack = cell if isinstance(cell, Sequence) else (cell,)
-        check_cells(stack, ZoneoutCell)
+        _flax.check_cells(stack, ZoneoutCell)
         self.cell_names = (
             tuple(f"cell_{n}" for n in range(len(stack))) if cell is stack else ("cell",)
         )
@@ -269,7 +471,8 @@ class ZoneoutRNN(nnx.Module):
         keep_order: bool | None = None,
         deterministic: bool | None = None,
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
-        rngs: Any = None,
+        emit: Callable[[Carry, jax.Array], Any] | None = None,
+        rngs: Streams | None = None,
     ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
         """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
@@ -281,26 +484,63 @@ class ZoneoutRNN(nnx.Module):
           deterministic: overrides that of every cell.
           zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
             change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
-          rngs: not used; `nnx.Bidirectional` passes it. Each cell has its own stream.
+          emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
+            output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
+            (y, carry[0])` adds the memory cells.
+          rngs: streams to draw from instead of each cell's own: "zoneout" for the masks, "carry"
+            for `carry_init`.
         """
-        del rngs
-        return run_layers(
+
+        def run(cell, *arguments, **options):
+            return cell._run(*arguments, deterministic=deterministic, rngs=rngs, **options)
+
+        return _flax.run_layers(
             self,
-            [getattr(self, name) for name in self.cell_names],
+            self._stack(),
             self.cell_names == ("cell",),
             inputs,
+            run=run,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
-            deterministic=deterministic,
             zoneout=zoneout,
+            emit=emit,
             return_carry=return_carry,
             time_major=time_major,
             reverse=reverse,
             keep_order=keep_order,
         )
 
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
+        """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
+        carries = [cell.initialize_carry(input_shape, rngs) for cell in self._stack()]
+        return carries[0] if self.cell_names == ("cell",) else tuple(carries)
 
-def _plain(rate: Any) -> Any:
-    """The number that an array of one known number holds; everything else as it is."""
-    known = isinstance(rate, jax.Array | np.ndarray) and not isinstance(rate, jax.core.Tracer)
+    def _stack(self) -> list[ZoneoutCell]:
+        return [getattr(self, name) for name in self.cell_names]
+
+
+def _stream(rngs: Any) -> Callable[[], jax.Array]:
+    """Draws keys of the stream "zoneout" of given streams, or of a given stream."""
+    if isinstance(rngs, nnx.Rngs):
+        return lambda: rngs.zoneout()
+    if isinstance(rngs, nnx.RngStream):
+        return rngs
+    raise TypeError(f"rngs must be nnx.Rngs or an nnx.RngStream, got {type(rngs).__name__}")
+
+
+def _plain_spec(zoneout: Any) -> Zoneout:
+    """The spec with numbers in place of arrays of one known number."""
+    _flax.check_spec(zoneout)
+    rates: dict[str, Any] = {name: _plain(name, rate) for name, rate in zoneout.rates.items()}
+    if zoneout.shared:
+        rates["states"] = rates["cells"]  # that of the cells decides
+    return dataclasses.replace(zoneout, **rates)
+
+
+def _plain(name: str, rate: Any) -> Any:
+    if isinstance(rate, jax.core.Tracer):
+        raise TypeError(
+            f"rate of {name} is traced, which an NNX cell cannot keep; pass zoneout= to the call"
+        )
+    known = isinstance(rate, jax.Array | np.ndarray)
     return float(rate) if known and rate.ndim == 0 else rate

@@ -20,7 +20,7 @@ from experiments import char_ptb, reproduce
 from experiments.language_model import TILES, LanguageModel, cross_entropy_sum, readout_init
 from experiments.texts import carried_evaluation
 from tests.processes import environment
-from zoneout_jax import lstm, unroll
+from zoneout_jax import LSTM, unroll
 from zoneout_jax.training import commit, versions
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -111,7 +111,7 @@ def test_cross_entropy_counts_weights():
 @pytest.mark.parametrize("streams", [1, 3, 8])
 def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
     text = np.random.default_rng(1).integers(0, 6, length).astype(np.uint8)
-    cell = lstm(6, 8, learned_carry=True)
+    cell = LSTM(6, 8, learned_carry=True)
     key = jax.random.key(2)
     params = {"lstm": cell.init(key), "readout": readout_init(key, (6 + 2, 6), TILES)}
 

@@ -13,7 +13,7 @@ from experiments import gradient_propagation as propagation
 from experiments import permuted_mnist, reproduce
 from experiments.language_model import readout_init
 from tests import oracles
-from zoneout_jax import Masks, lstm, unroll
+from zoneout_jax import LSTM, Masks, unroll
 from zoneout_jax.training.state import Streams
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -23,7 +23,7 @@ STEPS, BATCH, HIDDEN = 7, 4, 5
 def model(batch_normalization=False, rates=(None, None)):
     """A small cell in float64 with everything that `gradients` takes."""
     norm = {"normalization": "batch", "max_steps": STEPS} if batch_normalization else {}
-    cell = lstm(1, HIDDEN, learned_carry=True, param_dtype=jnp.float64, **norm)
+    cell = LSTM(1, HIDDEN, learned_carry=True, param_dtype=jnp.float64, **norm)
     keys = jax.random.split(jax.random.key(0), 3)
     readout = readout_init(keys[1], (HIDDEN, 3), permuted_mnist.orthogonal)
     params = {"lstm": cell.init(keys[0]), "readout": readout}

@@ -84,8 +84,7 @@ BATCH_NORM = {
     "lstm.recurrent_gamma": 0,
     "lstm.cell_gamma": 0,
     "lstm.cell_beta": 0,
-    "stats.mean": 0,
-    "stats.var": 0,
+    **{f"stats.{n}_{what}": 0 for n in ("input", "recurrent", "cell") for what in ("mean", "var")},
 }
 CASES = {
     "char_ptb": (

@@ -1,7 +1,6 @@
 """Training steps lower for platforms that are not there: CPU, CUDA and TPU."""
 
 import dataclasses
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from experiments import (
     text8,
     word_ptb,
 )
+from zoneout_jax import _unroll
 from zoneout_jax.training import parallel
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -42,8 +42,7 @@ CASES = {
 @pytest.fixture(params=[True, False], ids=["as on a CPU", "as elsewhere"])
 def choices(request, monkeypatch):
     """Makes the choices of `unroll` that depend on the backend."""
-    module = importlib.import_module("zoneout_jax.unroll")
-    monkeypatch.setattr(module, "_on_cpu", lambda: request.param)
+    monkeypatch.setattr(_unroll, "_on_cpu", lambda: request.param)
 
 
 def lowered(function, *arguments):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zoneout_jax import Masks, Zoneout, gru, lstm, norm_stabilizer, rnn, unroll, weight_noise
+from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, norm_stabilizer, unroll, weight_noise
 from zoneout_jax import nnx as zoneout_nnx
 from zoneout_jax.linen import ZoneoutLSTMCell, ZoneoutRNN
 
@@ -20,7 +20,7 @@ XS = np.ones((5, 2, 3), np.float32)
 
 
 def pure() -> float:
-    cell = lstm(3, 4, normalization="layer")
+    cell = LSTM(3, 4, normalization="layer")
     params = cell.init(jax.random.key(0))
 
     def loss(params: dict[str, Any], key: jax.Array) -> jax.Array:
@@ -65,9 +65,9 @@ def with_nnx() -> float:
 
 
 def wrong() -> None:
-    cell = lstm(3, "x", nonsense=4)  # type: ignore[call-arg, arg-type]
-    gru(3)  # type: ignore[call-arg]
-    rnn(3, 4, output="outcome")  # type: ignore[arg-type]
+    cell = LSTM(3, "x", nonsense=4)  # type: ignore[call-arg, arg-type]
+    GRU(3)  # type: ignore[call-arg]
+    RNN(3, 4, output="outcome")  # type: ignore[arg-type]
     Zoneout(cell=0.5)  # type: ignore[call-arg]
     _, ys = unroll(cell, {}, XS, implementation="fast")  # type: ignore[arg-type]
     ys.shpae()  # type: ignore[attr-defined]

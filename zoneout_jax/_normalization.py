@@ -4,13 +4,16 @@ Ba et al., "Layer Normalization" (arXiv:1607.06450), section 3.1; Cooijmans et a
 Normalization" (arXiv:1603.09025), section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 Stats = dict[str, jax.Array]
+
+AxisName = str | tuple[str, ...]
 
 EPSILON = 1e-5
 
@@ -27,10 +30,13 @@ def layer_norm(parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     return tuple(part * jax.lax.rsqrt(variance + EPSILON) for part in parts)
 
 
-def init_stats(max_steps: int, rows: int, features: int, dtype: Any = jnp.float32) -> Stats:
-    """Population statistics at the start: means `[max_steps, rows, H]` of 0, variances of 1."""
-    shape = (max_steps, rows, features)
-    return {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
+def init_stats(sizes: Mapping[str, int], max_steps: int, dtype: Any = jnp.float32) -> Stats:
+    """Population statistics at the start: means of 0 and variances of 1, `[max_steps, size]`."""
+    stats = {}
+    for name, size in sizes.items():
+        stats[f"{name}_mean"] = jnp.zeros((max_steps, size), dtype)
+        stats[f"{name}_var"] = jnp.ones((max_steps, size), dtype)
+    return stats
 
 
 def update_stats(stats: Stats, batch_stats: Stats, rate: jax.Array | float = 0.01) -> Stats:
@@ -42,38 +48,36 @@ def update_stats(stats: Stats, batch_stats: Stats, rate: jax.Array | float = 0.0
     Steps beyond the population's last are left out.
 
     Args:
-      stats: `mean` and `var` of the population, `[max_steps, rows, H]`.
-      batch_stats: as `unroll` returns them in training: `mean` and `var` `[T, rows, H]`, `step` and
-        `count` `[T]`.
+      stats: those of the population, each `[max_steps, size]`.
+      batch_stats: as `unroll` returns them in training: the same names, each `[T, size]`, with
+        `step` and `count` `[T]`.
       rate: weight of the batch, in [0, 1].
 
     Example:
-      >>> stats = init_stats(max_steps=3, rows=1, features=2)
-      >>> seen = {"mean": jnp.ones((1, 1, 2)), "var": jnp.zeros((1, 1, 2))}
-      >>> seen |= {"step": jnp.zeros(1), "count": jnp.full(1, 32.0)}
-      >>> update_stats(stats, seen, rate=0.5)["mean"][:, 0, 0]
+      >>> stats = {"cell_mean": jnp.zeros((3, 2))}
+      >>> seen = {"cell_mean": jnp.ones((1, 2)), "step": jnp.array([0]), "count": jnp.array([9])}
+      >>> update_stats(stats, seen, rate=0.5)["cell_mean"][:, 0]
       Array([0.5, 0. , 0. ], dtype=float32)
     """
-    steps = batch_stats["step"].astype(jnp.int32)
-    weights = jnp.where(batch_stats["count"] > 0, jnp.asarray(rate, jnp.float32), 0.0)
+    steps, seen = batch_stats["step"], batch_stats["count"] > 0
 
     def move(population, batch):
         old = population.at[steps].get(mode="clip")
-        change = weights[:, None, None].astype(old.dtype) * (batch.astype(old.dtype) - old)
-        return population.at[steps].add(change, mode="drop")
+        weights = jnp.where(seen, jnp.asarray(rate, old.dtype), 0)[:, None]
+        return population.at[steps].add(weights * (batch.astype(old.dtype) - old), mode="drop")
 
-    return {name: move(stats[name], batch_stats[name]) for name in ("mean", "var")}
+    return {name: move(population, batch_stats[name]) for name, population in stats.items()}
 
 
 class BatchNormalizer:
     """Batch normalization of the quantities of a single step.
 
-        (x − mean) / √(var + ε)     over the batch, for each row (quantity) and unit; ε = 1e-5
+        (x − mean) / √(var + ε)     over the batch, for each unit; ε = 1e-5
 
     Statistics are summed in float32 or wider.
 
     Args:
-      step: number of the step, a scalar.
+      number: of the step, a scalar.
       stats: population statistics to use (those of the last step, for steps beyond it); None for
         those of the batch, which are then kept.
       valid: booleans `[B, 1]`: the examples that count; None for all.
@@ -82,46 +86,44 @@ class BatchNormalizer:
 
     def __init__(
         self,
-        step: jax.Array,
+        number: jax.Array,
         stats: Stats | None,
         valid: jax.Array | None = None,
-        axis_name: str | None = None,
+        axis_name: AxisName | None = None,
     ):
-        self._step, self._valid, self._axis_name = step, valid, axis_name
-        self._population: Stats | None = None
-        self._count: jax.Array | None = None
+        self._number, self._valid, self._axis_name = number, valid, axis_name
+        self._stats = None
         if stats is not None:
-            last = stats["mean"].shape[0] - 1
-            index = jnp.minimum(step, last).astype(jnp.int32)
             # They are no parameters: neither way of running over time has a gradient of them.
             stats = jax.lax.stop_gradient(stats)
-            self._population = {name: stats[name][index] for name in ("mean", "var")}
-        self._rows: dict[int, tuple[jax.Array, jax.Array]] = {}
+            self._stats = {n: s[jnp.minimum(number, len(s) - 1)] for n, s in stats.items()}
+        self._count: jax.Array | None = None
+        self._found: Stats = {}
 
-    def __call__(self, row: int, values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """Normalizes the quantities `[B, H]` of the rows from `row` on."""
-        if self._population is not None:
-            stats = self._population
-            rows = [(stats["mean"][row + k], stats["var"][row + k]) for k in range(len(values))]
+    def __call__(self, name: str, parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """Normalizes a quantity that is given in parts of the same size, `[B, H]`."""
+        if self._stats is not None:
+            split = partial(jnp.split, indices_or_sections=len(parts))
+            means, variances = (split(self._stats[f"{name}_{what}"]) for what in ("mean", "var"))
         else:
-            rows = self._measure(values)
-            self._rows |= {row + k: found for k, found in enumerate(rows)}
+            means, variances = self._measure(parts)
+            self._found[f"{name}_mean"] = jnp.concatenate(means)
+            self._found[f"{name}_var"] = jnp.concatenate(variances)
         return tuple(
-            ((_widen(x) - mean) * jax.lax.rsqrt(var + EPSILON)).astype(x.dtype)
-            for x, (mean, var) in zip(values, rows, strict=True)
+            ((_widen(x) - mean[None]) * jax.lax.rsqrt(var + EPSILON)[None]).astype(x.dtype)
+            for x, mean, var in zip(parts, means, variances, strict=True)
         )
 
-    def _measure(self, values: tuple[jax.Array, ...]) -> list[tuple[jax.Array, jax.Array]]:
-        values = tuple(map(_widen, values))
+    def _measure(self, parts: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        values = [_widen(part) for part in parts]
         if self._count is None:
-            batch = values[0].shape[0]
-            valid = jnp.ones(batch) if self._valid is None else self._valid[:, 0]
-            self._count = self._sum([valid.astype(values[0].dtype)])[0]
+            valid = jnp.ones((values[0].shape[0], 1)) if self._valid is None else self._valid
+            self._count = self._sum([valid.astype(values[0].dtype)])[0, 0]
         count = jnp.maximum(self._count, 1)
         means = self._sum([self._counted(x) for x in values]) / count
-        squares = [jnp.square(x - mean) for x, mean in zip(values, means, strict=True)]
+        squares = [jnp.square(x - mean[None]) for x, mean in zip(values, means, strict=True)]
         variances = self._sum([self._counted(x) for x in squares]) / count
-        return list(zip(means, variances, strict=True))
+        return list(means), list(variances)
 
     def _counted(self, x: jax.Array) -> jax.Array:
         return x if self._valid is None else jnp.where(self._valid, x, 0)
@@ -132,12 +134,10 @@ class BatchNormalizer:
         return totals if self._axis_name is None else jax.lax.psum(totals, self._axis_name)
 
     def found(self) -> Stats | None:
-        """Statistics of the batch: `mean` and `var` `[rows, H]`, `step` and `count` scalars."""
+        """Statistics of the batch, with `step` and `count`; None if they were not needed."""
         if self._count is None:
             return None
-        rows = [self._rows[row] for row in sorted(self._rows)]
-        means, variances = (jnp.stack(values) for values in zip(*rows, strict=True))
-        return {"mean": means, "var": variances, "step": self._step, "count": self._count}
+        return self._found | {"step": self._number, "count": self._count}
 
 
 def statistics_dtype(dtype: Any) -> Any:

@@ -9,10 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from zoneout_jax.cells import Carry, Cell, Params, check_choice
-from zoneout_jax.fused import Constants, How, Inputs, Weights, scan, scan_fused
-from zoneout_jax.normalization import Stats
-from zoneout_jax.zoneout import Masks, Zoneout
+from zoneout_jax._cell import Carry, Cell, Params, check_choice
+from zoneout_jax._draw import (
+    add_noise,
+    batch_offset,
+    check_spread,
+    draw_masks,
+    required,
+    split_masks,
+    varying_axes,
+)
+from zoneout_jax._fused import Constants, How, Inputs, explicit_sharding, scan, scan_fused
+from zoneout_jax._normalization import AxisName, Stats
+from zoneout_jax._zoneout import Masks, Zoneout
 
 Lengths = ArrayLike | Sequence[int]
 """Lengths of sequences, integers `[B]`."""
@@ -36,6 +45,7 @@ def unroll(
     deterministic: bool = False,
     masks: Masks | None = None,
     stats: Stats | None = None,
+    first_step: ArrayLike = 0,
     carry_noise: float = 0.0,
     seq_lengths: Lengths | None = None,
     reverse: bool = False,
@@ -43,7 +53,7 @@ def unroll(
     chunk: int | None = None,
     unroll: int = 1,
     implementation: Literal["fused", "scan"] = "fused",
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Carry, Emitted]:
     """Runs a cell over a batch of sequences with `lax.scan`.
 
@@ -51,7 +61,7 @@ def unroll(
     (`deterministic=True`) uses their expectation. Masks given as `masks` are used as they are.
 
     Args:
-      cell: a `Cell`, for instance `lstm(in_features, hidden_features)`.
+      cell: a `Cell`, for instance `LSTM(in_features, hidden_features)`.
       params: its parameters.
       xs: inputs `[T, B, F]`.
       carry: carry before the first step; the cell's initial carry if None.
@@ -62,6 +72,7 @@ def unroll(
         `[T or 1, B or 1, H or 1]`.
       stats: population statistics of a batch-normalized cell, needed in evaluation. Training uses
         those of the batch. No gradient goes through population statistics.
+      first_step: number of the first step, for the statistics: of a sequence that goes on.
       carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training
         (recurrent batch normalization: inputs that all examples share leave no variance otherwise).
       seq_lengths: integers `[B]`. From a sequence's end on the carry stands still, and the outputs
@@ -77,7 +88,8 @@ def unroll(
       implementation: "fused" makes each weight gradient in a single product; "scan" leaves
         derivatives to JAX, forward mode and higher orders included.
       axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
-        it is: masks and batch statistics are then those of the whole batch on a single device.
+        it is, or names: masks and batch statistics are then those of the whole batch on a single
+        device.
 
     Returns:
       The carry after the last step, and the outputs `[T, B, H]`. In training, a batch-normalized
@@ -91,7 +103,7 @@ def unroll(
       TypeError: a rate that is a schedule; a `key` that is not a random key.
 
     Example:
-      >>> cell = lstm(3, 4)
+      >>> cell = LSTM(3, 4)
       >>> params = cell.init(jax.random.key(0))
       >>> spec = Zoneout(cells=0.5, states=0.05)
       >>> xs = jnp.ones((7, 2, 3))
@@ -100,8 +112,8 @@ def unroll(
       (7, 2, 4)
     """
     xs = jnp.asarray(xs)
-    if xs.ndim != 3 or xs.shape[-1] != cell.in_features:
-        raise ValueError(f"xs must be [T, B, {cell.in_features}] (time first), got {xs.shape}")
+    if xs.ndim != 3 or xs.shape[-1] != cell.input_width:
+        raise ValueError(f"xs must be [T, B, {cell.input_width}] (time first), got {xs.shape}")
     for name, size in (("chunk", chunk), ("unroll", unroll)):
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
@@ -110,34 +122,44 @@ def unroll(
     check_choice("implementation", implementation, ("fused", "scan"))
     if masks is not None and zoneout is not None:
         raise ValueError("masks are either injected or drawn: pass masks= or zoneout=, not both")
-    if cell.init_stats is None and stats is not None:
+    if stats is not None and not cell.statistics:
         raise ValueError("stats are for batch-normalized cells only")
-    if cell.init_stats is not None and deterministic and stats is None:
+    if cell.statistics and deterministic and stats is None:
         raise ValueError("a batch-normalized cell in evaluation needs its population stats")
+    _check_params(cell, params)
     steps, batch = xs.shape[:2]
+    # Gradients then have the types of the parameters.
+    params = {name: jnp.asarray(p).astype(cell.param_dtype) for name, p in params.items()}
 
     def offset() -> jax.Array | int:
-        return 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+        return batch_offset(axis_name, batch)
 
     if carry is None:
         carry = cell.initial_carry(params, batch)
         if carry_noise and not deterministic:
-            carry = _add_noise(carry, carry_noise, _required(key, "noise"), offset())
-    _check_carry(cell, params, carry, batch)
+            carry = add_noise(cell, carry, carry_noise, required(key, "noise"), offset())
+    carry = _spread_as(xs, 1, _checked_carry(cell, params, carry, batch), 0)
     if masks is None:
-        masks = _draw(cell, zoneout, key, deterministic, steps, batch, offset)
-    constant, varying = _split_masks(masks, cell, (steps, batch, cell.hidden_features))
+        masks = draw_masks(cell, zoneout, key, deterministic, steps, batch, offset)
+        if key is not None and not deterministic and axis_name is None:
+            check_spread(xs, key)
+    masks = _spread_as(xs, 1, masks, 1)
+    constant, varying = split_masks(masks, cell, (steps, batch, cell.hidden_features))
     valid = None
     if seq_lengths is not None:
         seq_lengths = _check_lengths(seq_lengths, steps, batch)
-        valid = (jnp.arange(steps)[:, None] < seq_lengths)[..., None]
+        valid = (jnp.arange(steps)[:, None] < seq_lengths[None])[..., None]
         xs = jnp.where(valid, xs, 0)  # what padding holds, even nan, must not reach any gradient
+    number: Any = None
+    if cell.statistics:
+        number = first_step + jnp.arange(steps)
+        number = number[::-1] if reverse else number
     # Statistics belong to the number of a step, which must not depend on the padding before it.
-    flipped = seq_lengths if cell.init_stats is not None and reverse else None
+    flipped = seq_lengths if cell.statistics and reverse else None
     if flipped is not None:
-        xs, varying = _flip((xs, varying), flipped)
+        xs, varying, number = _flip((xs, varying, number), flipped)
 
-    fused = implementation == "fused"
+    fused = implementation == "fused" and cell.one_product
     how = How(
         cell,
         reverse and flipped is None,
@@ -145,17 +167,13 @@ def unroll(
         emit_carry=emit is not None,
         axis_name=axis_name,
         transposed=fused and _is_better_transposed(cell, batch),
-    )
-    run = functools.partial(
-        _run,
-        how,
-        scan_fused if fused else scan,
-        emit,
         own_input=fused and _multiplies_own_input(cell),
     )
+    run = functools.partial(_run, how, scan_fused if fused else scan, emit)
     constants = Constants(constant, stats if deterministic else None)
-    params, carry, constants, inputs = _vary_alike((params, carry, constants, (xs, varying, valid)))
-    if chunk is None or chunk >= steps:
+    inputs: Any = Inputs(jnp.asarray(xs), varying, valid, number)
+    params, carry, constants, inputs = _vary_alike((params, carry, constants, inputs))
+    if chunk is None or not isinstance(steps, int) or chunk >= steps:
         carry, (ys, found) = run(params, constants, carry, inputs)
     else:
         run = functools.partial(jax.checkpoint(run), params, constants)
@@ -166,27 +184,20 @@ def unroll(
     return results
 
 
-def _run(how, scan, emit, params, constants, carry, inputs, own_input):
-    """Runs the cell over inputs (xs, masks, valid), in the form that `how` asks for."""
-    cell, (xs, masks, valid) = how.cell, inputs
-    own = None
-    if own_input:
-        own = params["input"], params["bias"]
-        xs = xs.astype(cell.hidden(carry).dtype)  # each step joins the two
+def _run(how, scan, emit, params, constants, carry, inputs):
+    """Runs the cell over inputs, in the form that `how` asks for."""
+    cell, valid = how.cell, inputs.valid
+    if how.own_input:
+        xs = inputs.xs.astype(cell.param_dtype)  # each step joins it and the state
     else:
-        xs = cell.project(params, xs)
-    weights, inputs = (
-        Weights(cell.kernels(params), cell.gains(params), own),
-        Inputs(xs, masks, valid),
-    )
+        xs = cell.project(params, inputs.xs)
+    inputs = inputs._replace(xs=xs)
     if how.transposed:
-        gains = jax.tree.map(lambda gain: gain[:, None], weights.gains)
-        weights = weights._replace(gains=gains)
-        constants = constants._replace(masks=_transpose(constants.masks))
-        carry, inputs = _transpose((carry, inputs))
-    carry, (ys, found) = scan(how, weights, carry, inputs, constants)
-    if how.transposed:
-        carry, ys = _transpose((carry, ys))
+        constants = constants._replace(masks=how.turned(constants.masks))
+        carry = how.turned(carry)
+        inputs = how.turned(inputs._replace(number=None))
+    carry, (ys, found) = scan(how, params, carry, inputs, constants)
+    carry, ys = how.turned((carry, ys))
     if emit is not None:
         ys = jax.vmap(emit)(*ys)
         if valid is not None:
@@ -214,18 +225,21 @@ def _is_better_transposed(cell: Cell, batch: int) -> bool:
     batch fills its vector registers; with small kernels, or a batch that does not, it is slower.
     docs/performance.md has the measurements.
     """
-    large = cell.hidden_features >= 512 and batch % 16 == 0
-    return _on_cpu() and cell.additive > 0 and large
+    known = isinstance(batch, int)  # it may be symbolic, for `jax.export`
+    large = cell.hidden_features >= 512 and known and batch % 16 == 0
+    return _on_cpu() and cell.elementwise and large
 
 
 def _multiplies_own_input(cell: Cell) -> bool:
-    """Whether each step should multiply its input too, as further rows of the recurrent kernel.
+    """Whether each step should multiply its input too, not one product all inputs at once.
 
-    On a CPU that saves memory, the product of all inputs at once, `[T, B, kH]`, at about the same
-    time; with more inputs it takes longer.
+    On a CPU that saves memory, the product of all inputs, `[T, B, kH]`, and reading it; a large
+    kernel takes longer to read in each step.
     """
-    small = 4 * cell.in_features <= cell.hidden_features
-    return _on_cpu() and cell.additive == cell.gates and small
+    wide = len(cell.gates) * cell.hidden_features
+    small = cell.in_features <= cell.hidden_features and cell.in_features * wide <= 2**19
+    narrow = 4 * cell.in_features <= cell.hidden_features
+    return _on_cpu() and cell.plain_projection and (small or narrow)
 
 
 def _on_cpu() -> bool:
@@ -237,10 +251,10 @@ def _vary_alike(tree: Any) -> Any:
 
     `shard_map` keeps account of that, and wants it the same throughout a scan and its gradients.
     """
-    everything = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+    everything = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
 
     def vary(leaf):
-        missing = tuple(everything - _varying_axes(leaf))
+        missing = tuple(everything - varying_axes(leaf))
         if not missing:
             return leaf
         if hasattr(jax.lax, "pcast"):
@@ -250,16 +264,21 @@ def _vary_alike(tree: Any) -> Any:
     return jax.tree.map(vary, tree) if everything else tree
 
 
-def _varying_axes(leaf: jax.Array) -> frozenset[str]:
-    kind = jax.typeof(leaf)
-    if hasattr(kind, "manual_axis_type"):
-        return kind.manual_axis_type.varying
-    return getattr(kind, "vma", frozenset())  # older JAX, as 0.7.0
+def _spread_as(xs: jax.Array, xs_axis: int, tree: Any, axis: int) -> Any:
+    """Spreads an axis of arrays over an explicit mesh as that of the inputs is spread."""
+    sharding = explicit_sharding(xs)
+    if sharding is None:
+        return tree
 
+    def spread(leaf):
+        if jnp.ndim(leaf) <= axis or leaf.shape[axis] != xs.shape[xs_axis]:
+            return leaf
+        spec: list[Any] = [None] * leaf.ndim
+        spec[axis] = sharding.spec[xs_axis]
+        wanted = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+        return jax.sharding.reshard(leaf, wanted)
 
-def _transpose(tree: Any) -> Any:
-    """Swaps the last two axes of what is no scalar."""
-    return jax.tree.map(lambda a: jnp.swapaxes(a, -1, -2) if a.ndim else a, tree)
+    return jax.tree.map(spread, tree)
 
 
 def _flip(tree: Any, lengths: jax.Array) -> Any:
@@ -268,10 +287,10 @@ def _flip(tree: Any, lengths: jax.Array) -> Any:
     def flip(array):
         if array.ndim == 1:
             return array[::-1]
-        time = jnp.arange(array.shape[0])[:, None]
-        source = jnp.where(time < lengths, lengths - 1 - time, time)
+        time, ends = jnp.arange(array.shape[0])[:, None], lengths[None]
+        source = jnp.where(time < ends, ends - 1 - time, time)
         source = source.reshape(source.shape + (1,) * (array.ndim - 2))
-        array = jnp.broadcast_to(array, (array.shape[0], len(lengths), *array.shape[2:]))
+        array = jnp.broadcast_to(array, (*source.shape[:2], *array.shape[2:]))
         return jnp.take_along_axis(array, source, 0)
 
     return jax.tree.map(flip, tree)
@@ -297,63 +316,6 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
 
 
-def _draw(
-    cell: Cell,
-    zoneout: Zoneout | None,
-    key: jax.Array | None,
-    deterministic: bool,
-    steps: int,
-    batch: int,
-    offset: Callable[[], jax.Array | int],
-) -> Masks:
-    """Masks of the sequence: none, expected, or sampled."""
-    if zoneout is not None and not isinstance(zoneout, Zoneout):
-        raise TypeError(
-            f"zoneout must be a Zoneout, got {zoneout!r}; for instance Zoneout(cells=0.5)"
-        )
-    if zoneout is None or not zoneout.active:
-        return Masks()
-    for name, rate in zoneout.rates.items():
-        if callable(rate):
-            raise TypeError(f"rate of {name} is a schedule of the step; pass zoneout=spec.at(step)")
-        if rate is not None and jnp.ndim(rate):
-            raise ValueError(f"rate of {name} must be a single number, got {jnp.shape(rate)}")
-    zoneout = zoneout.without_zeros()
-    if deterministic:
-        return zoneout.expected()
-    key = _required(key, "zoneout")
-    return zoneout.sample(key, steps, batch, cell.hidden_features, offset())
-
-
-def _required(key: jax.Array | None, what: str) -> jax.Array:
-    if key is None:
-        raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
-    if not isinstance(key, jax.Array | np.ndarray):
-        raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
-    return key
-
-
-def _split_masks(
-    masks: Masks, cell: Cell, shape: tuple[int, int, int]
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Masks of each step that serve every step, and those with a leading axis T."""
-    constant, varying = {}, {}
-    for name, mask in cell.known_masks(masks).items():
-        mask = jnp.asarray(mask)
-        fits = all(m in (1, n) for m, n in zip(mask.shape, shape, strict=False))
-        if mask.ndim not in (0, 3) or not fits:
-            axes = ", ".join(f"{size} or 1" for size in shape)
-            raise ValueError(
-                f"mask of {name} must have the axes [{axes}] (time first) or be a scalar,"
-                f" got {mask.shape}"
-            )
-        if mask.ndim == 3 and mask.shape[0] == shape[0]:
-            varying[name] = mask
-        else:
-            constant[name] = mask[0] if mask.ndim else mask
-    return constant, varying
-
-
 def _check_lengths(seq_lengths: Lengths, steps: int, batch: int) -> jax.Array:
     """The lengths as an array; those that are not known yet are cut off at T."""
     if not isinstance(seq_lengths, jax.Array):
@@ -373,35 +335,40 @@ def clip_lengths(seq_lengths: Lengths, steps: int) -> jax.Array:
     if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
         raise TypeError(f"seq_lengths must be integers, got {seq_lengths.dtype}")
     # In a narrow type T itself may be too large, and would wrap.
-    most = min(steps, jnp.iinfo(seq_lengths.dtype).max)
+    if seq_lengths.dtype.itemsize < 4:
+        seq_lengths = seq_lengths.astype(jnp.int32)
+    most = jnp.asarray(steps).astype(seq_lengths.dtype)  # T may be symbolic, for `jax.export`
     return jnp.clip(seq_lengths, 0, most).astype(int)
 
 
-def _add_noise(carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int) -> Carry:
-    """Adds Gaussian noise to c and h; each example has its own key."""
-    leaves, structure = jax.tree.flatten(carry)
-    # What may come after them, the number of the step and an output gate, is no state.
-    for number, leaf in enumerate(leaves[:2]):
-        stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
-        examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
-
-        def draw(example, stream=stream, leaf=leaf):
-            return jax.random.normal(
-                jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
-            )
-
-        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
-        leaves[number] = leaf + scale * jax.lax.map(draw, examples)
-    return jax.tree.unflatten(structure, leaves)
+def _check_params(cell: Cell, params: Params) -> None:
+    """Raises ValueError unless the parameters have the names and shapes of the cell's own."""
+    wanted = {name: shape for name, (_, shape) in cell.parameters().items()}
+    given = {name: jnp.shape(p) for name, p in params.items()}
+    if given != wanted:
+        raise ValueError(f"parameters of {cell} must have the shapes {wanted}, got {given}")
 
 
-def _check_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> None:
-    """Raises ValueError unless the carry has the structure, shapes and types of the cell's own."""
+def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carry:
+    """The carry as arrays; ValueError unless it has structure, shapes and types of the cell's."""
+    wanted = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
+    one: Any = jax.tree.structure(carry)
+    if one == jax.tree.structure(wanted):
+        # NumPy's default type is wider than JAX's.
+        carry = jax.tree.map(lambda a, w: _as_array(a, w.dtype), carry, wanted)
 
     def describe(tree):
-        return jax.tree.map(lambda a: (jnp.shape(a), np.dtype(a.dtype).name), tree)
+        return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), tree)
 
-    wanted = describe(jax.eval_shape(lambda p: cell.initial_carry(p, batch), params))
-    given = describe(carry)
-    if given != wanted:
-        raise ValueError(f"carry must have the shapes and types {wanted}, got {given}")
+    if describe(carry) != describe(wanted):
+        raise ValueError(
+            f"carry must have the shapes and types {describe(wanted)}, got {describe(carry)}"
+        )
+    return carry
+
+
+def _as_array(array: Any, dtype: Any) -> jax.Array:
+    """An array of JAX as it is; other real numbers in the type."""
+    if not isinstance(array, jax.Array) and jnp.issubdtype(np.asarray(array).dtype, jnp.floating):
+        return jnp.asarray(array, dtype)
+    return jnp.asarray(array)

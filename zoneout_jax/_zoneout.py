@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from zoneout_jax.threefry import random_words
+from zoneout_jax._threefry import normal, random_words
 
 Rate = float | jax.Array | None | Callable[[Any], Any]
 
@@ -194,25 +194,13 @@ class Zoneout:
     def _sample_gaussian(
         self, key: jax.Array, steps: int, examples: jax.Array, features: int
     ) -> Masks:
-        means = self.expected()._asdict()
-        if self.shared:
-            means["states"] = None
-
-        def draw(example):
-            example_key = jax.random.fold_in(key, example)
-            return [
-                jax.random.normal(jax.random.fold_in(example_key, stream), (steps, features))
-                for stream, mean in enumerate(means.values())
-                if mean is not None
-            ]
-
-        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
-        noise = iter(jax.lax.map(draw, examples))
+        means = self.expected()
+        words = random_words(key, steps, examples, features)
+        more = random_words(key, steps, examples, features, stream=1)
         return Masks(
-            **{
-                name: None if mean is None else _gaussian(mean, jnp.moveaxis(next(noise), 0, 1))
-                for name, mean in means.items()
-            }
+            cells=_gaussian(means.cells, words[0]),
+            states=None if self.shared else _gaussian(means.states, words[1]),
+            update=_gaussian(means.update, more[0]),
         )
 
 
@@ -242,13 +230,15 @@ def _below(values: jax.Array, rate: Rate) -> jax.Array | None:
     return values < jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
 
 
-def _gaussian(mean: ArrayLike, noise: jax.Array) -> jax.Array:
-    """Turns standard normal noise into that of a Bernoulli variable's mean and variance."""
-    mean = jnp.asarray(mean, noise.dtype)
+def _gaussian(mean: ArrayLike | None, words: jax.Array) -> jax.Array | None:
+    """Normal values of a Bernoulli variable's mean and variance, of uniform words."""
+    if mean is None:
+        return None
+    mean = jnp.asarray(mean, jnp.float32)
     variance = mean * (1 - mean)
     # The root has no derivative at zero.
     deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    return mean + deviation * noise
+    return mean + deviation * normal(words)
 
 
 def _check_rate(name: str, rate: Any) -> None:
@@ -256,7 +246,9 @@ def _check_rate(name: str, rate: Any) -> None:
     if isinstance(rate, jax.core.Tracer) or rate is None or callable(rate):
         return
     array = isinstance(rate, np.ndarray | jax.Array)
-    numeric = not array or rate.dtype.kind in "iuf"
+    numeric = not array or any(
+        jnp.issubdtype(rate.dtype, kind) for kind in (jnp.floating, jnp.integer)
+    )
     if isinstance(rate, bool | str | complex | list | tuple | dict) or not numeric:
         raise TypeError(f"rate of {name} must be a number in [0, 1], got {rate!r}")
     if array or isinstance(rate, numbers.Real):

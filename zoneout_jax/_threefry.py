@@ -35,7 +35,7 @@ def threefry2x32(
 
 
 def random_words(
-    key: jax.Array, steps: int, examples: jax.Array, features: int
+    key: jax.Array, steps: int, examples: jax.Array, features: int, stream: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """Two independent uniform uint32 words `[T, B, H]`.
 
@@ -45,20 +45,29 @@ def random_words(
       key: a JAX random key of any implementation.
       steps, features: T and H.
       examples: indices of the examples, integers `[B]`.
+      stream: 0 or 1, for words besides the first two.
     """
     # Old keys are arrays of words.
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     key = key if typed else jax.random.wrap_key_data(key)
     if jax.random.key_data(key).shape == (2,):  # threefry2x32
-        keys = jax.random.key_data(jax.vmap(lambda n: jax.random.fold_in(key, n))(examples))
-        shape = (steps, len(examples), features)
+        keys = jax.random.key_data(jax.vmap(lambda n: jax.random.fold_in(key, n))(examples))[None]
+        shape = (steps, *examples.shape, features)
         time, unit = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 2))
-        return threefry2x32((keys[:, :1], keys[:, 1:]), (time, unit))
+        counter = (time | jnp.uint32(stream << 31), unit)
+        return threefry2x32((keys[..., :1], keys[..., 1:]), counter)
 
     def draw(example):
         # `vmap` over keys of other implementations would draw from the first key alone.
-        keys = (jax.random.fold_in(jax.random.fold_in(key, example), word) for word in range(2))
+        own = jax.random.fold_in(key, example)
+        keys = (jax.random.fold_in(own, 2 * stream + word) for word in range(2))
         return [jax.random.bits(word_key, (steps, features), jnp.uint32) for word_key in keys]
 
     a, b = (jnp.moveaxis(words, 0, 1) for words in jax.lax.map(draw, examples))
     return a, b
+
+
+def normal(words: jax.Array) -> jax.Array:
+    """Standard normal values of uniform words: √2 · erf⁻¹(2u − 1), with 24 bits of u."""
+    uniform = ((words >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    return jnp.sqrt(2.0).astype(jnp.float32) * jax.lax.erf_inv(2 * uniform - 1)

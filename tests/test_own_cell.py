@@ -1,0 +1,139 @@
+"""The cells of docs/own_cell.md, as a user would write them, against NumPy and in all faces."""
+
+import pathlib
+import pickle
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.oracles import sigmoid
+from tests.test_cells import KEY, LENGTHS, B, F, H, T
+from zoneout_jax import GRU, LSTM, RNN, Zoneout, _unroll, linen, unroll
+from zoneout_jax import nnx as faces
+
+PAGE = (pathlib.Path(__file__).parents[1] / "docs/own_cell.md").read_text()
+NAMES: dict = {}
+for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[:2]:
+    exec(block, NAMES)
+
+
+def mgu_step(p, carry, x, d_c, d_h):
+    (h,) = carry
+    x_f, x_n = np.split(x @ p["input"] + p["bias"], 2, -1)
+    q_f, q_n = np.split(h @ p["recurrent"], 2, -1)
+    f = sigmoid(x_f + q_f)
+    new = (1 - f) * h + f * np.tanh(x_n + f * q_n)
+    return (d_h * h + (1 - d_h) * new,)
+
+
+def peephole_step(p, carry, x, d_c, d_h):
+    c, h = carry
+    z_i, z_f, z_g, z_o = np.split(x @ p["input"] + h @ p["recurrent"] + p["bias"], 4, -1)
+    i, f = sigmoid(z_i + p["peephole_i"] * c), sigmoid(z_f + p["peephole_f"] * c)
+    new = f * c + i * np.tanh(z_g)
+    new_h = sigmoid(z_o + p["peephole_o"] * new) * np.tanh(new)
+    return d_c * c + (1 - d_c) * new, d_h * h + (1 - d_h) * new_h
+
+
+CELLS = {
+    "MinimalGatedUnit": (mgu_step, 1, Zoneout(states=0.3)),
+    "PeepholeLSTM": (peephole_step, 2, Zoneout(cells=0.5, states=0.3)),
+}
+
+
+def make(name, dtype=jnp.float32):
+    """The cell, parameters away from zero, and inputs."""
+    cell = NAMES[name](F, H, param_dtype=dtype)
+    keys = iter(jax.random.split(jax.random.key(0), 12))
+    params = {
+        n: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype)
+        for n, p in cell.init(next(keys)).items()
+    }
+    return cell, params, jax.random.normal(next(keys), (T, B, F), dtype)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_numpy_and_the_scan(name, transposed, monkeypatch):
+    monkeypatch.setattr(_unroll, "_is_better_transposed", lambda cell, batch: transposed)
+    cell, params, xs = make(name, jnp.float64)
+    step, size, spec = CELLS[name]
+    masks = spec.sample(KEY, T, B, H)
+    lengths = jnp.array(LENGTHS)
+
+    def loss(params, xs, **options):
+        options |= {"masks": masks, "seq_lengths": lengths}
+        carry, ys = unroll(cell, params, xs, **options)
+        return jnp.sum(jnp.sin(ys)) + sum(map(jnp.sum, jax.tree.leaves(carry))), (carry, ys)
+
+    grad = jax.jit(
+        jax.grad(loss, (0, 1), has_aux=True), static_argnames=("implementation", "chunk")
+    )
+    fused, (carry, ys) = grad(params, xs)
+    for other in ({"implementation": "scan"}, {"chunk": 3}):
+        wanted, _ = grad(params, xs, **other)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), fused, wanted
+        )
+    p = jax.tree.map(np.asarray, params)
+    now = (np.zeros((B, H)),) * size
+    for t in range(T):
+        d_c = np.zeros((B, H)) if masks.cells is None else np.asarray(masks.cells[t], np.float64)
+        new = step(p, now, np.asarray(xs[t]), d_c, np.asarray(masks.states[t], np.float64))
+        valid = (t < np.array(LENGTHS))[:, None]
+        now = tuple(np.where(valid, n, c) for n, c in zip(new, now, strict=True))
+        np.testing.assert_allclose(ys[t], np.where(valid, now[-1], 0), rtol=0, atol=1e-10)
+    for one, other in zip(jax.tree.leaves(carry), now, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_in_flax(name):
+    cell, params, xs = make(name)
+    spec = CELLS[name][2]
+    _, wanted = unroll(cell, params, xs, zoneout=spec, deterministic=True)
+    layer = linen.ZoneoutRNN(linen.ZoneoutCell(cell, zoneout=spec), time_major=True)
+    shapes = layer.init(jax.random.key(0), xs)["params"]["cell"]
+    assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, params)
+    got = layer.apply({"params": {"cell": params}}, xs, deterministic=True)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    module = faces.ZoneoutCell(cell, zoneout=spec, rngs=nnx.Rngs(0))
+    for parameter, value in params.items():
+        setattr(module, parameter, nnx.Param(value))
+    got = faces.ZoneoutRNN(module, time_major=True)(xs, deterministic=True)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [jax.nn.softplus, jnp.sin])
+@pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
+def test_any_activation(kind, function):
+    cell = kind(F, H, activation_fn=function)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, B, F))
+
+    def loss(params, implementation):
+        return jnp.sum(jnp.sin(unroll(cell, params, xs, implementation=implementation)[1]))
+
+    one, other = (jax.grad(loss)(params, i) for i in ("fused", "scan"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, other)
+    plain = unroll(kind(F, H), params, xs)[1]
+    assert np.abs(plain - unroll(cell, params, xs)[1]).max() > 1e-3
+
+
+def test_cells_are_values():
+    init = jax.nn.initializers.lecun_normal()
+    one, other = LSTM(3, 5, kernel_init=init), LSTM(3, 5, activation_fn=jnp.tanh)
+    assert one == other and hash(one) == hash(other) != hash(LSTM(3, 5, forget_bias=0.0))
+    assert LSTM(3, 5, param_dtype="float32", dtype=jnp.bfloat16) == LSTM(3, 5, dtype="bfloat16")
+    assert pickle.loads(pickle.dumps(other)) == other
+    assert "function" not in repr(one) and "LSTM(in_features=3, hidden_features=5" in repr(one)
+    for wrong in (jnp.int8, jnp.complex64):
+        with pytest.raises(TypeError, match="dtype must be a type of real numbers"):
+            LSTM(3, 5, dtype=wrong)
+    with pytest.raises(ValueError, match=r"parameters of LSTM.*must have the shapes"):
+        unroll(LSTM(3, 6), one.init(jax.random.key(0)), jnp.ones((7, 4, 3)))

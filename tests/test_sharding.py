@@ -1,0 +1,132 @@
+"""Batches spread over devices by `jit`: nothing is gathered, each device does its part alone."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zoneout_jax import GRU, LSTM, RNN, Zoneout, _fused, _unroll, unroll
+
+T, B, F, H = 20, 32, 8, 64
+CELLS = {
+    "lstm": LSTM(F, H),
+    "gru": GRU(F, H),
+    "gru reset before": GRU(F, H, reset_after=False),
+    "rnn": RNN(F, H),
+    "lstm layer norm": LSTM(F, H, normalization="layer"),
+}
+XS = np.random.default_rng(0).standard_normal((T, B, F), np.float32)
+KEY = jax.random.key(1)
+WHOLE = P()
+
+
+def gradient(cell, implementation, gathered=None):
+    """A function of parameters and inputs."""
+    spec = Zoneout(states=0.5, cells=0.3 if "cells" in cell.mask_names else None)
+
+    def loss(params, xs):
+        if gathered is not None:
+            params = jax.lax.with_sharding_constraint(params, gathered)
+        ys = unroll(cell, params, xs, zoneout=spec, key=KEY, implementation=implementation)[1]
+        return jnp.sum(jnp.square(ys))
+
+    return jax.grad(loss)
+
+
+def compiled(cell, mesh, batch, kernels=WHOLE, implementation="fused", gather=False):
+    """The compiled gradient on a mesh and what it gives."""
+    params = {
+        name: jax.device_put(p, NamedSharding(mesh, kernels if p.ndim == 2 else P()))
+        for name, p in cell.init(jax.random.key(0)).items()
+    }
+    xs = jax.device_put(XS, NamedSharding(mesh, P(None, batch, None)))
+    gathered = NamedSharding(mesh, P()) if gather else None
+    run = jax.jit(gradient(cell, implementation, gathered)).lower(params, xs).compile()
+    return run, run(params, xs)
+
+
+def gathers(run):
+    """Shapes of what the program gathers."""
+    return re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", run.as_text())
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("name", CELLS)
+def test_data_parallel(name, implementation, kind):
+    alone, eight = (
+        compiled(CELLS[name], jax.make_mesh((n,), ("data",), axis_types=(kind,)), "data",
+                 implementation=implementation)
+        for n in (1, 8)
+    )  # fmt: skip
+    assert not gathers(eight[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), alone[1], eight[1]
+    )
+    operations, memory = (
+        [measure(run) for run, _ in (alone, eight)]
+        for measure in (
+            lambda run: run.cost_analysis()["flops"],
+            lambda run: run.memory_analysis().temp_size_in_bytes,
+        )
+    )
+    # An eighth, and what comes of the kernels on every device.
+    assert operations[1] < operations[0] / 7
+    assert memory[1] < memory[0] / 8 + 4 * 4 * (F + H) * 4 * H
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("batch", ["data", ("data", "model")])
+def test_two_axes(batch, kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    assert not gathers(compiled(CELLS["lstm"], mesh, batch)[0])
+
+
+def test_kernels_that_are_spread_are_gathered_once():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    run, _ = compiled(CELLS["lstm"], mesh, "data", kernels=P(None, "data"), gather=True)
+    shapes = {tuple(map(int, shape.split(","))) for shape in gathers(run)}
+    kernels = {(F, 4 * H), (H, 4 * H), (4 * H, H), (4 * H, F), (H + F, 4 * H), (4 * H, H + F)}
+    assert shapes and shapes <= kernels
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_the_form_for_a_single_device(name, transposed, monkeypatch):
+    monkeypatch.setattr(_unroll, "_is_better_transposed", lambda cell, batch: transposed)
+    params = CELLS[name].init(jax.random.key(0))
+    wanted = jax.jit(gradient(CELLS[name], "fused"))(params, XS)
+    monkeypatch.setattr(_fused.jax, "device_count", lambda: 1)
+    got = jax.jit(gradient(CELLS[name], "fused"))(params, XS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, wanted)
+
+
+def test_equal_masks_on_every_device_are_refused():
+    cell = CELLS["lstm"]
+    params = cell.init(jax.random.key(0))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    def run(xs, key, **options):
+        return unroll(cell, params, xs, zoneout=Zoneout(states=0.5), key=key, **options)[1]
+
+    def spread(f):
+        specs = P(None, "data")
+        return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(specs, P()), out_specs=specs))
+
+    xs = jnp.ones((T, 16, F))
+    with pytest.raises(ValueError, match="all devices would draw the same masks"):
+        spread(run)(xs, KEY)
+    whole = run(xs, KEY)
+    named = spread(lambda xs, key: run(xs, key, axis_name="data"))(xs, KEY)
+    np.testing.assert_allclose(named, whole, rtol=0, atol=1e-6)
+
+    def folded(xs, key):
+        return run(xs, jax.random.fold_in(key, jax.lax.axis_index("data")))
+
+    assert len({np.asarray(spread(folded)(xs, KEY)[:, b]).tobytes() for b in range(16)}) == 16
+    with pytest.raises(ValueError, match="axis_name='data' is not mapped here"):
+        run(xs, KEY, axis_name="data")

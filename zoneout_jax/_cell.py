@@ -1,0 +1,352 @@
+"""What a recurrent cell is, and what cells share."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from zoneout_jax._initializers import Initializer, block_orthogonal
+from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
+from zoneout_jax._zoneout import Masks
+
+Params = Mapping[str, Any]
+Carry = Any
+Gates = tuple[jax.Array, ...]
+Activation = str | Callable[[jax.Array], jax.Array]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A recurrent cell: settings, and pure functions of parameters, carry and inputs.
+
+    A step is one matrix product and an elementwise rest. Of k blocks of H features,
+
+        p = W x + b                          `project`
+        q = R h                              the product, made by whoever runs the cell
+        gate = activation(p + q)             for each block with an activation in `gates`
+        carry', y = update(gates, rest)      for a block without one: its q in gates, its p in rest
+
+    A subclass says what its gates are and how they make the new carry. `unroll`, masks, lengths,
+    chunks, the fused gradient and the Flax modules are then at its service:
+
+        @dataclasses.dataclass(frozen=True)
+        class LeakyCell(Cell):
+            gates = ("tanh",)
+
+            def update(self, params, carry, gates, rest, masks):
+                h = zoneout(carry, 0.9 * carry + 0.1 * gates[0], masks.states)
+                return h, h
+
+    Cells are equal if their settings are, initializers apart, so that compiled functions are found
+    again.
+
+    Attributes:
+      in_features: F, size of the input.
+      hidden_features: H, number of units.
+      kernel_init: initializer of the input kernel, `init(key, shape, dtype)` as those of JAX and
+        Flax, called for each block with a key of its own; or `init(key, shape, dtype, blocks)`,
+        called once for all. Block orthogonal by default.
+      recurrent_kernel_init: initializer of the recurrent kernel, likewise.
+      bias_init: initializer of the bias.
+      learned_carry: the initial carry is made of parameters, which start at 0; otherwise it is 0.
+      param_dtype: type of the computation, of carry and of output, and of parameters as `init`
+        makes them.
+      dtype: type of the operands of matrix products, for instance `jnp.bfloat16`; they are summed
+        in `param_dtype` all the same. None means `param_dtype`.
+      gates: the activation of each block, in order: "sigmoid", "tanh", "relu", another function, or
+        None to hand the block on as it is.
+      carry_names: names of the arrays `[B, H]` of the carry; "h", the hidden state, is among them.
+        A single one is the carry itself, several are a tuple.
+      mask_names: the fields of `Masks` that the cell understands.
+      elementwise: whether `update` treats each unit apart from the others. Large layers then run
+        with transposed arrays on a CPU, which is faster.
+      statistics: sizes of the quantities with batch statistics, by name.
+
+    Raises:
+      ValueError: a size below one.
+      TypeError: types that are not those of real numbers.
+    """
+
+    in_features: int
+    hidden_features: int
+    _: dataclasses.KW_ONLY
+    kernel_init: Initializer | None = dataclasses.field(default=None, compare=False, repr=False)
+    recurrent_kernel_init: Initializer | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+    bias_init: Initializer | None = dataclasses.field(default=None, compare=False, repr=False)
+    learned_carry: bool = False
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+
+    carry_names: ClassVar[tuple[str, ...]] = ("h",)
+    mask_names: ClassVar[tuple[str, ...]] = ("states",)
+    elementwise: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_sizes(in_features=self.in_features, hidden_features=self.hidden_features)
+        for name in ("param_dtype", "dtype"):
+            value = getattr(self, name)
+            if value is not None and not jnp.issubdtype(value, jnp.floating):
+                raise TypeError(f"{name} must be a type of real numbers, got {value!r}")
+            # In one form, so that equal settings compare equal.
+            object.__setattr__(self, name, None if value is None else jnp.dtype(value))
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The arrays of the carry that can be learned and noisy at the start: all of them."""
+        return self.carry_names
+
+    @property
+    def gates(self) -> tuple[Activation | None, ...]:
+        """The activation of each block."""
+        raise NotImplementedError("a cell must say what its gates are")
+
+    @property
+    def input_width(self) -> int:
+        """Size of the last axis of the inputs: F, where `project` takes nothing else."""
+        return self.in_features
+
+    @property
+    def one_product(self) -> bool:
+        """Whether a step is the product and `update`: not if `advance` does something else."""
+        return type(self).advance is Cell.advance
+
+    @property
+    def plain_projection(self) -> bool:
+        """Whether `project` is W x + b."""
+        return type(self).project is Cell.project
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """Sizes of what batch normalization normalizes, by name: nothing."""
+        return {}
+
+    def update(
+        self,
+        params: Params,
+        carry: Carry,
+        gates: Gates,
+        rest: Gates,
+        masks: Masks,
+    ) -> tuple[Carry, jax.Array]:
+        """The elementwise part of a step.
+
+        Args:
+          params: the parameters but for the kernels; vectors as rows that broadcast.
+          carry: carry of the step before.
+          gates: the k blocks `[B, H]`, activated; those without an activation as the product.
+          rest: what `project` gave for blocks without an activation, in order.
+          masks: those of the step, None where there are none.
+
+        A cell with `statistics` takes one argument more: `normalize(name, parts)` normalizes the
+        quantity of that name over the batch.
+
+        Returns:
+          The new carry and the output `[B, H]`.
+        """
+        raise NotImplementedError("a cell must say how its gates make the new carry")
+
+    def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
+        """Initializer `init(key, shape, dtype)` and shape of each parameter."""
+        blocks, hidden = len(self.gates), self.hidden_features
+        kernels = {
+            "input": (self.kernel_init, self.in_features),
+            "recurrent": (self.recurrent_kernel_init, hidden),
+        }
+        made: dict[str, tuple[Initializer, tuple[int, ...]]] = {
+            name: (_in_blocks(init or block_orthogonal(), blocks), (rows, blocks * hidden))
+            for name, (init, rows) in kernels.items()
+        }
+        made["bias"] = self.bias_init or jax.nn.initializers.zeros, (blocks * hidden,)
+        learned = self.state_names if self.learned_carry else ()
+        return made | {f"initial_{n}": (jax.nn.initializers.zeros, (hidden,)) for n in learned}
+
+    def init_stats(self) -> Stats:
+        """Initial population statistics of a batch-normalized cell; none for others."""
+        dtype = statistics_dtype(self.param_dtype)
+        return init_stats(self.statistics, getattr(self, "max_steps", None) or 0, dtype)
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        """Initial parameters, a dict of arrays."""
+        parameters = self.parameters()
+        keys = jax.random.split(key, len(parameters))
+        return {
+            name: init(k, shape, self.param_dtype)
+            for k, (name, (init, shape)) in zip(keys, parameters.items(), strict=True)
+        }
+
+    def initial_carry(self, params: Params, batch: int) -> Carry:
+        """The carry before the first step, arrays `[B, H]`: learned or zeros."""
+        arrays = dict.fromkeys(
+            self.carry_names, jnp.zeros((batch, self.hidden_features), self.param_dtype)
+        )
+        for name in self.state_names if self.learned_carry else ():
+            row = params[f"initial_{name}"].astype(self.param_dtype)
+            arrays[name] = jnp.broadcast_to(row[None], arrays[name].shape)
+        return tuple(arrays.values()) if len(arrays) > 1 else arrays["h"]
+
+    def hidden(self, carry: Carry) -> jax.Array:
+        """The hidden state h of a carry."""
+        return carry[self.carry_names.index("h")] if len(self.carry_names) > 1 else carry
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The matrix product, with operands of `dtype`, summed in `param_dtype`."""
+        operand = self.dtype or self.param_dtype
+        return jnp.matmul(
+            x.astype(operand), kernel.astype(operand), preferred_element_type=self.param_dtype
+        )
+
+    def project(self, params: Params, xs: jax.Array) -> jax.Array:
+        """What a step needs of inputs `[…, F]`, `[…, kH]`; for a whole sequence at once."""
+        bias = params["bias"].astype(self.param_dtype)
+        return self.product(xs, params["input"]) + as_row(bias, xs.ndim)
+
+    def advance(
+        self,
+        params: Params,
+        carry: Carry,
+        projected: jax.Array,
+        masks: Masks,
+        *normalize: BatchNormalizer,
+    ) -> tuple[Carry, jax.Array]:
+        """A step from the result of `project` on."""
+        blocks = len(self.gates)
+        products = jnp.split(self.product(self.hidden(carry), params["recurrent"]), blocks, -1)
+        values, rest = combine(self.gates, products, jnp.split(projected, blocks, -1))
+        gates = tuple(
+            value if activation is None else function(activation)(value)
+            for activation, value in zip(self.gates, values, strict=True)
+        )
+        return self.update(vectors(params, self.param_dtype), carry, gates, rest, masks, *normalize)
+
+    def step(
+        self,
+        params: Params,
+        carry: Carry,
+        x: jax.Array,
+        masks: Masks | None = None,
+        stats: Stats | None = None,
+        number: ArrayLike = 0,
+    ) -> tuple[Carry, jax.Array]:
+        """Runs one step.
+
+        Args:
+          params: parameters.
+          carry: carry of the step before.
+          x: input `[B, F]`.
+          masks: each `[B, H]` or broadcast to it; none by default.
+          stats: population statistics of a batch-normalized cell, without gradients; those of the
+            batch by default.
+          number: of the step, counted from 0, for the statistics.
+
+        Returns:
+          The new carry and the output `[B, H]`.
+
+        Raises:
+          ValueError: a mask that the cell has no use for.
+        """
+        masks = Masks(**self.known_masks(masks or Masks()))
+        normalize = (BatchNormalizer(jnp.asarray(number), stats),) if self.statistics else ()
+        return self.advance(params, carry, self.project(params, x), masks, *normalize)
+
+    def _name_activations(self, *fields: str) -> None:
+        """Checks these settings, and puts names in place of the functions that have one."""
+        names = {jax.nn.sigmoid: "sigmoid", jnp.tanh: "tanh", jax.nn.tanh: "tanh"}
+        names[jax.nn.relu] = "relu"
+        for field in fields:
+            value = getattr(self, field)
+            if not callable(value):
+                check_choice(field, value, tuple(ACTIVATIONS))
+            object.__setattr__(self, field, names.get(value, value))
+
+    def known_masks(self, masks: Masks) -> dict[str, ArrayLike]:
+        """The masks that are given, by name; ValueError if the cell has no use for one."""
+        given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
+        for name in given:
+            if name not in self.mask_names:
+                known = " and ".join(self.mask_names)
+                raise ValueError(
+                    f"{type(self).__name__} has no {name} to mask, only {known}; leave it None"
+                )
+        return given
+
+
+Output = Literal["state", "candidate"]
+"""What a cell puts out: its zoned-out state, or the candidate before zoneout."""
+
+
+def combine(
+    gates: tuple[Activation | None, ...], products: Any, projected: Any
+) -> tuple[Gates, Gates]:
+    """Sums of products and projections, and the projections that no activation asks to be added."""
+    blocks = list(zip(gates, products, projected, strict=True))
+    values = tuple(product if name is None else product + x for name, product, x in blocks)
+    return values, tuple(x for name, _, x in blocks if name is None)
+
+
+def function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The function that an activation names or is."""
+    return ACTIVATIONS[activation] if isinstance(activation, str) else activation
+
+
+def vectors(params: Params, dtype: Any) -> dict[str, Any]:
+    """The parameters that `update` reads: without the kernels, vectors as rows `[1, n]`."""
+    rest = {name: p for name, p in params.items() if name not in ("input", "recurrent")}
+    return jax.tree.map(lambda p: p.astype(dtype)[None] if jnp.ndim(p) == 1 else p, rest)
+
+
+def as_row(vector: jax.Array, ndim: int) -> jax.Array:
+    """The vector with leading axes of size one."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
+    """The product with a mask of booleans or numbers; without one, `x`."""
+    return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
+
+
+def _in_blocks(init: Initializer, blocks: int) -> Initializer:
+    """An initializer of blocks side by side, from one of all of them or of a single one."""
+    parameters = inspect.signature(init).parameters.values()
+    if any(p.name == "blocks" for p in parameters):
+        return lambda key, shape, dtype: init(key, shape, dtype, blocks)
+
+    def init_each(key, shape, dtype):
+        rows, columns = shape
+        keys = jax.random.split(key, blocks)
+        parts = [init(k, (rows, columns // blocks), dtype) for k in keys]
+        return on_arrays(lambda *arrays: jnp.concatenate(arrays, -1), *parts)
+
+    return init_each
+
+
+def on_arrays(f: Callable[..., jax.Array], *values: Any) -> Any:
+    """A function of arrays that initializers may put into boxes, which say how they are spread."""
+    if hasattr(values[0], "raw_value"):  # of `nnx.with_partitioning`
+        return dataclasses.replace(values[0], raw_value=f(*(value.raw_value for value in values)))
+    return jax.tree.map(f, *values)
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ValueError unless the value is one of those allowed."""
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError unless all sizes are at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")

@@ -1,0 +1,121 @@
+"""What is drawn before a cell runs over a sequence: masks, and noise on the carry."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoneout_jax._cell import Carry, Cell
+from zoneout_jax._normalization import AxisName
+from zoneout_jax._zoneout import Masks, Zoneout
+
+
+def draw_masks(
+    cell: Cell,
+    zoneout: Zoneout | None,
+    key: jax.Array | None,
+    deterministic: bool,
+    steps: int,
+    batch: int,
+    offset: Callable[[], jax.Array | int],
+) -> Masks:
+    """Masks of the sequence: none, expected, or sampled."""
+    if zoneout is not None and not isinstance(zoneout, Zoneout):
+        raise TypeError(
+            f"zoneout must be a Zoneout, got {zoneout!r}; for instance Zoneout(cells=0.5)"
+        )
+    if zoneout is None or not zoneout.active:
+        return Masks()
+    for name, rate in zoneout.rates.items():
+        if callable(rate):
+            raise TypeError(f"rate of {name} is a schedule of the step; pass zoneout=spec.at(step)")
+        if rate is not None and jnp.ndim(rate):
+            raise ValueError(f"rate of {name} must be a single number, got {jnp.shape(rate)}")
+    zoneout = zoneout.without_zeros()
+    if deterministic:
+        return zoneout.expected()
+    key = required(key, "zoneout")
+    return zoneout.sample(key, steps, batch, cell.hidden_features, offset())
+
+
+def split_masks(
+    masks: Masks, cell: Cell, shape: tuple[int, int, int]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Masks of each step that serve every step, and those with a leading axis T."""
+    constant, varying = {}, {}
+    for name, mask in cell.known_masks(masks).items():
+        mask = jnp.asarray(mask)
+        fits = all(m in (1, n) for m, n in zip(mask.shape, shape, strict=False))
+        if mask.ndim not in (0, 3) or not fits:
+            axes = ", ".join(f"{size} or 1" for size in shape)
+            raise ValueError(
+                f"mask of {name} must have the axes [{axes}] (time first) or be a scalar,"
+                f" got {mask.shape}"
+            )
+        if mask.ndim == 3 and mask.shape[0] == shape[0]:
+            varying[name] = mask
+        else:
+            constant[name] = mask[0] if mask.ndim else mask
+    return constant, varying
+
+
+def add_noise(
+    cell: Cell, carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int
+) -> Carry:
+    """Adds Gaussian noise to the states of a carry; each example has its own key."""
+    leaves, structure = jax.tree.flatten(carry)
+    for number, name in enumerate(cell.state_names):
+        stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
+        place = cell.carry_names.index(name)
+        leaf = leaves[place]
+        examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
+
+        def draw(example, stream=stream, leaf=leaf):
+            return jax.random.normal(
+                jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
+            )
+
+        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
+        leaves[place] = leaf + scale * jax.lax.map(draw, examples)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def batch_offset(axis_name: AxisName | None, batch: int) -> jax.Array | int:
+    """The index in the whole batch of the first example here."""
+    if axis_name is None:
+        return 0
+    try:
+        return jax.lax.axis_index(axis_name) * batch
+    except NameError as error:
+        raise ValueError(
+            f"axis_name={axis_name!r} is not mapped here: call this inside the pmap or shard_map"
+            " that spreads the batch over it, or leave axis_name out"
+        ) from error
+
+
+def check_spread(xs: jax.Array, key: jax.Array) -> None:
+    """Raises ValueError where every device would draw the same masks for its part of a batch."""
+    spread = varying_axes(xs) - varying_axes(key)
+    if spread:
+        axes = ", ".join(map(repr, sorted(spread)))
+        raise ValueError(
+            f"inputs differ over the mapped axis {axes}, but key does not: all devices would draw"
+            f" the same masks. Pass axis_name={axes} if it spreads the batch, or fold"
+            " jax.lax.axis_index into the key"
+        )
+
+
+def required(key: jax.Array | None, what: str) -> jax.Array:
+    if key is None:
+        raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
+    return key
+
+
+def varying_axes(leaf: jax.Array) -> frozenset[str]:
+    kind = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return getattr(kind, "vma", frozenset())  # older JAX, as 0.7.0
