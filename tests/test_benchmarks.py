@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = seq2seq.PRESETS["smoke"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_quick_run_measures_all_peers(tmp_path, capsys):
     folder = tmp_path / "deep" / "result"
@@ -37,6 +38,7 @@ def test_the_documentation_quotes_the_results():
     assert ratios in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_choices_are_measured(tmp_path):
     choices.main(["--quick", f"--out={tmp_path}"])
@@ -61,6 +63,7 @@ def test_rounding_is_measured(tmp_path, monkeypatch):
     assert found["1 device, first weights changed by a relative 1e-7"] == {"2": 1e-7, "5": 4e-7}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_time_outside_compiled_code_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(seq2seq, "Config", lambda **given: dataclasses.replace(SMOKE, **given))

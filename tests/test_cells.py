@@ -123,7 +123,12 @@ def test_forward_equals_numpy(name, masks, runner):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("masks", "lengths"), [("plain", None), ("all", LENGTHS), ("gaussian", None)]
+    ("masks", "lengths"),
+    [
+        ("all", LENGTHS),
+        pytest.param("plain", None, marks=pytest.mark.slow),
+        pytest.param("gaussian", None, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", [name for name in CELLS if "relu" not in name])
 def test_gradients_by_finite_differences(name, masks, lengths):

@@ -297,7 +297,7 @@ def test_rows_that_are_looked_up_are_products_with_one_hot_vectors(kind):
         (char_ptb, {"rnn_type": "GRU"}),
         (char_ptb, {"rnn_type": "SRNN"}),
         (char_ptb, {"z_prob_cells": 0.1, "z_prob_states": 0.05, "num_layers": 2}),
-        (word_ptb, {"hidden_features": 32}),
+        pytest.param(word_ptb, {"hidden_features": 32}, marks=pytest.mark.slow),
     ],
     ids=["LSTM", "GRU", "SRNN", "two layers with zoneout", "words"],
 )

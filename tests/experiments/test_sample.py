@@ -79,7 +79,11 @@ def test_symbols_are_drawn_from_the_tempered_softmax(temperature):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "prompt", "blanks"), [(char_ptb, "def ", 0), (word_ptb, "def <eos>", 8)]
+    ("experiment", "prompt", "blanks"),
+    [
+        (char_ptb, "def ", 0),
+        pytest.param(word_ptb, "def <eos>", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
     name = experiment.__name__.removeprefix("experiments.")

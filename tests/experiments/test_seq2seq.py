@@ -379,6 +379,7 @@ def test_examples_are_shown(tmp_path, monkeypatch, capsys):
     assert "digits 2, error 1.0000 validation" in output.out
 
 
+@pytest.mark.slow
 def test_all_rows_again(tmp_path, capsys):
     flags = ["seq2seq", "--preset=smoke", "--seeds", "0", f"--out={tmp_path}"]
     reproduce.main(flags)

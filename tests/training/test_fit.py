@@ -242,7 +242,7 @@ def test_seed_and_calls(tmp_path):
     assert other["test_cost"] != whole["test_cost"]
 
 
-@pytest.mark.parametrize("seeds", [3, DEVICES])
+@pytest.mark.parametrize("seeds", [3, pytest.param(DEVICES, marks=pytest.mark.slow)])
 def test_many_seeds_are_each_as_if_alone(seeds, tmp_path):
     # Between what x is after two and three epochs: noise, each seed's own, decides which is best.
     task = quadratic(validation_target=0.68)

@@ -100,7 +100,7 @@ def test_steps_are_those_of_a_plain_loop(missing):
     np.testing.assert_array_equal(counts, 2 * DEVICES - missing)
 
 
-@pytest.mark.parametrize("seeds", [2, DEVICES, 2 * DEVICES])
+@pytest.mark.parametrize("seeds", [2, 2 * DEVICES, pytest.param(DEVICES, marks=pytest.mark.slow)])
 def test_many_seeds_are_each_alone(seeds):
     rng = np.random.default_rng(seeds)
     rows = rng.integers(0, 50, (seeds, 4, DEVICES))
