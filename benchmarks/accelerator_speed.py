@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -25,39 +24,16 @@ from benchmarks.accelerator_common import (
     side_by_side,
     table,
 )
-from benchmarks.jax_peers import Peer, Shape
+from benchmarks.jax_peers import KINDS, Peer, Shape
 from benchmarks.rnn import QUICK, SHAPES, Program, measure_in_turn, ratio
-from zoneout_jax import GRU, LSTM, Zoneout
 
-ALL_SHAPES = SHAPES | {
+ALL_SHAPES = {name: shape for name, shape in SHAPES.items() if shape.kind == "LSTM"} | {
     "B=256, T=128, H=512": Shape(256, 128, 512, 512, input_gradient=True),
     "B=64, T=1000, H=1024": Shape(64, 1000, 1024, 1024, input_gradient=True),
     "B=1024, T=64, H=256": Shape(1024, 64, 256, 256, input_gradient=True),
 }
 """Those of `benchmarks.rnn` and of users today."""
 ROUNDS = 7
-
-
-class Cell(NamedTuple):
-    """A cell of ours, and of its peers.
-
-    Attributes:
-      make: our cell.
-      in_flax: Flax's.
-      gates: how many.
-      spec: our masks.
-    """
-
-    make: Callable
-    in_flax: Callable
-    gates: int
-    spec: Zoneout
-
-
-CELLS = {
-    "LSTM": Cell(LSTM, nn.OptimizedLSTMCell, 4, jax_peers.SPEC),
-    "GRU": Cell(GRU, nn.GRUCell, 3, Zoneout(states=jax_peers.SPEC.states)),
-}
 
 
 class Group(NamedTuple):
@@ -96,6 +72,8 @@ GROUPS = (
     Group("GRU", "text8"),
     Group("GRU", "seq2seq"),
     Group("GRU", "word-PTB 256"),
+    Group("LSTM", "small"),
+    Group("GRU", "small"),
 )
 """The most worthy first."""
 QUICK_GROUPS = (
@@ -118,9 +96,10 @@ def measure(context: Context, result: dict[str, Any]) -> None:
     for group in groups:
         if context.left() <= 0:
             break
-        found = result["groups"][group.label()] = {"shape": shapes[group.shape]._asdict()}
+        shape = shapes[group.shape]._replace(kind=group.cell)
+        found = result["groups"][group.label()] = {"shape": shape._asdict()}
         try:
-            measure_group(context, group, shapes[group.shape], peaks, found)
+            measure_group(context, group, shape, peaks, found)
         except Exception as error:
             found["error"] = brief(error)
         context.save()
@@ -166,7 +145,7 @@ def measure_group(
         entry = found["peers"][name] = {"seconds": times} | getattr(runs[name], "facts", {})
         entry["microseconds a step"] = 1e6 * statistics.median(times) / shape.steps
         precision = name.rsplit(", ", 1)[-1]
-        bound = roofline(shape, CELLS[group.cell].gates, group.of, precision, peaks)
+        bound = roofline(shape, KINDS[group.cell].gates, group.of, precision, peaks)
         if bound:
             entry["share of the roofline"] = bound / statistics.median(times)
     for name in found["peers"]:
@@ -183,15 +162,15 @@ def against(name: str) -> tuple[str, str]:
 
 def jax_makers(group: Group, shape: Shape) -> dict[str, Callable[[], Program]]:
     """Functions that compile the peers of a group, by name, the most worthy first."""
-    cell = CELLS[group.cell]
+    kind = KINDS[group.cell]
     makers = {}
     for precision in precisions():
         dtype = jnp.bfloat16 if precision == "bfloat16" else None
-        types = {"gates": cell.gates, "dtype": dtype or jnp.float32}
-        ours = functools.partial(jax_peers.ours, shape, cell.spec, cell.make, dtype)
+        types = {"gates": kind.gates, "dtype": dtype or jnp.float32}
+        ours = functools.partial(jax_peers.ours, shape, dtype)
         peers = {
             "zoneout": ours,
-            "Flax": functools.partial(jax_peers.in_linen, shape, cell.in_flax, dtype),
+            "Flax": functools.partial(jax_peers.in_linen, shape, kind.linen, dtype),
             "products alone": functools.partial(jax_peers.products, shape, **types),
         }
         if precision == precisions()[0]:
@@ -214,7 +193,7 @@ def compiled(peer: Callable[[], Peer], of: str, shape: Shape, precision: str) ->
 
 def torch_runs(context: Context, group: Group, shape: Shape) -> dict[str, Callable[[int], float]]:
     """Torch's peers by name, on the device that it sees."""
-    asked = context.torch.ask(shape=list(shape), kind=group.cell, precisions=precisions())
+    asked = context.torch.ask(shape=list(shape[:5]), kind=group.cell, precisions=precisions())
     return {name: TorchRun(context, name, group.of) for name in asked["peers"]}
 
 

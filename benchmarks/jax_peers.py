@@ -10,10 +10,43 @@ import numpy as np
 from flax import nnx
 from jax.experimental import rnn as cudnn
 
-from zoneout_jax import LSTM, RNN, Masks, Zoneout, unroll
+from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, unroll
 
 SPEC = Zoneout(cells=0.5, states=0.05)
 """The rates of the paper's character-level model."""
+
+
+class Kind(NamedTuple):
+    """A cell of ours, and of its peers.
+
+    Attributes:
+      make: our cell.
+      linen: Flax's in Linen, with the gates in one product where it has that.
+      nnx: Flax's in NNX, likewise.
+      others: its forms with a product for each gate, by name.
+      gates: how many.
+      spec: our masks.
+    """
+
+    make: Callable
+    linen: Callable
+    nnx: Callable
+    others: dict[str, Callable]
+    gates: int
+    spec: Zoneout
+
+
+KINDS = {
+    "LSTM": Kind(
+        LSTM,
+        nn.OptimizedLSTMCell,
+        nnx.OptimizedLSTMCell,
+        {"Flax Linen, a product a gate": nn.LSTMCell, "Flax NNX, a product a gate": nnx.LSTMCell},
+        4,
+        SPEC,
+    ),
+    "GRU": Kind(GRU, nn.GRUCell, nnx.GRUCell, {}, 3, Zoneout(states=SPEC.states)),
+}
 
 
 class Shape(NamedTuple):
@@ -22,6 +55,7 @@ class Shape(NamedTuple):
     Attributes:
       batch, steps, inputs, units: B, T, F and H.
       input_gradient: the input is differentiated too, as that of an embedding must be.
+      kind: of `KINDS`.
     """
 
     batch: int
@@ -29,6 +63,7 @@ class Shape(NamedTuple):
     inputs: int
     units: int
     input_gradient: bool = False
+    kind: str = "LSTM"
 
 
 class Peer(NamedTuple):
@@ -46,21 +81,23 @@ class Peer(NamedTuple):
 
 
 def make_peers(shape: Shape) -> dict[str, Peer]:
-    """LSTMs by name, for a shape."""
+    """Layers by name, for a shape."""
+    kind = KINDS[shape.kind]
+    others = {
+        name: (in_linen if "Linen" in name else in_nnx)(shape, cell)
+        for name, cell in kind.others.items()
+    }
     return {
         "zoneout": ours(shape),
-        "zoneout off": ours(shape, None),
+        "zoneout off": ours(shape, spec=None),
         "zoneout, bfloat16 products": ours(shape, dtype=jnp.bfloat16),
-        "Flax Linen OptimizedLSTMCell": in_linen(shape, nn.OptimizedLSTMCell),
-        "Flax Linen OptimizedLSTMCell, bfloat16": in_linen(
-            shape, nn.OptimizedLSTMCell, jnp.bfloat16
-        ),
-        "Flax Linen LSTMCell": in_linen(shape, nn.LSTMCell),
-        "Flax NNX OptimizedLSTMCell": in_nnx(shape, nnx.OptimizedLSTMCell),
-        "Flax NNX LSTMCell": in_nnx(shape, nnx.LSTMCell),
+        "Flax Linen": in_linen(shape, kind.linen),
+        "Flax Linen, bfloat16": in_linen(shape, kind.linen, jnp.bfloat16),
+        "Flax NNX": in_nnx(shape, kind.nnx),
+        **others,
         "plain scan, bernoulli masks": plain(shape),
-        "matrix products alone": products(shape),
-        "matrix products alone, transposed": products(shape, transposed=True),
+        "matrix products alone": products(shape, gates=kind.gates),
+        "matrix products alone, transposed": products(shape, transposed=True, gates=kind.gates),
     }
 
 
@@ -85,11 +122,11 @@ def some_params(init: Callable[..., Any], *arguments: Any) -> Any:
     )
 
 
-def ours(
-    shape: Shape, spec: Zoneout | None = SPEC, make: Callable = LSTM, dtype: Any = None, **options
-) -> Peer:
-    """Our layer, with options of `unroll`."""
-    cell = make(shape.inputs, shape.units, dtype=dtype)
+def ours(shape: Shape, dtype: Any = None, **options) -> Peer:
+    """Our layer, with options of `unroll`; with zoneout by default."""
+    kind = KINDS[shape.kind]
+    cell = kind.make(shape.inputs, shape.units, dtype=dtype)
+    spec = options.pop("spec", kind.spec)
 
     def forward(params, xs, key):
         return unroll(cell, params, xs, zoneout=spec, key=key, **options)[1]
@@ -99,17 +136,19 @@ def ours(
 
 def plain(shape: Shape) -> Peer:
     """What a user writes first: masks drawn at each step, derivatives left to JAX."""
-    cell = LSTM(shape.inputs, shape.units)
+    kind = KINDS[shape.kind]
+    cell = kind.make(shape.inputs, shape.units)
+    rates = {name: rate for name, rate in kind.spec.rates.items() if rate is not None}
 
     def forward(params, xs, key):
         def step(carry, inputs):
             x, key = inputs
-            cells, states = jax.random.split(key)
-            masks = Masks(
-                jax.random.bernoulli(cells, SPEC.cells, (shape.batch, shape.units)),
-                jax.random.bernoulli(states, SPEC.states, (shape.batch, shape.units)),
-            )
-            return cell.step(params, carry, x, masks)
+            keys = jax.random.split(key, len(rates))
+            drawn = {
+                name: jax.random.bernoulli(k, rate, (shape.batch, shape.units))
+                for k, (name, rate) in zip(keys, rates.items(), strict=True)
+            }
+            return cell.step(params, carry, x, Masks(**drawn))
 
         carry = cell.initial_carry(params, shape.batch)
         return jax.lax.scan(step, carry, (xs, jax.random.split(key, shape.steps)))[1]
@@ -130,7 +169,8 @@ def in_nnx(shape: Shape, cell: Callable) -> Peer:
     layer = nnx.RNN(cell(shape.inputs, shape.units, rngs=nnx.Rngs(0)), time_major=True)
     graph, params, rest = nnx.split(layer, nnx.Param, ...)
     # Given a carry, the layer draws nothing, which it could not do inside `jax.jit`.
-    zeros = (jnp.zeros((shape.batch, shape.units)),) * 2
+    zeros = jnp.zeros((shape.batch, shape.units))
+    zeros = (zeros, zeros) if shape.kind == "LSTM" else zeros
 
     def forward(params, xs, key):
         return nnx.merge(graph, params, rest)(xs, initial_carry=zeros)

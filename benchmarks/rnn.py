@@ -5,10 +5,11 @@
     python -m benchmarks.rnn --quick                # checks that it runs; its times mean nothing
 
 All peers run in turn, round after round, in one run on one machine, so that whatever else happens
-there happens to all. Ours draws its masks inside the timed call; Flax's cells and `nn.LSTM` have no
-zoneout, and run in float32 unless said otherwise. A ratio is the median over rounds of ratios
-within a round. "Forward" computes the outputs, with masks, and keeps nothing for a backward pass;
-"forward + backward" computes the gradients of half the sum of their squares.
+there happens to all. Ours draws its masks inside the timed call; Flax's cells (the LSTM is the
+OptimizedLSTMCell) and torch's have no zoneout, and run in float32 unless said otherwise. A ratio is
+the median over rounds of ratios within a round. "Forward" computes the outputs, with masks, and
+keeps nothing for a backward pass; "forward + backward" computes the gradients of half the sum of
+their squares. Compile times include tracing.
 """
 
 import contextlib
@@ -37,16 +38,20 @@ SHAPES = {
     "word-PTB 256": Shape(20, 35, 256, 256, input_gradient=True),
     "word-PTB 650": Shape(20, 35, 650, 650, input_gradient=True),
     "seq2seq": Shape(32, 13, 12, 128),
+    "small": Shape(32, 64, 32, 64),
+    "GRU": Shape(64, 128, 64, 256, kind="GRU"),
+    "GRU, small": Shape(32, 64, 32, 64, kind="GRU"),
+    "GRU, permuted MNIST": Shape(100, 784, 1, 100, kind="GRU"),
     "text8": Shape(128, 180, 27, 2000),
 }
 QUICK = {"quick": Shape(2, 3, 4, 8, input_gradient=True)}
 PASSES = ("forward", "backward")
 GOALS = (
-    ("zoneout", "Flax Linen OptimizedLSTMCell"),
-    ("zoneout, bfloat16 products", "Flax Linen OptimizedLSTMCell"),
+    ("zoneout", "Flax Linen"),
+    ("zoneout, bfloat16 products", "Flax Linen"),
     ("zoneout", "torch loop with zoneout"),
-    ("zoneout", "torch nn.LSTM"),
-    ("zoneout, bfloat16 products", "Flax Linen OptimizedLSTMCell, bfloat16"),
+    ("zoneout", "torch"),
+    ("zoneout, bfloat16 products", "Flax Linen, bfloat16"),
     ("zoneout", "matrix products alone"),
     ("zoneout", "matrix products alone, transposed"),
     ("zoneout", "zoneout off"),
@@ -210,7 +215,7 @@ def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
         facts = {name: run.facts for name, run in compiled.items()}
         runs = dict(compiled)
         if torch is not None:
-            for name in torch.ask(shape=list(shape))["peers"]:
+            for name in torch.ask(shape=list(shape[:5]), kind=shape.kind)["peers"]:
                 runs[name] = functools.partial(torch.seconds, name, of)
         seconds = measure_in_turn(runs, rounds)
         result[of] = {name: {"seconds": seconds[name]} | facts.get(name, {}) for name in runs}
@@ -231,18 +236,24 @@ def table(results: dict) -> str:
     """Markdown tables: ratios by shape, and medians of each peer."""
     lines = ["| forward + backward | " + " | ".join(results) + " |", "| --- " * (len(results) + 1)]
     lines[-1] += "|"
-    memory = ("zoneout", "Flax Linen OptimizedLSTMCell", "temporary_bytes")
-    for ours, other, *key in (*GOALS, memory):
+    more = [("zoneout", "Flax Linen", key) for key in ("temporary_bytes", "compile_seconds")]
+    whats = {"temporary_bytes": "memory of ", "compile_seconds": "compile time of "}
+    for ours, other, *key in (*GOALS, *more):
         found = [ratio(result["backward"], ours, other, *key) for result in results.values()]
         cells = ["–" if value is None else f"{value:.2f}" for value in found]
-        what = "memory of " if key else ""
+        what = whats[key[0]] if key else ""
         lines.append(f"| {what}{ours} / {other} | " + " | ".join(cells) + " |")
     for of, title in (("backward", "forward + backward"), ("forward", "forward")):
         lines += ["", f"| {title}, ms | " + " | ".join(results) + " |"]
         lines.append("| --- " * (len(results) + 1) + "|")
-        for name in next(iter(results.values()))[of]:
-            medians = [statistics.median(r[of][name]["seconds"]) for r in results.values()]
-            lines.append(f"| {name} | " + " | ".join(f"{1000 * m:.3g}" for m in medians) + " |")
+        for name in dict.fromkeys(name for result in results.values() for name in result[of]):
+            cells = [
+                f"{1000 * statistics.median(result[of][name]['seconds']):.3g}"
+                if name in result[of]
+                else "–"
+                for result in results.values()
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -265,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
             content["versions"]["torch"] = torch.ask(shape=[1, 1, 1, 1, False])["version"]
         for name, shape in shapes.items():
             rounds = options.text8_rounds if name == "text8" else options.rounds
-            print(f"{name}: (B, T, F, H) = {shape[:4]}", file=sys.stderr)
+            print(f"{name}: {shape.kind}, (B, T, F, H) = {shape[:4]}", file=sys.stderr)
             content["results"][name] = measure(shape, 2 if options.quick else rounds, torch)
             # After each shape: a run that is stopped keeps what it has.
             write_json(out / "rnn.json", content)

@@ -66,7 +66,7 @@ class Peers:
                 dtype=dtype,
             )
             layers = {
-                f"torch nn.{kind}": getattr(torch.nn, kind)(inputs, units),
+                "torch": getattr(torch.nn, kind)(inputs, units),
                 "torch loop with zoneout": ZoneoutLoop(kind, inputs, units),
             }
             for name, layer in layers.items():

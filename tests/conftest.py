@@ -26,6 +26,13 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def freed() -> Iterator[None]:
+    """Frees what a file compiled: a process may have only so many pieces of machine code."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """64-bit types for the length of one test."""

@@ -24,7 +24,7 @@ def test_quick_run_measures_all_peers(tmp_path, capsys):
     said = capsys.readouterr().out
     assert table in said and said.endswith(f"{folder}/rnn.json and {folder}/rnn.md\n")
     for peers in result["results"]["quick"].values():
-        for name in ("zoneout", "zoneout off", "Flax NNX LSTMCell", "matrix products alone"):
+        for name in ("zoneout", "zoneout off", "Flax NNX", "matrix products alone"):
             assert len(peers[name]["seconds"]) == 2 and min(peers[name]["seconds"]) > 0
             assert peers[name]["temporary_bytes"] > 0
             assert f"| {name} |" in table
