@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from zoneout_jax import Zoneout
-from zoneout_jax._threefry import random_words, threefry2x32
+from zoneout_jax._threefry import normal, random_words, threefry2x32
 
 # Known answers of the authors' library Random123: key, counter, result.
 KNOWN = [
@@ -58,3 +59,14 @@ def test_old_keys():
     old, new = (make(7) for make in (jax.random.PRNGKey, jax.random.key))
     one, other = (random_words(key, 3, jnp.arange(2), 4)[0] for key in (old, new))
     np.testing.assert_array_equal(one, other)
+
+
+def test_normal_values():
+    ends = jnp.array([0, 2**32 - 1], jnp.uint32)
+    low, high = normal(ends)
+    assert -6 < low == -high < -5  # 2⁻²⁴ is that far out, and no word is infinitely far
+    words = jax.random.bits(jax.random.key(0), (400_000,), jnp.uint32)
+    # The largest distance of the cumulative frequencies; 1e-4 of samples exceed 2.225/√n.
+    assert scipy.stats.kstest(np.asarray(normal(words)), "norm").statistic < 2.225 / np.sqrt(
+        400_000
+    )

@@ -68,6 +68,6 @@ def random_words(
 
 
 def normal(words: jax.Array) -> jax.Array:
-    """Standard normal values of uniform words: √2 · erf⁻¹(2u − 1), with 24 bits of u."""
-    uniform = ((words >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    """Standard normal values of uniform words: √2 · erf⁻¹(2u − 1), u in (0, 1) with 23 bits."""
+    uniform = ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
     return jnp.sqrt(2.0).astype(jnp.float32) * jax.lax.erf_inv(2 * uniform - 1)
