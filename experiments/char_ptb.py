@@ -32,6 +32,7 @@ from experiments.character_model import (
     character_task,
 )
 from experiments.language_model import LanguageModel
+from experiments.texts import beside
 from zoneout_jax.data import Corpus, load_corpus
 from zoneout_jax.training import Positive, Task, launch, shown
 
@@ -45,8 +46,6 @@ class Config(CharacterConfig):
 
     preset: Literal["paper", "small", "laptop", "smoke"] = "paper"
     """Settings to start from; a flag given by hand beats them."""
-    dataset: Literal["ptb", "stdlib"] = "ptb"
-    """Corpus: ptb, or stdlib, which needs no files."""
     char_convention: Literal["mikolov", "rbn"] = "rbn"
     """How a line of ptb ends: with a newline, or with a blank and a newline."""
     clip_by: Literal["gradient", "update"] = "update"
@@ -141,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{result['name']}: validation {shown(result, 'validation_bpc')} BPC (carried "
         f"{shown(result, 'validation_carried_bpc')}), test {shown(result, 'test_bpc')} after "
-        f"{result['epochs']:g} epochs; paper: LSTM 1.466 / 1.356, zoneout 1.362 / 1.27"
+        f"{result['epochs']:g} epochs{beside(result, 'LSTM 1.466 / 1.356, zoneout 1.362 / 1.27')}"
     )
 
 

@@ -87,9 +87,12 @@ def read_config(options: Options) -> tuple[Any, Any]:
         experiment = importlib.import_module(f"experiments.{name}")
         if not (hasattr(experiment, "model") and hasattr(experiment, "load")):
             raise ValueError(f"{options.workdir} holds a run of {name}, which is no language model")
+        text = settings.pop("text_sha256", None)
         config = type(experiment.PRESETS["smoke"])(**settings)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:
         raise ValueError(f"{options.workdir} is no run directory: {file}: {error}") from error
+    if config.identity().get("text_sha256") != text:
+        raise ValueError(f"{config.dataset} has changed since the run was trained on it")
     folders = {"raw_data_dir": options.raw_data_dir, "data_dir": options.data_dir}
     return experiment, dataclasses.replace(config, **folders)
 

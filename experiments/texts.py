@@ -1,7 +1,9 @@
 """What language models of a text share: how much of it, and the state carried over it."""
 
 import dataclasses
-from typing import Annotated
+import hashlib
+import pathlib
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,9 @@ figures differ from those of the text in one piece by less than 1e-5 bits per ch
 class TextConfig(LanguageModelConfig):
     """Settings of a language model of a text."""
 
+    dataset: str = "ptb"
+    """Corpus: ptb, stdlib, which needs no files, or the path of a text file of your own (UTF-8; its
+    first 90 % train, 5 % validate, 5 % test)."""
     train_size: Count | None = None
     """Symbols of the training text to use; all by default."""
     eval_size: Annotated[int, Range(2)] | None = None
@@ -31,6 +36,25 @@ class TextConfig(LanguageModelConfig):
     eval_streams: Count = 32
     """Parts that a text is cut into to carry the state over them side by side, each after a
     warm-up on the symbols before it; 1 carries it over the text in one piece."""
+
+    corpora: ClassVar[tuple[str, ...]] = ("ptb", "stdlib")
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = self.dataset in self.corpora
+        if not known and not pathlib.Path(self.dataset).expanduser().is_file():
+            raise ValueError(
+                f"dataset must be {', '.join(self.corpora)} or a text file, got {self.dataset!r},"
+                " which is no file here"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the numbers of a run, and what a text of one's own holds."""
+        settings = super().identity()
+        if self.dataset not in self.corpora:
+            content = pathlib.Path(self.dataset).expanduser().read_bytes()
+            settings["text_sha256"] = hashlib.sha256(content).hexdigest()
+        return settings
 
 
 def split_texts(config: TextConfig, corpus: Corpus) -> dict[str, np.ndarray]:
@@ -85,3 +109,10 @@ def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> 
         return total, count
 
     return Evaluation(loss, text, starts[None, :])
+
+
+def beside(result: dict[str, Any], published: str) -> str:
+    """The paper's figures, for a result on the corpus that they are of."""
+    experiment, _, corpus = result["name"].partition(" on ")
+    its_own = corpus.split()[0] == experiment.rpartition("_")[2]
+    return f"; paper: {published}" if its_own else ""

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -59,8 +60,9 @@ def load_corpus(
 
     Args:
       name: `ptb` (Penn Treebank, see `zoneout_jax.data.ptb`), `text8` or `text8_like` (see
-        `zoneout_jax.data.text8`), or `stdlib` (the running Python's own library sources, see
-        `zoneout_jax.data.stdlib`, which needs no files).
+        `zoneout_jax.data.text8`), `stdlib` (the running Python's own library sources, see
+        `zoneout_jax.data.stdlib`, which needs no files), or the path of a text file of your own
+        (see `zoneout_jax.data.own_text`).
       unit: `char` or, but for `text8` and `text8_like`, `word`; for `stdlib` also `text8`,
         letters a–z and blanks.
       convention: how a line of char-level `ptb` ends: `mikolov`, with a newline, or `rbn`, with
@@ -78,7 +80,16 @@ def load_corpus(
       >>> corpus.vocab_size
       96
     """
-    _check_choice("dataset", name, tuple(UNITS))
+    if name not in UNITS:
+        if not pathlib.Path(name).expanduser().is_file():
+            raise raw.DataError(
+                f"dataset must be one of {', '.join(UNITS)} or a text file, got {name!r}, which is"
+                " no file here"
+            )
+        from zoneout_jax.data import own_text
+
+        _check_choice("unit of a file", unit, ("char", "word"))
+        return own_text.load(name, unit)
     _check_choice(f"unit of {name}", unit, UNITS[name])
     _check_choice("convention", convention, CONVENTIONS)
     if name == "stdlib":

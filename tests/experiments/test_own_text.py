@@ -1,0 +1,34 @@
+"""Language models of a text of the user's own."""
+
+import pytest
+
+from experiments import char_ptb, sample, word_ptb
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("experiment", [char_ptb, pytest.param(word_ptb, marks=pytest.mark.slow)])
+def test_training_going_on_and_sampling(experiment, tmp_path, capsys):
+    path, run = tmp_path / "own.txt", tmp_path / "run"
+    path.write_text("so it goes — and on\n" * 800, encoding="utf-8")
+    flags = ["--preset=smoke", f"--dataset={path}", f"--workdir={run}"]
+    experiment.main(flags)
+    said = capsys.readouterr().out
+    assert "on own.txt" in said and "paper:" not in said
+    prompt = "so" if experiment is char_ptb else "so it"
+    sample.main([str(run), f"--prompt={prompt}", "--length=5"])
+    assert capsys.readouterr().out.startswith(prompt)
+    path.write_text("another text\n" * 800)
+    for again in (lambda: experiment.main(flags), lambda: sample.main([str(run)])):
+        with pytest.raises(SystemExit) as end:
+            again()
+        assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "text_sha256" in error and "own.txt has changed since the run was trained on it" in error
+
+
+@pytest.mark.parametrize("experiment", [char_ptb, word_ptb])
+def test_no_such_text(experiment, capsys):
+    with pytest.raises(SystemExit) as end:
+        experiment.main(["--preset=smoke", "--dataset=pbt"])
+    assert end.value.code == 2
+    assert "dataset must be ptb, stdlib or a text file, got 'pbt'" in capsys.readouterr().err

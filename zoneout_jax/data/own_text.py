@@ -1,0 +1,77 @@
+"""A text file of the user's own: its first 90 % train, the next 5 % validate, the last 5 % test.
+
+The file must be UTF-8. By unit:
+
+- `char`: its characters as they are; the vocabulary is that of the whole file.
+- `word`: what stands between blanks, `<eos>` at the end of each line that is not blank. The 10,000
+  most frequent words of train are kept, alphabetically where frequencies are equal; others become
+  `<unk>`.
+"""
+
+import collections
+import hashlib
+import pathlib
+
+import numpy as np
+
+from zoneout_jax.data import corpus, raw
+
+KEPT_WORDS = 10_000
+LEAST_SYMBOLS = 100
+
+
+def load(path: raw.PathLike, unit: str = "char") -> corpus.Corpus:
+    """Makes the corpus of a file.
+
+    Args:
+      path: the file.
+      unit: `char` or `word`.
+
+    Raises:
+      DataError: the file is not there, not UTF-8, or shorter than 100 symbols.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise raw.DataError(
+            f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv"
+        ) from error
+    except OSError as error:
+        raise raw.DataError(f"{path} cannot be read: {error.strerror}") from error
+    symbols = list(text) if unit == "char" else _words(text)
+    if len(symbols) < LEAST_SYMBOLS:
+        raise raw.DataError(
+            f"{path} has {len(symbols)} symbols ({unit}s); a text needs at least {LEAST_SYMBOLS}"
+        )
+    # A run does not go on with a file that has changed: its name is among what is compared.
+    name = f"{path.name} {unit} ({hashlib.sha256(content).hexdigest()[:8]})"
+    ends = [len(symbols) * percent // 100 for percent in (90, 95)]
+    parts = symbols[: ends[0]], symbols[ends[0] : ends[1]], symbols[ends[1] :]
+    splits = dict(zip(corpus.SPLITS, parts, strict=True))
+    if unit == "word":
+        return corpus.encode_words(_rare_unknown(splits), name, ("<unk>", "<eos>"))
+    vocabulary = tuple(sorted(set(symbols)))
+    number = {symbol: position for position, symbol in enumerate(vocabulary)}
+    dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
+    streams = {
+        split: np.fromiter((number[symbol] for symbol in part), dtype, len(part))
+        for split, part in splits.items()
+    }
+    return corpus.Corpus(**streams, vocabulary=vocabulary, name=name)
+
+
+def _words(text: str) -> list[str]:
+    lines = (line.split() for line in text.splitlines())
+    return [word for line in lines if line for word in (*line, "<eos>")]
+
+
+def _rare_unknown(splits: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The words, those that are not among the most frequent of train as `<unk>`."""
+    counts = collections.Counter(splits["train"])
+    kept = set(sorted(counts, key=lambda word: (-counts[word], word))[:KEPT_WORDS])
+    return {
+        split: [word if word in kept else "<unk>" for word in words]
+        for split, words in splits.items()
+    }
