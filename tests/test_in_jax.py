@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from tests.test_cells import CELLS, KEY, LENGTHS, MASKS, B, F, H, T, build, some_stats, spec_for
 from zoneout_jax import LSTM, RNN, Masks, Zoneout, _unroll, unroll
@@ -92,7 +93,7 @@ def test_export_for_any_length_and_batch(name, masks, reverse):
 
         return jax.grad(loss)(params)
 
-    time, batch = jax.export.symbolic_shape("T, B")
+    time, batch = export.symbolic_shape("T, B")
     shapes = jax.eval_shape(lambda *a: a, params, xs, KEY, lengths)
     shapes = (
         shapes[0],
@@ -100,7 +101,7 @@ def test_export_for_any_length_and_batch(name, masks, reverse):
         shapes[2],
         jax.ShapeDtypeStruct((batch,), lengths.dtype),
     )
-    exported = jax.export.export(jax.jit(gradient))(*shapes)
+    exported = export.export(jax.jit(gradient))(*shapes)
     if name in ("lstm", "gru"):
         got = exported.call(params, xs, KEY, lengths)
         wanted = jax.jit(gradient)(params, xs, KEY, lengths)

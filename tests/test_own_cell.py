@@ -137,3 +137,93 @@ def test_cells_are_values():
             LSTM(3, 5, dtype=wrong)
     with pytest.raises(ValueError, match=r"parameters of LSTM.*must have the shapes"):
         unroll(LSTM(3, 6), one.init(jax.random.key(0)), jnp.ones((7, 4, 3)))
+
+
+def softmax(x):
+    return jax.nn.softmax(x)
+
+
+@pytest.mark.parametrize("cell", [GRU(3, 512, gate_fn=softmax), RNN(3, 512, activation_fn=softmax)])
+def test_activations_that_mix_units(cell):
+    assert not cell.elementwise and type(cell)(3, 512).elementwise
+    params, xs = cell.init(KEY), jax.random.normal(KEY, (3, 16, 3))
+    one, other = (unroll(cell, params, xs, implementation=i)[1] for i in ("fused", "scan"))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+class Embedding(RNN):
+    """Takes symbols in place of vectors, and has no parameter `input`."""
+
+    def parameters(self):
+        made = super().parameters()
+        return {
+            "table": (made["input"][0], (self.in_features, H)),
+            **{n: made[n] for n in made if n != "input"},
+        }
+
+    @property
+    def input_width(self):
+        return 1
+
+    def project(self, params, xs):
+        return params["table"][xs[..., 0]] + params["bias"][None, None]
+
+
+class Louder(GRU):
+    """A step of another form."""
+
+    def advance(self, params, carry, projected, masks, *normalize):
+        return carry + 1, carry + 1
+
+
+def test_other_projections_and_steps():
+    cell = Embedding(4, H)
+    params, symbols = cell.init(KEY), jax.random.randint(KEY, (T, B, 1), 0, 4)
+
+    def loss(params, implementation):
+        return jnp.sum(jnp.sin(unroll(cell, params, symbols, implementation=implementation)[1]))
+
+    one, other = (jax.grad(loss)(params, i) for i in ("fused", "scan"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)
+    louder = Louder(F, H)
+    ys = unroll(louder, louder.init(KEY), jnp.ones((T, B, F)))[1]
+    np.testing.assert_array_equal(ys[:, 0, 0], np.arange(1, T + 1))
+
+
+class Wider(RNN):
+    """Returns a carry of another type."""
+
+    def update(self, params, carry, gates, rest, masks):
+        return carry.astype(jnp.bfloat16), carry
+
+
+class Nameless(RNN):
+    """Has no hidden state."""
+
+    carry_names = ("c",)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: run(Wider(F, H)), TypeError, "Wider.update must return a carry float32.*bfloat16"),
+        (lambda: Nameless(F, H), ValueError, 'carry_names must hold "h"'),
+        (lambda: LSTM(3, 4.0), TypeError, "hidden_features must be an integer, got 4.0"),
+        (
+            lambda: LSTM(3, 6).step(
+                LSTM(3, 5).init(KEY), (jnp.zeros((B, 6)),) * 2, jnp.ones((B, 3))
+            ),
+            ValueError,
+            r"parameters of LSTM must have the shapes input \(3, 24\), got \(3, 20\)",
+        ),
+        (lambda: Zoneout(cells=object()), TypeError, "rate of cells must be a number"),
+        (lambda: Zoneout(cells=jnp.bfloat16(2.0)), ValueError, "rate of cells must be in"),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def run(cell):
+    return unroll(cell, cell.init(KEY), jnp.ones((T, B, F)))

@@ -1,5 +1,6 @@
 """Batches spread over devices by `jit`: nothing is gathered, each device does its part alone."""
 
+import contextlib
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zoneout_jax import GRU, LSTM, RNN, Zoneout, _fused, _unroll, unroll
+from zoneout_jax import GRU, LSTM, RNN, Zoneout, _fused, _unroll, linen, unroll
 
 T, B, F, H = 20, 32, 8, 64
 CELLS = {
@@ -130,3 +131,36 @@ def test_equal_masks_on_every_device_are_refused():
     assert len({np.asarray(spread(folded)(xs, KEY)[:, b]).tobytes() for b in range(16)}) == 16
     with pytest.raises(ValueError, match="axis_name='data' is not mapped here"):
         run(xs, KEY, axis_name="data")
+    # A key that nothing is drawn from may be the same; noise on the carry may not.
+    spread(lambda xs, key: unroll(cell, params, xs, key=key)[1])(xs, KEY)
+    with pytest.raises(ValueError, match="all devices would draw the same"):
+        spread(lambda xs, key: unroll(cell, params, xs, key=key, carry_noise=0.1)[1])(xs, KEY)
+    two = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    specs = P(None, ("data", "model"))
+    for names, error in (("data", "over the mapped axis model"), (("data", "model"), None)):
+        with pytest.raises(ValueError, match=error) if error else contextlib.nullcontext():
+            f = jax.shard_map(
+                lambda xs, names=names: run(xs, KEY, axis_name=names),
+                mesh=two,
+                in_specs=specs,
+                out_specs=specs,
+            )
+            np.testing.assert_allclose(f(xs), whole, rtol=0, atol=1e-6)
+
+
+def test_batch_statistics_need_the_axis():
+    cell = LSTM(F, H, normalization="batch", max_steps=T)
+    with pytest.raises(ValueError, match="axis_name='data' is not mapped here"):
+        unroll(cell, cell.init(KEY), jnp.ones((T, 4, F)), axis_name="data")
+
+
+def test_a_single_step_on_an_explicit_mesh():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    cell = linen.ZoneoutGRUCell(H, zoneout=Zoneout(states=0.5), deterministic=False)
+    x = jax.device_put(jnp.ones((16, F)), NamedSharding(mesh, P("data", None)))
+    carry = jax.device_put(jnp.ones((16, H)), NamedSharding(mesh, P("data", None)))
+    variables = cell.init(jax.random.key(0), jnp.ones((16, H)), jnp.ones((16, F)))
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
+        got = jax.jit(cell.apply)(variables, carry, x, rngs={"zoneout": KEY})[1]
+    wanted = cell.apply(variables, jnp.ones((16, H)), jnp.ones((16, F)), rngs={"zoneout": KEY})[1]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from zoneout_jax._initializers import Initializer, block_orthogonal
@@ -68,13 +69,13 @@ class Cell:
       carry_names: names of the arrays `[B, H]` of the carry; "h", the hidden state, is among them.
         A single one is the carry itself, several are a tuple.
       mask_names: the fields of `Masks` that the cell understands.
-      elementwise: whether `update` treats each unit apart from the others. Large layers then run
-        with transposed arrays on a CPU, which is faster.
+      elementwise: whether `update` and the activations treat each unit apart from the others. Large
+        layers then run with transposed arrays on a CPU, which is faster.
       statistics: sizes of the quantities with batch statistics, by name.
 
     Raises:
-      ValueError: a size below one.
-      TypeError: types that are not those of real numbers.
+      ValueError: a size below one, an activation without that name, no "h" in `carry_names`.
+      TypeError: types that are not those of real numbers, sizes that are no integers.
     """
 
     in_features: int
@@ -101,6 +102,8 @@ class Cell:
                 raise TypeError(f"{name} must be a type of real numbers, got {value!r}")
             # In one form, so that equal settings compare equal.
             object.__setattr__(self, name, None if value is None else jnp.dtype(value))
+        if "h" not in self.carry_names:
+            raise ValueError(f'carry_names must hold "h", the hidden state: {self.carry_names!r}')
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -257,8 +260,15 @@ class Cell:
           ValueError: a mask that the cell has no use for.
         """
         masks = Masks(**self.known_masks(masks or Masks()))
+        self.check_params(params)
         normalize = (BatchNormalizer(jnp.asarray(number), stats),) if self.statistics else ()
         return self.advance(params, carry, self.project(params, x), masks, *normalize)
+
+    @property
+    def _named_only(self) -> bool:
+        """Whether all functions that the settings hold are known to be elementwise."""
+        fields = (getattr(self, field, "") for field in ("activation_fn", "gate_fn"))
+        return all(isinstance(value, str) for value in fields)
 
     def _name_activations(self, *fields: str) -> None:
         """Checks these settings, and puts names in place of the functions that have one."""
@@ -269,6 +279,15 @@ class Cell:
             if not callable(value):
                 check_choice(field, value, tuple(ACTIVATIONS))
             object.__setattr__(self, field, names.get(value, value))
+
+    def check_params(self, params: Params) -> None:
+        """Raises ValueError unless parameters have the names and shapes of the cell's own."""
+        wanted = {name: shape for name, (_, shape) in self.parameters().items()}
+        given = {name: jnp.shape(p) for name, p in params.items()}
+        differing = [n for n in wanted | given if wanted.get(n) != given.get(n)]
+        if differing:
+            what = ", ".join(f"{n} {wanted.get(n)}, got {given.get(n)}" for n in differing)
+            raise ValueError(f"parameters of {type(self).__name__} must have the shapes {what}")
 
     def known_masks(self, masks: Masks) -> dict[str, ArrayLike]:
         """The masks that are given, by name; ValueError if the cell has no use for one."""
@@ -297,7 +316,10 @@ def combine(
 
 def function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
     """The function that an activation names or is."""
-    return ACTIVATIONS[activation] if isinstance(activation, str) else activation
+    if isinstance(activation, str):
+        check_choice("an activation", activation, tuple(ACTIVATIONS))
+        return ACTIVATIONS[activation]
+    return activation
 
 
 def vectors(params: Params, dtype: Any) -> dict[str, Any]:
@@ -348,5 +370,7 @@ def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def check_sizes(**sizes: int) -> None:
     """Raises ValueError unless all sizes are at least 1."""
     for name, size in sizes.items():
+        if not isinstance(size, int | np.integer):
+            raise TypeError(f"{name} must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.recurrent import flip_sequences
 
 from zoneout_jax._cell import Carry, Cell, Params
-from zoneout_jax._draw import batch_offset, check_spread, draw_masks
+from zoneout_jax._draw import batch_offset, check_spread, draw_masks, spread_as
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
 from zoneout_jax._unroll import Lengths, clip_lengths, unroll
@@ -20,14 +20,16 @@ from zoneout_jax._zoneout import Zoneout
 def make_cell(kind: type[Cell], module: Any, in_features: int, hidden_features: int) -> Cell:
     """The pure cell with the settings that a module has attributes of."""
     names = [field.name for field in dataclasses.fields(kind)]
-    options = {name: getattr(module, name) for name in names if name[-9:] != "_features"}
+    options = {name: getattr(module, name) for name in names if not name.endswith("_features")}
     return kind(in_features, hidden_features, **options)
 
 
-def check_carry_init(carry_init: Initializer | None, learned: bool) -> None:
+def check_carry_init(module: Any, learned: bool) -> None:
     """Raises ValueError for two kinds of initial carry at once."""
-    if carry_init is not None and learned:
+    if module.carry_init is not None and learned:
         raise ValueError("carry_init is for carries that are not learned; leave one of them out")
+    if module.carry_init is not None and module.carry_noise:
+        raise ValueError("carry_noise is for carries of zeros or learned ones, not for carry_init")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +100,8 @@ def run_step(
     carry, number = _to_pure(name, cell, carry, shape)
     x, batch = x.reshape(-1, x.shape[-1]), math.prod(shape[:-1])
     key = draw_key() if mode.draws else None
-    if key is not None and module.axis_name is None:
-        check_spread(x, key)
+    if key is not None:
+        check_spread(x, key, module.axis_name)
     masks = draw_masks(
         cell,
         mode.zoneout,
@@ -110,12 +112,18 @@ def run_step(
         lambda: batch_offset(module.axis_name, batch),
     )
     masks = jax.tree.map(lambda mask: mask[0] if jnp.ndim(mask) else mask, masks)
+    masks = spread_as(x, 0, masks, 0)
     normalize = []
     if cell.statistics:
+        cell.check_params(params)
+        if module.axis_name is not None and not mode.deterministic:
+            batch_offset(module.axis_name, batch)  # raises where the axis is not mapped
         population = stats if mode.deterministic else None
         number = jnp.asarray(number)
         normalize = [BatchNormalizer(number, population, axis_name=module.axis_name)]
-    carry, y = cell.advance(params, carry, cell.project(params, x), masks, *normalize)
+        carry, y = cell.advance(params, carry, cell.project(params, x), masks, *normalize)
+    else:
+        carry, y = cell.step(params, carry, x, masks)
     moved = None
     if normalize and not mode.deterministic and stats is not None:
         found = {n: s[None] for n, s in (normalize[0].found() or {}).items()}
@@ -150,7 +158,10 @@ def run_sequence(
     if seq_lengths is not None:
         seq_lengths = jnp.asarray(seq_lengths)
         if seq_lengths.shape != tuple(batch_dims):
-            raise ValueError(f"seq_lengths must be {tuple(batch_dims)}, got {seq_lengths.shape}")
+            raise ValueError(
+                f"{type(module).__name__}: seq_lengths must be {tuple(batch_dims)}, got"
+                f" {seq_lengths.shape}"
+            )
         seq_lengths = jnp.ravel(seq_lengths) if len(batch_dims) != 1 else seq_lengths
     found: list[Stats]
     carry, ys, *found = unroll(
@@ -173,7 +184,9 @@ def run_sequence(
     if stats is not None and found:
         moved = update_stats(stats, found[0], rate=1 - module.momentum)
     if len(batch_dims) != 1:
-        ys = jax.tree.map(lambda y: y.reshape(steps, *batch_dims, *y.shape[2:]), ys)
+        ys = jax.tree.map(
+            lambda y: y.reshape(steps, *batch_dims, *y.shape[2:]) if y.ndim > 1 else y, ys
+        )
     return _from_pure(cell, carry, number + steps, shape), ys, moved
 
 
@@ -186,13 +199,13 @@ def start_carry(
 ) -> Carry:
     """The carry before the first step, learned, drawn or zeros."""
     shape = (*batch_dims, cell.hidden_features)
-    carry = cell.initial_carry(params, 1)
+    carry = jax.tree.map(lambda a: jnp.broadcast_to(a[0], shape), cell.initial_carry(params, 1))
     if carry_init is not None:
-        leaves, structure = jax.tree.flatten(carry)
-        keys = jax.random.split(key(), len(leaves))
-        drawn = [carry_init(k, shape, cell.param_dtype) for k in keys]
-        return _from_pure(cell, jax.tree.unflatten(structure, drawn), 0, shape)
-    carry = jax.tree.map(lambda a: jnp.broadcast_to(a[0], shape), carry)
+        arrays = dict(zip(cell.carry_names, jax.tree.leaves(carry), strict=True))
+        keys = jax.random.split(key(), len(cell.state_names))
+        for k, name in zip(keys, cell.state_names, strict=True):
+            arrays[name] = carry_init(k, shape, cell.param_dtype)
+        carry = jax.tree.unflatten(jax.tree.structure(carry), arrays.values())
     return _from_pure(cell, carry, 0, shape)
 
 
@@ -215,7 +228,7 @@ def run_layers(
       rnn: the Linen or NNX module, whose attributes the overrides override if they are not None.
       stack: its cells.
       is_single: whether carries are that of the only cell, and no tuple.
-      run: `run(cell, xs, carry, zoneout=, …)` runs one of them.
+      run: `run(number, cell, xs, carry, zoneout=, …)` runs one of them.
       zoneout: one spec for all cells or one for each.
       emit: of the last cell.
     """
@@ -238,28 +251,39 @@ def run_layers(
     xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
     last = []
     for number, (cell, carry, spec) in enumerate(zip(stack, carries, specs, strict=True)):
-        carry, xs = run(
-            cell,
-            xs,
-            carry,
-            zoneout=spec,
-            seq_lengths=seq_lengths,
-            reverse=options["reverse"],
-            emit=emit if number == len(stack) - 1 else None,
-            unroll=rnn.unroll,
-            chunk=rnn.chunk,
-            implementation=rnn.implementation,
-        )
+        try:
+            carry, xs = run(
+                number,
+                cell,
+                xs,
+                carry,
+                zoneout=spec,
+                seq_lengths=seq_lengths,
+                reverse=options["reverse"],
+                emit=emit if number == len(stack) - 1 else None,
+                unroll=rnn.unroll,
+                chunk=rnn.chunk,
+                implementation=rnn.implementation,
+            )
+        except ValueError as error:
+            if is_single:
+                raise
+            raise ValueError(f"cell {number} of ZoneoutRNN: {error}") from error
         last.append(carry)
+    axes = inputs.ndim - 2
     if options["reverse"] and not options["keep_order"]:
         if seq_lengths is not None:
             seq_lengths = clip_lengths(seq_lengths, inputs.shape[0 if time_major else -2])
-        axes = inputs.ndim - 2
         xs = jax.tree.map(
-            lambda y: flip_sequences(y, seq_lengths, num_batch_dims=axes, time_major=True), xs
+            lambda y: (
+                flip_sequences(y, seq_lengths, num_batch_dims=axes, time_major=True)
+                if y.ndim > 1
+                else y[::-1]
+            ),
+            xs,
         )
-    if not time_major:
-        xs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, inputs.ndim - 2), xs)
+    if not time_major:  # scalars of each step, from `emit`, have the axis of time alone
+        xs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axes) if y.ndim > 1 else y, xs)
     carry = last[0] if is_single else tuple(last)
     return (carry, xs) if options["return_carry"] else xs
 

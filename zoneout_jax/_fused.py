@@ -134,6 +134,7 @@ def _finish(how, update, carry, inputs, constants):
     if how.cell.statistics:
         normalize = [BatchNormalizer(inputs.number, constants.stats, valid, how.axis_name)]
     new, output = update(Masks(**constants.masks, **inputs.masks), *normalize)
+    _check_update(how.cell, new, carry)
     if valid is not None:
         new = jax.tree.map(lambda n, c: jnp.where(valid, n, c), new, carry)
         output = jnp.where(valid, output, jnp.zeros_like(output))
@@ -260,7 +261,8 @@ def _scan_backward(how, residuals, cotangents):
             out_sharding=explicit_sharding(params[name]),
         )
 
-    gradient = {name: _like(d, params[name]) for name, d in how.turned(d_rows).items()}
+    gradient: dict[str, Any] = dict.fromkeys(params)  # None: they are not used here
+    gradient |= {name: _like(d, params[name]) for name, d in how.turned(d_rows).items()}
     gradient["recurrent"] = kernel_gradient("recurrent", cell.hidden(saved[0]), dz)
     d_projected = dz if d_projected is None else d_projected
     if how.own_input:
@@ -268,7 +270,6 @@ def _scan_backward(how, residuals, cotangents):
         gradient["bias"] = gradient["bias"] + jnp.sum(d_projected, (0, 1))
         d_xs = how.turned(cell.product(d_projected, params["input"].T))
     else:
-        gradient["input"] = None
         d_xs = how.turned(d_projected)
     none = dict.fromkeys
     return (
@@ -287,6 +288,15 @@ def explicit_sharding(array: jax.Array) -> jax.sharding.NamedSharding | None:
     sharding: Any = jax.typeof(array).sharding
     explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
     return sharding if explicit else None
+
+
+def _check_update(cell: Cell, new: Carry, carry: Carry) -> None:
+    """Raises TypeError unless `update` returned a carry like the one that it got."""
+    given, wanted = (
+        jax.tree.map(lambda a: f"{a.dtype.name}{list(a.shape)}", tree) for tree in (new, carry)
+    )
+    if given != wanted:
+        raise TypeError(f"{type(cell).__name__}.update must return a carry {wanted}, got {given}")
 
 
 def _turn(array: jax.Array) -> jax.Array:

@@ -57,12 +57,16 @@ class GRU(Cell):
     output: Output = "state"
 
     mask_names: ClassVar[tuple[str, ...]] = ("states", "update")
-    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._name_activations("activation_fn", "gate_fn")
         check_choice("output", self.output, ("state", "candidate"))
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        """True without functions that may not be elementwise."""
+        return self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
@@ -72,7 +76,7 @@ class GRU(Cell):
     @property
     def one_product(self) -> bool:
         """Whether a step has a single product."""
-        return self.reset_after
+        return self.reset_after and type(self).advance is GRU.advance
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """Initializer and shape of each parameter."""

@@ -110,8 +110,8 @@ class LSTM(Cell):
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """True without normalization."""
-        return self.normalization is None
+        """True without normalization, and without functions that may not be elementwise."""
+        return self.normalization is None and self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:

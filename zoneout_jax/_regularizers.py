@@ -44,7 +44,7 @@ def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> ja
     if seq_lengths is None:
         return jnp.mean(changes)
     lengths = clip_lengths(seq_lengths, states.shape[0])
-    counted = jnp.arange(1, states.shape[0])[:, None] < lengths
+    counted = jnp.arange(1, states.shape[0])[:, None] < lengths[None]
     sums = jnp.sum(jnp.where(counted, changes, 0), 0)
     return jnp.mean(sums / jnp.maximum(lengths - 1, 1).astype(sums.dtype))
 

@@ -1,7 +1,6 @@
 """The plain recurrent network."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
@@ -40,12 +39,15 @@ class RNN(Cell):
     activation_fn: Activation = "tanh"
     output: Output = "state"
 
-    elementwise: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self._name_activations("activation_fn")
         check_choice("output", self.output, ("state", "candidate"))
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        """True without functions that may not be elementwise."""
+        return self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:

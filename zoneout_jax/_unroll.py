@@ -17,9 +17,10 @@ from zoneout_jax._draw import (
     draw_masks,
     required,
     split_masks,
+    spread_as,
     varying_axes,
 )
-from zoneout_jax._fused import Constants, How, Inputs, explicit_sharding, scan, scan_fused
+from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._zoneout import Masks, Zoneout
 
@@ -126,7 +127,7 @@ def unroll(
         raise ValueError("stats are for batch-normalized cells only")
     if cell.statistics and deterministic and stats is None:
         raise ValueError("a batch-normalized cell in evaluation needs its population stats")
-    _check_params(cell, params)
+    cell.check_params(params)
     steps, batch = xs.shape[:2]
     # Gradients then have the types of the parameters.
     params = {name: jnp.asarray(p).astype(cell.param_dtype) for name, p in params.items()}
@@ -134,16 +135,19 @@ def unroll(
     def offset() -> jax.Array | int:
         return batch_offset(axis_name, batch)
 
+    if axis_name is not None and cell.statistics and not deterministic:
+        offset()  # raises where the axis is not mapped
+    draws = masks is None and isinstance(zoneout, Zoneout) and zoneout.active
+    if key is not None and not deterministic and (draws or carry_noise):
+        check_spread(xs, key, axis_name)
     if carry is None:
         carry = cell.initial_carry(params, batch)
         if carry_noise and not deterministic:
             carry = add_noise(cell, carry, carry_noise, required(key, "noise"), offset())
-    carry = _spread_as(xs, 1, _checked_carry(cell, params, carry, batch), 0)
+    carry = spread_as(xs, 1, _checked_carry(cell, params, carry, batch), 0)
     if masks is None:
         masks = draw_masks(cell, zoneout, key, deterministic, steps, batch, offset)
-        if key is not None and not deterministic and axis_name is None:
-            check_spread(xs, key)
-    masks = _spread_as(xs, 1, masks, 1)
+    masks = spread_as(xs, 1, masks, 1)
     constant, varying = split_masks(masks, cell, (steps, batch, cell.hidden_features))
     valid = None
     if seq_lengths is not None:
@@ -173,7 +177,9 @@ def unroll(
     constants = Constants(constant, stats if deterministic else None)
     inputs: Any = Inputs(jnp.asarray(xs), varying, valid, number)
     params, carry, constants, inputs = _vary_alike((params, carry, constants, inputs))
-    if chunk is None or not isinstance(steps, int) or chunk >= steps:
+    if chunk is not None and not isinstance(steps, int):
+        raise ValueError("chunk needs a known number of steps, and T is symbolic; leave it out")
+    if chunk is None or chunk >= steps:
         carry, (ys, found) = run(params, constants, carry, inputs)
     else:
         run = functools.partial(jax.checkpoint(run), params, constants)
@@ -264,23 +270,6 @@ def _vary_alike(tree: Any) -> Any:
     return jax.tree.map(vary, tree) if everything else tree
 
 
-def _spread_as(xs: jax.Array, xs_axis: int, tree: Any, axis: int) -> Any:
-    """Spreads an axis of arrays over an explicit mesh as that of the inputs is spread."""
-    sharding = explicit_sharding(xs)
-    if sharding is None:
-        return tree
-
-    def spread(leaf):
-        if jnp.ndim(leaf) <= axis or leaf.shape[axis] != xs.shape[xs_axis]:
-            return leaf
-        spec: list[Any] = [None] * leaf.ndim
-        spec[axis] = sharding.spec[xs_axis]
-        wanted = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-        return jax.sharding.reshard(leaf, wanted)
-
-    return jax.tree.map(spread, tree)
-
-
 def _flip(tree: Any, lengths: jax.Array) -> Any:
     """Reverses each example of arrays `[T, B, ...]` within its length, and arrays `[T]` whole."""
 
@@ -339,14 +328,6 @@ def clip_lengths(seq_lengths: Lengths, steps: int) -> jax.Array:
         seq_lengths = seq_lengths.astype(jnp.int32)
     most = jnp.asarray(steps).astype(seq_lengths.dtype)  # T may be symbolic, for `jax.export`
     return jnp.clip(seq_lengths, 0, most).astype(int)
-
-
-def _check_params(cell: Cell, params: Params) -> None:
-    """Raises ValueError unless the parameters have the names and shapes of the cell's own."""
-    wanted = {name: shape for name, (_, shape) in cell.parameters().items()}
-    given = {name: jnp.shape(p) for name, p in params.items()}
-    if given != wanted:
-        raise ValueError(f"parameters of {cell} must have the shapes {wanted}, got {given}")
 
 
 def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carry:

@@ -245,12 +245,9 @@ def _check_rate(name: str, rate: Any) -> None:
     """Raises unless a rate that is known already is a probability. Traced ones pass."""
     if isinstance(rate, jax.core.Tracer) or rate is None or callable(rate):
         return
-    array = isinstance(rate, np.ndarray | jax.Array)
-    numeric = not array or any(
-        jnp.issubdtype(rate.dtype, kind) for kind in (jnp.floating, jnp.integer)
-    )
-    if isinstance(rate, bool | str | complex | list | tuple | dict) or not numeric:
+    kind = rate.dtype if isinstance(rate, jax.Array) else np.asarray(rate).dtype
+    numeric = any(jnp.issubdtype(kind, real) for real in (jnp.floating, jnp.integer))
+    if isinstance(rate, list | tuple) or not numeric:
         raise TypeError(f"rate of {name} must be a number in [0, 1], got {rate!r}")
-    if array or isinstance(rate, numbers.Real):
-        if not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
-            raise ValueError(f"rate of {name} must be in [0, 1], got {rate}")
+    if not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
+        raise ValueError(f"rate of {name} must be in [0, 1], got {rate}")

@@ -221,7 +221,7 @@ def _theirs(
     if count == 3 and "recurrent_bias" not in params:
         raise ValueError(
             "a GRU whose reset gate comes before the recurrent product has no exact counterpart;"
-            " use gru(reset_after=True)"
+            " use GRU(reset_after=True)"
         )
     unknown = (
         set(params) - {"input", "recurrent", "bias"} - ({"recurrent_bias"} if count == 3 else set())

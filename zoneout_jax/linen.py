@@ -67,21 +67,19 @@ class _Base(nn.RNNCellBase):
             inputs, _flax.run_step, carry, inputs, deterministic=deterministic, zoneout=zoneout
         )
 
-    def run(
+    def _run(
         self,
         xs: jax.Array,
         carry: Carry | None,
         *,
-        init_key: jax.Array | None = None,
+        init_key: jax.Array,
         deterministic: bool | None = None,
         zoneout: Zoneout | None = None,
         **options: Any,
     ) -> tuple[Carry, Any]:
         """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
-        _flax.check_carry_init(self.carry_init, self.learned_carry)
-        if carry is None and self.carry_init is not None:
-            key = jax.random.key(0) if init_key is None else init_key
-            carry = self.initialize_carry(key, xs.shape[1:])
+        if carry is None and self.carry_init is not None and not self.learned_carry:
+            carry = self.initialize_carry(init_key, xs.shape[1:])
         return self._apply(
             xs,
             _flax.run_sequence,
@@ -103,7 +101,13 @@ class _Base(nn.RNNCellBase):
         **options: Any,
     ) -> tuple[Carry, Any]:
         """Runs the cell with its parameters, and keeps the statistics."""
+        _flax.check_carry_init(self, self.learned_carry)
         cell = self.pure(inputs.shape[-1])
+        if inputs.shape[-1] != cell.input_width:
+            raise ValueError(
+                f"{type(self).__name__} takes {cell.input_width} features, got inputs of"
+                f" {inputs.shape[-1]}"
+            )
         params = {
             name: self.param(name, init, shape, cell.param_dtype)
             for name, (init, shape) in cell.parameters().items()
@@ -366,9 +370,10 @@ class ZoneoutRNN(nn.Module):
         stack, is_single = self._stack()
         deterministic = self.deterministic if deterministic is None else deterministic
 
-        def run(cell, *arguments, **options):
-            options |= {"init_key": init_key, "deterministic": deterministic}
-            return cell.run(*arguments, **options)
+        def run(number, cell, *arguments, **options):
+            key = jax.random.fold_in(jax.random.key(0) if init_key is None else init_key, number)
+            options |= {"init_key": key, "deterministic": deterministic}
+            return cell._run(*arguments, **options)
 
         return _flax.run_layers(
             self,

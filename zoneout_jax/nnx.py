@@ -37,8 +37,8 @@ __all__ = [
     "ZoneoutSimpleCell",
 ]
 
-Streams = nnx.Rngs | nnx.RngStream
-"""Random streams, or that of the masks alone."""
+Streams = nnx.Rngs | nnx.RngStream | jax.Array
+"""Random streams, that of the masks alone, or a key."""
 
 
 class ZoneoutCell(nnx.RNNCellBase):
@@ -82,7 +82,6 @@ class ZoneoutCell(nnx.RNNCellBase):
         axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
     ):
-        _flax.check_carry_init(carry_init, cell.learned_carry)
         self.pure = cell
         self.in_features = cell.in_features
         self.hidden_features = cell.hidden_features
@@ -92,6 +91,7 @@ class ZoneoutCell(nnx.RNNCellBase):
         self.carry_init = carry_init
         self.carry_noise = carry_noise
         self.axis_name = axis_name
+        _flax.check_carry_init(self, cell.learned_carry)
         for name, (init, shape) in cell.parameters().items():
             setattr(self, name, nnx.Param(init(rngs.params(), shape, cell.param_dtype)))
         for name, value in cell.init_stats().items():
@@ -144,15 +144,11 @@ class ZoneoutCell(nnx.RNNCellBase):
 
         Args:
           input_shape: shape of the inputs.
-          rngs: streams for `carry_init`, of which "carry" is used; `nnx.Rngs(0)` by default.
+          rngs: streams for `carry_init`, of which "carry" is used, or that stream; `nnx.Rngs(0)` by
+            default.
         """
-        streams = nnx.Rngs(0) if rngs is None else rngs
         return _flax.start_carry(
-            self.pure,
-            self.pure_params(),
-            input_shape[:-1],
-            self.carry_init,
-            lambda: streams.carry(),
+            self.pure, self.pure_params(), input_shape[:-1], self.carry_init, _carry_stream(rngs)
         )
 
     @property
@@ -169,7 +165,9 @@ class ZoneoutCell(nnx.RNNCellBase):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def _run(self, xs: jax.Array, carry: Carry | None, **options: Any) -> tuple[Carry, Any]:
+    def _run(
+        self, xs: jax.Array, carry: Carry | None, *, starts: Callable[[], jax.Array], **options: Any
+    ) -> tuple[Carry, Any]:
         """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
         if xs.shape[-1] != self.in_features:
             raise ValueError(
@@ -177,7 +175,7 @@ class ZoneoutCell(nnx.RNNCellBase):
                 f" {xs.shape[-1]}"
             )
         if carry is None and self.carry_init is not None:
-            carry = self.initialize_carry(xs.shape[1:], options["rngs"])
+            carry = _flax.start_carry(self.pure, {}, xs.shape[1:-1], self.carry_init, starts)
         return self._apply(_flax.run_sequence, xs, carry, **options)
 
     def _apply(
@@ -192,8 +190,7 @@ class ZoneoutCell(nnx.RNNCellBase):
         """Runs the cell with its parameters, and keeps the statistics."""
         stats = {name: getattr(self, name)[...] for name in self.pure.init_stats()} or None
         mode = _flax.Mode.of(self, self.pure, zoneout, deterministic)
-        key = self._key if rngs is None else _stream(rngs)
-        options |= {"draw_key": key}
+        options |= {"draw_key": _mask_stream(rngs) or self._key}
         carry, ys, moved = run(
             self, self.pure, mode, self.pure_params(), stats, *arguments, **options
         )
@@ -490,9 +487,13 @@ class ZoneoutRNN(nnx.Module):
           rngs: streams to draw from instead of each cell's own: "zoneout" for the masks, "carry"
             for `carry_init`.
         """
+        if isinstance(rngs, jax.Array):  # a key: each cell draws one of its own from it
+            rngs = nnx.RngStream(rngs, tag="zoneout")
+        starts = _carry_stream(rngs)
 
-        def run(cell, *arguments, **options):
-            return cell._run(*arguments, deterministic=deterministic, rngs=rngs, **options)
+        def run(number, cell, *arguments, **options):
+            options |= {"deterministic": deterministic, "rngs": rngs, "starts": starts}
+            return cell._run(*arguments, **options)
 
         return _flax.run_layers(
             self,
@@ -512,20 +513,42 @@ class ZoneoutRNN(nnx.Module):
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
         """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
-        carries = [cell.initialize_carry(input_shape, rngs) for cell in self._stack()]
+        starts = _carry_stream(rngs)
+        carries = [
+            _flax.start_carry(
+                cell.pure, cell.pure_params(), input_shape[:-1], cell.carry_init, starts
+            )
+            for cell in self._stack()
+        ]
         return carries[0] if self.cell_names == ("cell",) else tuple(carries)
 
     def _stack(self) -> list[ZoneoutCell]:
         return [getattr(self, name) for name in self.cell_names]
 
 
-def _stream(rngs: Any) -> Callable[[], jax.Array]:
-    """Draws keys of the stream "zoneout" of given streams, or of a given stream."""
-    if isinstance(rngs, nnx.Rngs):
-        return lambda: rngs.zoneout()
+def _mask_stream(rngs: Any) -> Callable[[], jax.Array] | None:
+    """Draws keys for masks from what is given to a call; None where that is not for masks.
+
+    Flax's `RNN` and `Bidirectional` pass a stream on that is for initial carries.
+    """
+    if rngs is None or isinstance(rngs, nnx.RngStream) and rngs.tag != "zoneout":
+        return None
     if isinstance(rngs, nnx.RngStream):
         return rngs
-    raise TypeError(f"rngs must be nnx.Rngs or an nnx.RngStream, got {type(rngs).__name__}")
+    if isinstance(rngs, nnx.Rngs):
+        return rngs.zoneout if "zoneout" in rngs or "default" in rngs else None
+    if isinstance(rngs, jax.Array):
+        return lambda: rngs
+    raise TypeError(f"rngs must be nnx.Rngs, a stream or a key, got {type(rngs).__name__}")
+
+
+def _carry_stream(rngs: Any) -> Callable[[], jax.Array]:
+    """Draws keys for initial carries: of the stream "carry", or as from `nnx.Rngs(0)`."""
+    if isinstance(rngs, nnx.RngStream) and rngs.tag != "zoneout":
+        return rngs
+    if isinstance(rngs, nnx.Rngs) and ("carry" in rngs or "default" in rngs):
+        return rngs.carry
+    return nnx.Rngs(0).carry
 
 
 def _plain_spec(zoneout: Any) -> Zoneout:

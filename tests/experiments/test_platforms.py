@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from experiments import (
     char_ptb,
@@ -47,7 +48,7 @@ def choices(request, monkeypatch):
 
 def lowered(function, *arguments):
     """Asserts that a function lowers for arguments of these shapes."""
-    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
 
 
