@@ -255,34 +255,8 @@ class ZoneoutLSTMCell(ZoneoutCell):
         axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
     ):
-        cell = LSTM(
-            in_features,
-            hidden_features,
-            activation_fn=activation_fn,
-            gate_fn=gate_fn,
-            output=output,
-            forget_bias=forget_bias,
-            normalization=normalization,
-            initial_gamma=initial_gamma,
-            max_steps=max_steps,
-            ogates_zoneout=ogates_zoneout,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            learned_carry=learned_carry,
-            param_dtype=param_dtype,
-            dtype=dtype,
-        )
-        super().__init__(
-            cell,
-            zoneout=zoneout,
-            deterministic=deterministic,
-            momentum=momentum,
-            carry_init=carry_init,
-            carry_noise=carry_noise,
-            axis_name=axis_name,
-            rngs=rngs,
-        )
+        given = locals()
+        super().__init__(_pure(LSTM, given), **_shared(given))
 
 
 class ZoneoutGRUCell(ZoneoutCell):
@@ -316,29 +290,8 @@ class ZoneoutGRUCell(ZoneoutCell):
         axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
     ):
-        cell = GRU(
-            in_features,
-            hidden_features,
-            reset_after=reset_after,
-            activation_fn=activation_fn,
-            gate_fn=gate_fn,
-            output=output,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            learned_carry=learned_carry,
-            param_dtype=param_dtype,
-            dtype=dtype,
-        )
-        super().__init__(
-            cell,
-            zoneout=zoneout,
-            deterministic=deterministic,
-            carry_init=carry_init,
-            carry_noise=carry_noise,
-            axis_name=axis_name,
-            rngs=rngs,
-        )
+        given = locals()
+        super().__init__(_pure(GRU, given), **_shared(given))
 
 
 class ZoneoutSimpleCell(ZoneoutCell):
@@ -370,27 +323,8 @@ class ZoneoutSimpleCell(ZoneoutCell):
         axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
     ):
-        cell = RNN(
-            in_features,
-            hidden_features,
-            activation_fn=activation_fn,
-            output=output,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            learned_carry=learned_carry,
-            param_dtype=param_dtype,
-            dtype=dtype,
-        )
-        super().__init__(
-            cell,
-            zoneout=zoneout,
-            deterministic=deterministic,
-            carry_init=carry_init,
-            carry_noise=carry_noise,
-            axis_name=axis_name,
-            rngs=rngs,
-        )
+        given = locals()
+        super().__init__(_pure(RNN, given), **_shared(given))
 
 
 class ZoneoutRNN(nnx.Module):
@@ -524,6 +458,19 @@ class ZoneoutRNN(nnx.Module):
 
     def _stack(self) -> list[ZoneoutCell]:
         return [getattr(self, name) for name in self.cell_names]
+
+
+SHARED = "zoneout deterministic momentum carry_init carry_noise axis_name rngs".split()
+"""Arguments of `ZoneoutCell` that its subclasses hand on."""
+
+
+def _pure(kind: type[Cell], given: dict[str, Any]) -> Cell:
+    """The pure cell of the arguments that are its own."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
+
+
+def _shared(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in SHARED if name in given}
 
 
 def _mask_stream(rngs: Any) -> Callable[[], jax.Array] | None:
