@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"name": "wikitext"}, ("dataset 'wikitext'", "ptb, stdlib, text8, text8_like")),
+        ({"name": "wikitext"}, ("got 'wikitext'", "ptb, stdlib, text8, text8_like or a text file")),
         ({"name": "ptb", "unit": "text8"}, ("unit of ptb 'text8'", "char, word")),
         ({"name": "stdlib", "unit": "byte"}, ("unit of stdlib 'byte'", "char, word, text8")),
         ({"name": "text8", "unit": "word"}, ("unit of text8 'word'", "one of char")),

@@ -141,7 +141,7 @@ def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
         (["--z_prob_states=nan"], "z_prob_states must be in [0, 1], got nan"),
         (["--z_prob_cell=0.5"], "did you mean --z_prob_cells?"),
         (["--no_such_flag=1"], "Unrecognized options: --no_such_flag=1"),
-        (["--dataset=nope"], "invalid choice 'nope' for argument '--dataset'"),
+        (["--dataset=nope"], "ptb, stdlib or a text file, got 'nope'"),
         (["--preset=nope"], "unknown preset 'nope'"),
         (["--epochs=x"], "--epochs"),
         (["--epochs=0"], "epochs must be at least 1"),
