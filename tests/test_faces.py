@@ -146,7 +146,7 @@ def test_partitioned_parameters():
     with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else mesh:
         cell = faces.ZoneoutLSTMCell(F, H, rngs=nnx.Rngs(0), **options(nnx.with_partitioning))
     specs = nnx.get_partition_spec(nnx.state(cell, nnx.Param))
-    # Flax 0.11 has them without a box.
+    # In boxes, of one kind or the other.
     assert {
         n: getattr(spec, "get_value", lambda s=spec: s.value)() for n, spec in specs.items()
     } == wanted
