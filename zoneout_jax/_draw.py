@@ -1,15 +1,12 @@
 """What is drawn before a cell runs over a sequence: masks, and noise on the carry."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoneout_jax._cell import Carry, Cell
-from zoneout_jax._fused import explicit_sharding
-from zoneout_jax._normalization import AxisName
 from zoneout_jax._zoneout import Masks, Zoneout
 
 
@@ -83,60 +80,10 @@ def add_noise(
     return jax.tree.unflatten(structure, leaves)
 
 
-def batch_offset(axis_name: AxisName | None, batch: int) -> jax.Array | int:
-    """The index in the whole batch of the first example here."""
-    if axis_name is None:
-        return 0
-    try:
-        return jax.lax.axis_index(axis_name) * batch
-    except NameError as error:
-        raise ValueError(
-            f"axis_name={axis_name!r} is not mapped here: call this inside the pmap or shard_map"
-            " that spreads the batch over it, or leave axis_name out"
-        ) from error
-
-
-def check_spread(xs: jax.Array, key: jax.Array, axis_name: AxisName | None) -> None:
-    """Raises ValueError where every device would draw the same masks for its part of a batch."""
-    named = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
-    spread = varying_axes(xs) - varying_axes(key) - named
-    if spread:
-        axes = tuple(sorted(spread | named))
-        raise ValueError(
-            f"inputs differ over the mapped axis {', '.join(sorted(spread))}, but key does not: all"
-            " devices would draw the same masks. Pass"
-            f" axis_name={axes if len(axes) > 1 else axes[0]!r} if that spreads the batch,"
-            " or fold jax.lax.axis_index into the key"
-        )
-
-
 def required(key: jax.Array | None, what: str) -> jax.Array:
+    """The key, if it is one; raises otherwise, and says what needs it."""
     if key is None:
         raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
     return key
-
-
-def varying_axes(leaf: jax.Array) -> frozenset[str]:
-    kind = jax.typeof(leaf)
-    if hasattr(kind, "manual_axis_type"):
-        return kind.manual_axis_type.varying
-    return getattr(kind, "vma", frozenset())  # older JAX, as 0.7.0
-
-
-def spread_as(xs: jax.Array, xs_axis: int, tree: Any, axis: int) -> Any:
-    """Spreads an axis of arrays over an explicit mesh as that of the inputs is spread."""
-    sharding = explicit_sharding(xs)
-    if sharding is None:
-        return tree
-
-    def spread(leaf):
-        if jnp.ndim(leaf) <= axis or leaf.shape[axis] != xs.shape[xs_axis]:
-            return leaf
-        spec: list[Any] = [None] * leaf.ndim
-        spec[axis] = sharding.spec[xs_axis]
-        wanted = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-        return jax.sharding.reshard(leaf, wanted)
-
-    return jax.tree.map(spread, tree)

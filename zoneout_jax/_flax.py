@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax.linen.recurrent import flip_sequences
 
 from zoneout_jax._cell import Carry, Cell, Params
-from zoneout_jax._draw import batch_offset, check_spread, draw_masks, spread_as
+from zoneout_jax._draw import draw_masks
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
+from zoneout_jax._sharding import batch_offset, check_spread, spread_as
 from zoneout_jax._unroll import Lengths, clip_lengths, unroll
 from zoneout_jax._zoneout import Zoneout
 
@@ -96,7 +97,7 @@ def run_step(
                 raise ValueError(
                     f"{name}: {what} in training: a single step cannot; use ZoneoutRNN"
                 )
-    _check_features(module, cell, x.shape)
+    _check_features(name, cell, x.shape)
     carry, number = _to_pure(name, cell, carry, shape)
     x, batch = x.reshape(-1, x.shape[-1]), math.prod(shape[:-1])
     key = draw_key() if mode.draws else None
@@ -150,17 +151,17 @@ def run_sequence(
     Returns:
       The carry, the outputs, and in training the moved population statistics, if there are any.
     """
-    steps, *batch_dims, in_features = xs.shape
+    name, (steps, *batch_dims, in_features) = type(module).__name__, xs.shape
+    _check_features(name, cell, xs.shape)
     shape = (*batch_dims, cell.hidden_features)
     number: Any = 0
     if carry is not None:
-        carry, number = _to_pure(type(module).__name__, cell, carry, shape)
+        carry, number = _to_pure(name, cell, carry, shape)
     if seq_lengths is not None:
         seq_lengths = jnp.asarray(seq_lengths)
         if seq_lengths.shape != tuple(batch_dims):
             raise ValueError(
-                f"{type(module).__name__}: seq_lengths must be {tuple(batch_dims)}, got"
-                f" {seq_lengths.shape}"
+                f"{name}: seq_lengths must be {tuple(batch_dims)}, got {seq_lengths.shape}"
             )
         seq_lengths = jnp.ravel(seq_lengths) if len(batch_dims) != 1 else seq_lengths
     found: list[Stats]
@@ -307,11 +308,10 @@ def check_cells(cells: Sequence[Any], kind: type) -> None:
             )
 
 
-def _check_features(module: Any, cell: Cell, shape: tuple[int, ...]) -> None:
-    if not shape or shape[-1] != cell.in_features:
-        raise ValueError(
-            f"{type(module).__name__}: inputs must be [*batch, {cell.in_features}], got {shape}"
-        )
+def _check_features(name: str, cell: Cell, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the last axis of the inputs is as large as the cell takes it."""
+    if shape[-1] != cell.input_width:
+        raise ValueError(f"{name} takes {cell.input_width} features, got inputs of {shape[-1]}")
 
 
 def _to_pure(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from zoneout_jax._cell import ACTIVATIONS, Carry, Cell, Gates, Params, combine, function, vectors
 from zoneout_jax._normalization import AxisName, BatchNormalizer, Stats
+from zoneout_jax._sharding import explicit_sharding
 from zoneout_jax._zoneout import Masks
 
 SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -285,13 +286,6 @@ def _scan_backward(how, residuals, cotangents):
 
 
 scan_fused.defvjp(_scan_forward, _scan_backward)
-
-
-def explicit_sharding(array: jax.Array) -> jax.sharding.NamedSharding | None:
-    """How an array is spread over a mesh with explicit axes, or None without such a mesh."""
-    sharding: Any = jax.typeof(array).sharding
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    return sharding if explicit else None
 
 
 def _check_update(cell: Cell, new: Carry, carry: Carry) -> None:

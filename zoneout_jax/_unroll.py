@@ -10,18 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Carry, Cell, Params, check_choice
-from zoneout_jax._draw import (
-    add_noise,
-    batch_offset,
-    check_spread,
-    draw_masks,
-    required,
-    split_masks,
-    spread_as,
-    varying_axes,
-)
+from zoneout_jax._draw import add_noise, draw_masks, required, split_masks
 from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
 from zoneout_jax._normalization import AxisName, Stats
+from zoneout_jax._sharding import batch_offset, check_spread, spread_as, vary_alike
 from zoneout_jax._zoneout import Masks, Zoneout
 
 Lengths = ArrayLike | Sequence[int]
@@ -176,7 +168,7 @@ def unroll(
     run = functools.partial(_run, how, scan_fused if fused else scan, emit)
     constants = Constants(constant, stats if deterministic else None)
     inputs: Any = Inputs(jnp.asarray(xs), varying, valid, number)
-    params, carry, constants, inputs = _vary_alike((params, carry, constants, inputs))
+    params, carry, constants, inputs = vary_alike((params, carry, constants, inputs))
     if chunk is not None and not isinstance(steps, int):
         raise ValueError("chunk needs a known number of steps, and T is symbolic; leave it out")
     if chunk is None or chunk >= steps:
@@ -250,24 +242,6 @@ def _multiplies_own_input(cell: Cell) -> bool:
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def _vary_alike(tree: Any) -> Any:
-    """Marks all arrays as varying over the mapped axes that any of them varies over.
-
-    `shard_map` keeps account of that, and wants it the same throughout a scan and its gradients.
-    """
-    everything = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
-
-    def vary(leaf):
-        missing = tuple(everything - varying_axes(leaf))
-        if not missing:
-            return leaf
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined] # older JAX, as 0.7.0
-
-    return jax.tree.map(vary, tree) if everything else tree
 
 
 def _flip(tree: Any, lengths: jax.Array) -> Any:

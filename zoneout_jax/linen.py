@@ -103,11 +103,6 @@ class _Base(nn.RNNCellBase):
         """Runs the cell with its parameters, and keeps the statistics."""
         _flax.check_carry_init(self, self.learned_carry)
         cell = self.pure(inputs.shape[-1])
-        if inputs.shape[-1] != cell.input_width:
-            raise ValueError(
-                f"{type(self).__name__} takes {cell.input_width} features, got inputs of"
-                f" {inputs.shape[-1]}"
-            )
         params = {
             name: self.param(name, init, shape, cell.param_dtype)
             for name, (init, shape) in cell.parameters().items()

@@ -169,11 +169,6 @@ class ZoneoutCell(nnx.RNNCellBase):
         self, xs: jax.Array, carry: Carry | None, *, starts: Callable[[], jax.Array], **options: Any
     ) -> tuple[Carry, Any]:
         """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
-        if xs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{type(self).__name__} takes {self.in_features} features, got inputs of"
-                f" {xs.shape[-1]}"
-            )
         if carry is None and self.carry_init is not None:
             carry = _flax.start_carry(self.pure, {}, xs.shape[1:-1], self.carry_init, starts)
         return self._apply(_flax.run_sequence, xs, carry, **options)

@@ -127,6 +127,23 @@ def encode_characters(texts: Mapping[str, str], vocabulary: Sequence[str], name:
     return Corpus(**streams, vocabulary=tuple(vocabulary), name=name)
 
 
+def keep_frequent(words: Mapping[str, Sequence[str]], kept: int) -> dict[str, list[str]]:
+    """The words, one list a split; those that are not frequent enough in train become `<unk>`.
+
+    Args:
+      words: the words of each split, in order; `<eos>` ends a line and is kept whatever.
+      kept: how many others are kept, alphabetically where frequencies are equal.
+    """
+    counts = collections.Counter(words["train"])
+    del counts["<eos>"]
+    by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
+    known = {"<eos>", *by_frequency[:kept]}
+    return {
+        split: [word if word in known else "<unk>" for word in listed]
+        for split, listed in words.items()
+    }
+
+
 def encode_words(
     words: Mapping[str, Sequence[str]], name: str, marks: Sequence[str] = ()
 ) -> Corpus:

@@ -8,7 +8,6 @@ The file must be UTF-8. By unit:
   `<unk>`.
 """
 
-import collections
 import hashlib
 import pathlib
 
@@ -51,7 +50,9 @@ def load(path: raw.PathLike, unit: str = "char") -> corpus.Corpus:
     parts = symbols[: ends[0]], symbols[ends[0] : ends[1]], symbols[ends[1] :]
     splits = dict(zip(corpus.SPLITS, parts, strict=True))
     if unit == "word":
-        return corpus.encode_words(_rare_unknown(splits), name, ("<unk>", "<eos>"))
+        return corpus.encode_words(
+            corpus.keep_frequent(splits, KEPT_WORDS), name, marks=("<unk>", "<eos>")
+        )
     vocabulary = tuple(sorted(set(symbols)))
     number = {symbol: position for position, symbol in enumerate(vocabulary)}
     dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
@@ -65,13 +66,3 @@ def load(path: raw.PathLike, unit: str = "char") -> corpus.Corpus:
 def _words(text: str) -> list[str]:
     lines = (line.split() for line in text.splitlines())
     return [word for line in lines if line for word in (*line, "<eos>")]
-
-
-def _rare_unknown(splits: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The words, those that are not among the most frequent of train as `<unk>`."""
-    counts = collections.Counter(splits["train"])
-    kept = set(sorted(counts, key=lambda word: (-counts[word], word))[:KEPT_WORDS])
-    return {
-        split: [word if word in kept else "<unk>" for word in words]
-        for split, words in splits.items()
-    }

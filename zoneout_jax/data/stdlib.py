@@ -21,7 +21,6 @@ blanks at the ends of lines are stripped. Then, by unit:
   text8 proper, digits are not spelled out.
 """
 
-import collections
 import hashlib
 import os
 import pathlib
@@ -104,14 +103,7 @@ def _clean(path: pathlib.Path) -> str:
 def _frequent_words(texts: dict[str, str]) -> dict[str, list[str]]:
     """The words of each split, with those that are not frequent in train replaced."""
     words = {split: _words(text) for split, text in texts.items()}
-    counts = collections.Counter(words["train"])
-    del counts["<eos>"]
-    by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
-    kept = {"<eos>", *by_frequency[:KEPT_WORDS]}
-    return {
-        split: [word if word in kept else "<unk>" for word in listed]
-        for split, listed in words.items()
-    }
+    return corpus.keep_frequent(words, KEPT_WORDS)
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,85 @@
+"""Batches that devices share: mapped axes (`pmap`, `shard_map`) and meshes with explicit axes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zoneout_jax._normalization import AxisName
+
+
+def batch_offset(axis_name: AxisName | None, batch: int) -> jax.Array | int:
+    """The index in the whole batch of the first example here."""
+    if axis_name is None:
+        return 0
+    try:
+        return jax.lax.axis_index(axis_name) * batch
+    except NameError as error:
+        raise ValueError(
+            f"axis_name={axis_name!r} is not mapped here: call this inside the pmap or shard_map"
+            " that spreads the batch over it, or leave axis_name out"
+        ) from error
+
+
+def check_spread(xs: jax.Array, key: jax.Array, axis_name: AxisName | None) -> None:
+    """Raises ValueError where every device would draw the same masks for its part of a batch."""
+    named = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
+    spread = varying_axes(xs) - varying_axes(key) - named
+    if spread:
+        axes = tuple(sorted(spread | named))
+        raise ValueError(
+            f"inputs differ over the mapped axis {', '.join(sorted(spread))}, but key does not: all"
+            " devices would draw the same masks. Pass"
+            f" axis_name={axes if len(axes) > 1 else axes[0]!r} if that spreads the batch,"
+            " or fold jax.lax.axis_index into the key"
+        )
+
+
+def varying_axes(leaf: jax.Array) -> frozenset[str]:
+    """The mapped axes over which an array is known to differ."""
+    kind = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return getattr(kind, "vma", frozenset())  # older JAX, as 0.7.0
+
+
+def vary_alike(tree: Any) -> Any:
+    """Marks all arrays as varying over the mapped axes that any of them varies over.
+
+    `shard_map` keeps account of that, and wants it the same throughout a scan and its gradients.
+    """
+    everything = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
+
+    def vary(leaf):
+        missing = tuple(everything - varying_axes(leaf))
+        if not missing:
+            return leaf
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined] # older JAX, as 0.7.0
+
+    return jax.tree.map(vary, tree) if everything else tree
+
+
+def explicit_sharding(array: jax.Array) -> jax.sharding.NamedSharding | None:
+    """How an array is spread over a mesh with explicit axes, or None without such a mesh."""
+    sharding: Any = jax.typeof(array).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if explicit else None
+
+
+def spread_as(xs: jax.Array, xs_axis: int, tree: Any, axis: int) -> Any:
+    """Spreads an axis of arrays over an explicit mesh as that of the inputs is spread."""
+    sharding = explicit_sharding(xs)
+    if sharding is None:
+        return tree
+
+    def spread(leaf):
+        if jnp.ndim(leaf) <= axis or leaf.shape[axis] != xs.shape[xs_axis]:
+            return leaf
+        spec: list[Any] = [None] * leaf.ndim
+        spec[axis] = sharding.spec[xs_axis]
+        wanted = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+        return jax.sharding.reshard(leaf, wanted)
+
+    return jax.tree.map(spread, tree)
