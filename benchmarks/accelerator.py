@@ -36,7 +36,6 @@ from experiments.reproduce import compiled_once
 from zoneout_jax.training import (
     Measurement,
     Positive,
-    check_ranges,
     parse_measurement,
     program,
     replacing,
@@ -57,9 +56,6 @@ class Options(Measurement):
     """Seconds that all may take."""
     quick: bool = False
     """Tiny sizes: checks that it runs."""
-
-    def __post_init__(self):
-        check_ranges(self)
 
 
 class Part(NamedTuple):
@@ -161,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measures from the command line, prints the report and where it is."""
     about = "What JAX's device does, right and fast."
     options, out = parse_measurement(Options, argv, MODULE, about)
-    with program(COMMAND, argv):
+    with program(argv):
         prepare_jax()
         # What the program's process has computed so far, it has spent on imports.
         start = time.monotonic() - (time.process_time() if argv is None else 0.0)

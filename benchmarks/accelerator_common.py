@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from benchmarks.rnn import Torch
-from zoneout_jax.training.config import one_line
+from zoneout_jax.training.errors import one_line
 
 
 @dataclasses.dataclass

@@ -33,6 +33,7 @@ from zoneout_jax.training import (
     replacing,
 )
 
+EXPERIMENT = char_ptb.EXPERIMENT
 STEPS, CALLS = 300, 7
 """Steps that are timed, and calls at least, if there is time; after the first two calls."""
 SETTINGS = (
@@ -56,13 +57,14 @@ class Enough(Exception):
 
 def config(context: Context, row: str, **settings: Any) -> char_ptb.Config:
     """Settings of a row of the paper, on its corpus if that is here."""
-    flags = [f"--preset={'smoke' if context.quick else 'paper'}", *char_ptb.ROWS[row][0]]
-    found = parse_preset(char_ptb.PRESETS, flags, "char_ptb", "")
+    preset = "smoke" if context.quick else "paper"
+    flags = [f"--preset={preset}", *EXPERIMENT.rows[row].flags]
+    found = parse_preset(EXPERIMENT.presets, flags, EXPERIMENT.name, "")
     if RAW_DATA_VARIABLE not in os.environ:
         # Nothing is to be downloaded while a measurement waits.
         settings["dataset"] = "stdlib"
-    settings.setdefault("steps_per_call", context.pick(1, 1, found.steps_per_call))
-    return dataclasses.replace(found, **settings)
+    settings.setdefault("steps_per_call", context.pick(1, 1, found.run.steps_per_call))
+    return found.replace(**settings)
 
 
 def end_to_end(context: Context, result: dict[str, Any]) -> None:
@@ -84,22 +86,23 @@ def end_to_end(context: Context, result: dict[str, Any]) -> None:
 
 
 class Ready:
-    """A run of char_ptb that can begin, without the figures after its end."""
+    """A run of char_ptb that can begin, without the test evaluations after its end."""
 
     def __init__(self, config: char_ptb.Config):
         self.config = config
-        task, self.run = prepare("char_ptb", char_ptb.PRESETS, char_ptb.build, config)
-        self.task = dataclasses.replace(task, final={})
+        preset = EXPERIMENT.presets[config.preset]
+        task, self.run = prepare(EXPERIMENT.name, config, preset, EXPERIMENT.build)
+        self.task = dataclasses.replace(task, test_evaluations={})
 
     def fit(self) -> None:
         """Trains."""
-        fit(self.task, self.config, self.run)
+        fit(self.task, self.config.run, self.run)
 
 
 def rate(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
     """Steps a second of the training loop, and its share of time outside compiled functions."""
     clock = Clock()
-    steps_per_call = config(context, "zoneout", **settings).steps_per_call
+    steps_per_call = config(context, "zoneout", **settings).run.steps_per_call
     calls = 3 if context.quick else max(CALLS, STEPS // steps_per_call)
 
     def ending(make: Callable[..., Callable]) -> Callable[..., Callable]:
@@ -124,7 +127,7 @@ def rate(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
     # The first call compiles, and the second one is not after a whole one.
     walls, insides = np.diff(np.array(clock.marks)[1:], axis=0).T
     return {
-        "corpus": ready.task.facts["corpus"],
+        "corpus": ready.task.metadata["corpus"],
         "steps_per_call": steps_per_call,
         "calls": len(walls),
         "seconds a call": walls.tolist(),
@@ -196,11 +199,11 @@ def train(
         steps = int(0.6 * seconds * chosen["steps a second"])
         if steps < ready.task.steps_per_epoch:
             # Not even an epoch would end: two of less text, and something to validate on.
-            size = (max(steps // 2, 2) * ready.config.batch_size + 1) * ready.config.seq_length
-            less = {"train_size": size, "eval_size": 6_400}
-            ready = Ready(dataclasses.replace(ready.config, **less))
+            whole = ready.config
+            size = (max(steps // 2, 2) * whole.run.batch_size + 1) * whole.data.seq_length
+            ready = Ready(whole.replace(train_size=size, eval_size=6_400))
         found |= {
-            "corpus": ready.task.facts["corpus"],
+            "corpus": ready.task.metadata["corpus"],
             "steps an epoch": ready.task.steps_per_epoch,
         }
         with contextlib.suppress(Stopped):
@@ -249,7 +252,7 @@ def evidence_report(result: dict[str, Any]) -> list[str]:
             errors += [f"- {name}: {row['error']}", ""]
         if "best validation" in row:
             best = " ".join(f"{value:.3f}" for value in row["best validation"])
-            paper = char_ptb.ROWS[name][1]["validation_bpc"]
+            paper = EXPERIMENT.rows[name].published["validation_bpc"]
             cells = [name, row["corpus"], str(row["steps an epoch"]), str(row["epochs"])]
             rows.append([*cells, f"{row['seconds']:.0f}", best, f"{paper:.3f}"])
     header = ("row", "corpus", "steps an epoch", "epochs", "seconds", "validation", "paper")

@@ -25,7 +25,6 @@ from experiments import seq2seq
 from zoneout_jax.training import (
     Count,
     Measurement,
-    check_ranges,
     fit,
     parallel,
     parse_measurement,
@@ -34,6 +33,7 @@ from zoneout_jax.training import (
     write_json,
 )
 
+EXPERIMENT = seq2seq.EXPERIMENT
 EPOCHS = 10
 """Epochs of a round."""
 
@@ -44,11 +44,8 @@ class Options(Measurement):
 
     rounds: Count = 7
     """Rounds."""
-    eval_size: Count = seq2seq.PRESETS["repository"].eval_size
+    eval_size: Count = EXPERIMENT.presets["repository"].data.eval_size
     """Additions of a validation."""
-
-    def __post_init__(self):
-        check_ranges(self)
 
 
 class Clock:
@@ -89,9 +86,10 @@ def measure(options: Options) -> dict[str, Any]:
     }
     with mock.patch.multiple(parallel, **timed), tempfile.TemporaryDirectory() as folder:
         epochs = (options.rounds + 1) * EPOCHS
-        config = seq2seq.Config(epochs=epochs, eval_size=options.eval_size, workdir=folder)
-        task, run = prepare("seq2seq", seq2seq.PRESETS, seq2seq.build, config)
-        fit(dataclasses.replace(task, final={}), config, run)
+        preset = EXPERIMENT.presets["long"]
+        config = preset.replace(epochs=epochs, eval_size=options.eval_size, workdir=folder)
+        task, run = prepare(EXPERIMENT.name, config, preset, EXPERIMENT.build)
+        fit(dataclasses.replace(task, test_evaluations={}), config.run, run)
         entries = [json.loads(line) for line in run.times_file.read_text().splitlines()]
     ends = np.array(clock.marks)[EPOCHS - 1 :: EPOCHS]
     walls, insides = np.diff(ends, axis=0).T

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.jax_peers import Peer, Shape, make_peers
-from zoneout_jax.training import Measurement, parse_measurement, versions, write_json
+from zoneout_jax.training import Count, Measurement, parse_measurement, versions, write_json
 
 SHAPES = {
     "char-PTB": Shape(32, 100, 50, 1000),
@@ -67,20 +67,18 @@ class Options(Measurement):
 
     shapes: tuple[str, ...] = tuple(SHAPES)
     """Shapes by name."""
-    rounds: int = 9
+    rounds: Count = 9
     """Rounds of all peers."""
-    text8_rounds: int = 3
+    text8_rounds: Count = 3
     """Rounds at the shape of text8, a call of which takes many seconds."""
     quick: bool = False
     """A tiny shape, two rounds."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.shapes:
             if name not in SHAPES:
                 raise ValueError(f"shapes must be of {', '.join(SHAPES)}; got {name!r}")
-        for name in ("rounds", "text8_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Program:

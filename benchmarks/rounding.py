@@ -23,13 +23,12 @@ from experiments import permuted_mnist
 from zoneout_jax.training import (
     Measurement,
     Range,
-    check_ranges,
+    Streams,
     parallel,
     parse_measurement,
     versions,
     write_json,
 )
-from zoneout_jax.training.state import Streams
 
 FLOOR = 1e-3
 PAIRS = {
@@ -56,9 +55,6 @@ class Options(Measurement):
     at: tuple[Annotated[int, Range(1)], ...] = (20, 30, 40, 80)
     """Batches up to which the largest difference is reported."""
 
-    def __post_init__(self):
-        check_ranges(self)
-
 
 def losses(preset: str, batches: int, change: float = 0.0, floor: float | None = None) -> list:
     """Mean loss of each of the first batches, on the devices of this process."""
@@ -66,8 +62,8 @@ def losses(preset: str, batches: int, change: float = 0.0, floor: float | None =
     task, streams = permuted_mnist.build(config), Streams.from_seed(0)
     optimizer = task.optimizer
     if floor is not None:
-        rmsprop = optax.rmsprop(config.learning_rate, decay=0.5, eps=floor**2)
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), rmsprop)
+        rmsprop = optax.rmsprop(config.optimizer.learning_rate, decay=0.5, eps=floor**2)
+        optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), rmsprop)
     state = dataclasses.replace(task, optimizer=optimizer).first_state(streams.init)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -76,7 +72,8 @@ def losses(preset: str, batches: int, change: float = 0.0, floor: float | None =
     placement = parallel.Placement()
     state = jax.tree.map(lambda x: np.asarray(x)[None], state._replace(params=params))
     run = parallel.train_steps(task.loss, optimizer, placement, batches)
-    rows = placement.rows(jnp.asarray(task.plan(jax.random.fold_in(streams.data, 0)))[None])
+    indices = task.epoch_indices(jax.random.fold_in(streams.data, 0))
+    rows = placement.rows(jnp.asarray(indices)[None])
     key, going = placement.put(jnp.stack([streams.noise])), placement.put(np.array([True]))
     data = parallel.replicate(task.data)
     with jax.default_matmul_precision("float32"):

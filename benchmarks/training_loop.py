@@ -18,9 +18,10 @@ import jax
 import optax
 
 from experiments import char_ptb
-from experiments.language_model import TILES, cross_entropy_sum, readout_init
+from experiments.lib.characters import LEARNING_RATES
+from experiments.lib.language_model import TILES, cross_entropy_sum, readout_init
 from zoneout_jax import LSTM, Zoneout, unroll
-from zoneout_jax.data import epoch_plan, gather, load_corpus
+from zoneout_jax.data import epoch_plan, gather
 from zoneout_jax.training import (
     Measurement,
     fit,
@@ -29,6 +30,8 @@ from zoneout_jax.training import (
     versions,
     write_json,
 )
+
+EXPERIMENT = char_ptb.EXPERIMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +46,20 @@ class Options(Measurement):
 
 def bare_loop(config: char_ptb.Config, steps: int):
     """A jitted training step and nothing else; returns a function that measures steps/s."""
-    corpus = load_corpus(config.dataset)
-    cell = LSTM(corpus.vocab_size, config.hidden_features, learned_carry=True)
-    spec = Zoneout(cells=config.z_prob_cells, states=config.z_prob_states)
+    corpus = config.data.load()
+    features, length = config.model.hidden_features, config.data.seq_length
+    cell = LSTM(corpus.vocab_size, features, learned_carry=True)
+    spec = Zoneout(cells=config.zoneout.z_prob_cells, states=config.zoneout.z_prob_states)
     optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.adam(char_ptb.learning_rate(config))
+        optax.clip_by_global_norm(config.optimizer.clip_norm), optax.adam(LEARNING_RATES["LSTM"])
     )
     key = jax.random.key(0)
     params = {
         "lstm": cell.init(key),
-        "readout": readout_init(key, (config.hidden_features, corpus.vocab_size), TILES),
+        "readout": readout_init(key, (features, corpus.vocab_size), TILES),
     }
-    starts = epoch_plan(key, len(corpus.train), config.seq_length, config.batch_size)
-    batches = [gather(corpus.train, starts[step], config.seq_length) for step in range(steps)]
+    starts = epoch_plan(key, len(corpus.train), length, config.run.batch_size)
+    batches = [gather(corpus.train, starts[step], length) for step in range(steps)]
 
     @jax.jit
     def step(params, opt_state, tokens, key):
@@ -85,9 +89,9 @@ def bare_loop(config: char_ptb.Config, steps: int):
 def whole_loop(config: char_ptb.Config) -> float:
     """Steps per second of the second epoch of a run, as its own log has them."""
     with tempfile.TemporaryDirectory() as directory:
-        config = dataclasses.replace(config, workdir=directory)
-        task, run = prepare("char_ptb", char_ptb.PRESETS, char_ptb.build, config)
-        fit(dataclasses.replace(task, final={}), config, run)
+        config = config.replace(workdir=directory)
+        task, run = prepare(EXPERIMENT.name, config, char_ptb.PAPER, EXPERIMENT.build)
+        fit(dataclasses.replace(task, test_evaluations={}), config.run, run)
         last = run.times_file.read_text().splitlines()[-1]
         return json.loads(last)["steps_per_second"]
 
@@ -96,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measures, prints and keeps the result."""
     about = "What the training loop costs."
     options, out = parse_measurement(Options, argv, "benchmarks.training_loop", about)
-    config = char_ptb.Config(
+    config = char_ptb.PAPER.replace(
         dataset="stdlib",
         train_size=(options.steps * 32 + 1) * 100,
         eval_size=6_400,

@@ -15,10 +15,10 @@ from typing import Any
 
 import tyro
 
-from zoneout_jax.training import draw_curves, parse, program, replacing, writing
+from zoneout_jax.training import command, draw_curves, parse, program, replacing, writing
 
 LOG = pathlib.Path(__file__).parent / "results/authors-log/metrics.jsonl"
-FIGURES = ("train_bpc", "validation_bpc")
+METRICS = ("train_bpc", "validation_bpc")
 
 History = list[dict[str, Any]]
 
@@ -47,22 +47,22 @@ def read(file: pathlib.Path) -> History:
         history = [json.loads(line) for line in file.read_text().splitlines()]
         if not history:
             raise LookupError("no epoch is done yet")
-        return [{name: entry[name] for name in ("epoch", *FIGURES)} for entry in history]
+        return [{name: entry[name] for name in ("epoch", *METRICS)} for entry in history]
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file.parent} is no run of char_ptb: {file}: {error!r}") from error
 
 
 def markdown(log: History, runs: Mapping[str, History]) -> str:
-    """The table: each figure of the log, of each run, and the difference, by epoch."""
+    """The table: each metric of the log, of each run, and the difference, by epoch."""
     theirs = {entry["epoch"]: entry for entry in log}
     header = ["run", "epoch"]
-    header += [f"{name.split('_')[0]}, {of}" for name in FIGURES for of in ("log", "ours", "above")]
+    header += [f"{name.split('_')[0]}, {of}" for name in METRICS for of in ("log", "ours", "above")]
     lines = [header, ["---"] * len(header)]
     for run, history in runs.items():
         for entry in history:
             there = theirs[entry["epoch"]]
             cells = [run, str(entry["epoch"])]
-            for name in FIGURES:
+            for name in METRICS:
                 above = entry[name] - there[name]
                 cells += [f"{there[name]:.4f}", f"{entry[name]:.4f}", f"{above:+.4f}"]
             lines.append(cells)
@@ -86,9 +86,8 @@ def compare(options: Options) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compares from the command line."""
-    command = "python -m experiments.authors_log"
-    options = parse(Options, argv, command, "Runs of char_ptb beside the authors' log.")
-    with program(command, argv):
+    options = parse(Options, argv, command(), "Runs of char_ptb beside the authors' log.")
+    with program(argv):
         print(compare(options))
 
 

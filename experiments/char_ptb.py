@@ -10,139 +10,126 @@ recurrent dropout 1.396 / 1.286 instead of 1.358 / 1.321).
 Settings (paper; where it is silent, the authors' code): one-hot input, weights of square
 orthogonal tiles, forget bias 1, learned initial state; non-overlapping sequences of 100 characters,
 hence 99 predictions each, from an offset that each epoch draws anew, shuffled, in batches of 32;
-Adam at 0.002, its update clipped to norm 1; up to 25 epochs without a better validation figure. The
+Adam at 0.002, its update clipped to norm 1; up to 25 epochs without a better validation. The
 text's line ends (`rbn`) and what is clipped are those of the authors' code, where the paper speaks
 of gradients: with them validation comes to within 0.002 BPC of their own log after three epochs
 (`experiments.authors_log`).
 
-Figures: `validation_bpc` over chunks of 100, each from the initial state, as the paper validates;
+Metrics: `validation_bpc` over chunks of 100, each from the initial state, as the paper validates;
 `validation_carried_bpc` and `test_bpc` with the state carried over the whole text, as it seems to
-test: its test figures are the better ones.
+test: its test values are the better ones.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from typing import Literal
 
-from experiments.character_model import FIGURES as FIGURES
-from experiments.character_model import (
-    SMALLER,
-    CharacterConfig,
-    character_model,
-    character_task,
+from experiments.lib import characters
+from experiments.lib.characters import (
+    CharacterOptimizerConfig,
+    CharacterRegularizerConfig,
+    CharacterTextConfig,
 )
-from experiments.language_model import LanguageModel
-from experiments.texts import beside
+from experiments.lib.experiment import Experiment, Row
+from experiments.lib.settings import MaskConfig, ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
-from zoneout_jax.training import Positive, Task, launch, shown
-
-LEARNING_RATES = {"LSTM": 2e-3, "GRU": 1e-3, "SRNN": 3e-4}
-"""The paper's, by `rnn_type`."""
+from zoneout_jax.training import RunConfig, Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(CharacterConfig):
+class TextConfig(CharacterTextConfig):
+    """The text, and how it is read."""
+
+    char_convention: Literal["mikolov", "rbn"] = "rbn"
+    """How a line of ptb ends: with a newline, or with a blank and a newline."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.char_convention != TextConfig.char_convention and self.dataset != "ptb":
+            raise ValueError(f"char_convention is of dataset ptb alone, got {self.dataset}")
+
+    def load(self) -> Corpus:
+        """The corpus."""
+        return load_corpus(self.dataset, convention=self.char_convention, **self.folders())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "small", "laptop", "smoke"] = "paper"
     """Settings to start from; a flag given by hand beats them."""
-    char_convention: Literal["mikolov", "rbn"] = "rbn"
-    """How a line of ptb ends: with a newline, or with a blank and a newline."""
-    clip_by: Literal["gradient", "update"] = "update"
-    """What is clipped: the gradient (paper), or what the optimizer makes of it (authors' code)."""
-    learning_rate: Positive | None = None
-    """Step size; by default 0.002 for the LSTM, 0.001 for the GRU, 0.0003 for the plain RNN, but
-    0.004 in presets small and laptop, where it suits the LSTM alone."""
+    model: ModelConfig = ModelConfig()
+    zoneout: MaskConfig = MaskConfig()
+    regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()
+    optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(clip_by="update")
+    data: TextConfig = TextConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        characters.check(self)
 
 
+PAPER = Config()
+SMALL = PAPER.replace(  # an epoch takes 20 to 40 s on a CPU core
+    preset="small",
+    train_size=500_000,
+    eval_size=100_000,
+    hidden_features=256,
+    seq_length=50,
+    batch_size=16,
+    learning_rate=4e-3,
+    clip_by="gradient",
+    epochs=20,
+)
 PRESETS = {
-    "paper": Config(),
-    # An epoch takes 20 to 40 s on a CPU core.
-    "small": Config(
-        preset="small",
-        train_size=500_000,
-        eval_size=100_000,
-        hidden_features=256,
-        seq_length=50,
-        batch_size=16,
-        learning_rate=4e-3,
-        clip_by="gradient",
-        epochs=20,
-    ),
-    **{name: Config(preset=name, **settings) for name, settings in SMALLER.items()},
+    "paper": PAPER,
+    "small": SMALL,
+    "laptop": PAPER.replace(**characters.LAPTOP),
+    "smoke": PAPER.replace(**characters.SMOKE),
 }
 
-_RECURRENT_DROPOUT = {"validation_bpc": 1.358, "test_bpc": 1.321}
+
+def published(validation: float, test: float | None = None) -> dict[str, float]:
+    """Of a row of the paper, bits per character."""
+    return {"validation_bpc": validation} | ({} if test is None else {"test_bpc": test})
+
+
 ROWS = {
-    "LSTM": ((), {"validation_bpc": 1.466, "test_bpc": 1.356}),
-    "weight noise": (("--weight_noise=0.075",), {"validation_bpc": 1.507, "test_bpc": 1.344}),
-    "norm stabilizer": (("--norm_cost_coeff=50",), {"validation_bpc": 1.459, "test_bpc": 1.352}),
-    "stochastic depth": (
+    "LSTM": Row((), published(1.466, 1.356)),
+    "weight noise": Row(("--weight_noise=0.075",), published(1.507, 1.344)),
+    "norm stabilizer": Row(("--norm_cost_coeff=50",), published(1.459, 1.352)),
+    "stochastic depth": Row(
         ("--z_prob_cells=0.05", "--z_prob_states=0.05", "--stoch_depth", "--share_mask"),
-        {"validation_bpc": 1.432, "test_bpc": 1.343},
+        published(1.432, 1.343),
     ),
-    "recurrent dropout 0.3": (("--drop_prob_igates=0.3",), _RECURRENT_DROPOUT),
-    "recurrent dropout 0.7": (("--drop_prob_igates=0.7",), _RECURRENT_DROPOUT),
-    "zoneout": (
-        ("--z_prob_cells=0.5", "--z_prob_states=0.05"),
-        {"validation_bpc": 1.362, "test_bpc": 1.27},
-    ),
-    "GRU": (("--rnn_type=GRU",), {"validation_bpc": 1.53}),
-    "GRU + zoneout": (("--rnn_type=GRU", "--z_prob_states=0.15"), {"validation_bpc": 1.41}),
-    "plain RNN": (("--rnn_type=SRNN",), {"validation_bpc": 1.67}),
-    "plain RNN + zoneout": (
-        ("--rnn_type=SRNN", "--z_prob_states=0.15"),
-        {"validation_bpc": 1.52},
-    ),
+    # One row in the paper, of rate 0.7, which the authors' code takes for the probability of
+    # keeping: it drops 0.3.
+    "recurrent dropout 0.3": Row(("--drop_prob_igates=0.3",), published(1.358, 1.321)),
+    "recurrent dropout 0.7": Row(("--drop_prob_igates=0.7",), published(1.358, 1.321)),
+    "zoneout": Row(("--z_prob_cells=0.5", "--z_prob_states=0.05"), published(1.362, 1.27)),
+    # For GRU and plain RNN the paper has rates between 0.05 and 0.25; ours is the middle.
+    "GRU": Row(("--rnn_type=GRU",), published(1.53)),
+    "GRU + zoneout": Row(("--rnn_type=GRU", "--z_prob_states=0.15"), published(1.41)),
+    "plain RNN": Row(("--rnn_type=SRNN",), published(1.67)),
+    "plain RNN + zoneout": Row(("--rnn_type=SRNN", "--z_prob_states=0.15"), published(1.52)),
 }
-"""Rows of the paper: flags and published figures. Recurrent dropout is one row there, of rate 0.7,
-which the authors' code takes for the probability of keeping: it drops 0.3. For GRU and plain RNN
-the paper has rates between 0.05 and 0.25; ours is the middle."""
-
-PRESET_ROWS = {
-    "small": tuple(ROWS)[:7],
-    "laptop": ("LSTM", "zoneout"),
-    "smoke": ("LSTM", "zoneout"),
-}
-"""Rows that a preset is for; all by default."""
-
-PUBLISHED_ON = "the full Penn Treebank"
-
-
-def load(config: Config) -> Corpus:
-    """The corpus."""
-    return load_corpus(
-        config.dataset,
-        convention=config.char_convention,
-        raw_data_dir=config.raw_data_dir,
-        data_dir=config.data_dir,
-    )
-
-
-def model(config: Config, corpus: Corpus) -> LanguageModel:
-    """The model."""
-    return character_model(config, corpus.vocab_size)
-
-
-def learning_rate(config: Config) -> float:
-    """Step size."""
-    return config.learning_rate or LEARNING_RATES[config.rnn_type]
-
-
-def build(config: Config) -> Task:
-    """The experiment as a task for `zoneout_jax.training.fit`."""
-    return character_task(config, load(config), "char_ptb", learning_rate(config))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment and prints our figures beside the paper's."""
-    result = launch("char_ptb", PRESETS, build, "Character-level Penn Treebank.", argv)
-    print(
-        f"{result['name']}: validation {shown(result, 'validation_bpc')} BPC (carried "
-        f"{shown(result, 'validation_carried_bpc')}), test {shown(result, 'test_bpc')} after "
-        f"{result['epochs']:g} epochs{beside(result, 'LSTM 1.466 / 1.356, zoneout 1.362 / 1.27')}"
-    )
-
+EXPERIMENT = Experiment(
+    name="char_ptb",
+    about="Character-level Penn Treebank.",
+    presets=PRESETS,
+    build=functools.partial(characters.build, name="char_ptb"),
+    rows=ROWS,
+    preset_rows={
+        "small": tuple(ROWS)[:7],
+        "laptop": ("LSTM", "zoneout"),
+        "smoke": ("LSTM", "zoneout"),
+    },
+    metrics=characters.METRICS,
+    published_on="the full Penn Treebank",
+    model=characters.model,
+)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

@@ -26,7 +26,6 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -35,33 +34,39 @@ import numpy as np
 import optax
 
 from experiments import permuted_mnist
+from experiments.lib.experiment import Study
+from experiments.lib.settings import DataConfig
 from zoneout_jax import Masks
 from zoneout_jax.training import (
     Count,
     Range,
     RunError,
-    check_ranges,
+    Streams,
     commit,
+    exclusive,
     fit,
     output_folder,
-    parse_preset,
     prepare,
-    program,
     read_trained,
     save_figure,
     versions,
     write_json,
 )
-from zoneout_jax.training.state import Streams
 
 GAMMAS = (0.1, 0.3, 0.5, 1.0)
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "LSTM": {},
     "zoneout": {"z_prob_cells": 0.5},
     "static identity": {"z_prob_cells": 0.5},
     "recurrent dropout": {"igate_drop": 0.5},
 } | {
-    f"batch norm {gamma}": {"batch_normalization": True, "initial_gamma": gamma} for gamma in GAMMAS
+    # Moving averages, as they cost nothing: the norms are those of training.
+    f"batch norm {gamma}": {
+        "batch_normalization": True,
+        "initial_gamma": gamma,
+        "popstats": "ema",
+    }
+    for gamma in GAMMAS
 }
 """Settings of each model."""
 EXPECTED = ("static identity",)
@@ -71,7 +76,7 @@ STATES = ("c", "h")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(DataConfig):
     """What to measure."""
 
     preset: Literal["paper", "laptop", "smoke"] = "paper"
@@ -91,13 +96,9 @@ class Config:
     """Validation images that the norms are averaged over, one batch."""
     out: pathlib.Path | None = None
     """Where runs and figures go; by default runs/gradient_propagation/<preset>."""
-    raw_data_dir: str | None = None
-    """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
-    data_dir: str | None = None
-    """Folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
     def __post_init__(self):
-        check_ranges(self)
+        super().__post_init__()
         unknown = [name for name in self.models if name not in MODELS]
         if unknown:
             raise ValueError(f"unknown model {unknown[0]!r}; choose of {', '.join(MODELS)}")
@@ -154,35 +155,32 @@ def reach(norms: np.ndarray, factor: float = 1e3) -> int | None:
 def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     """Trains a model and returns its norms `[T]` by stage and state."""
     preset = permuted_mnist.PRESETS[options.preset]
-    config = dataclasses.replace(
-        preset,
+    config = preset.replace(
         seed=seed,
         epochs=options.epochs,
         patience=options.epochs,
-        train_size=options.train_size or preset.train_size,
-        popstats="ema",  # for the figures of the training alone, and cheap
+        train_size=options.train_size or preset.data.train_size,
         on_nan=options.on_nan,
         workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
-        raw_data_dir=options.raw_data_dir,
-        data_dir=options.data_dir,
+        **options.folders(),
         **MODELS[name],
     )
-    images, splits = permuted_mnist.load(config)
+    images, splits = config.data.load()
     there = len(splits["validation"][1])
     if options.examples > there:
         raise ValueError(f"examples must be at most {there}, got {options.examples}")
     pixels, labels = (jnp.asarray(x[: options.examples]) for x in splits["validation"])
     sampled = name not in EXPECTED
     build = functools.partial(permuted_mnist.build, sampled=sampled)
-    task, run = prepare("permuted_mnist", permuted_mnist.PRESETS, build, config)
-    fit(dataclasses.replace(task, name=f"{name}, seed {seed}"), config, run)
+    task, run = prepare("permuted_mnist", config, preset, build)
+    fit(dataclasses.replace(task, name=f"{name}, seed {seed}"), config.run, run)
     streams = Streams.from_seed(seed)
     params = {"initialization": task.init(streams.init)}
-    params["trained"] = read_trained(task, run.path).last
+    params["trained"], _ = read_trained(task, config.run, run.path).last
 
     xs = permuted_mnist.inputs(pixels, images.max_value)
     cell = permuted_mnist.build_cell(config, len(xs))
-    zoneout = config.zoneout()
+    zoneout = config.zoneout.spec()
     if sampled and zoneout.active:
         key = jax.random.fold_in(streams.noise, 2**31)  # that of no training step
         masks = zoneout.sample(key, *xs.shape[:2], cell.hidden_features)
@@ -193,7 +191,7 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     run_gradients = jax.jit(gradients, static_argnums=0)
     norms = {}
     for stage in STAGES:
-        with config.matmul_precision():
+        with config.run.matmul_precision():
             found = run_gradients(cell, params[stage], xs, labels.astype(jnp.int32), masks)
         # Squares of small gradients would be lost in float32.
         arrays = (np.linalg.norm(np.asarray(g, np.float64), axis=-1) for g in found)
@@ -201,6 +199,20 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
         if not np.isfinite(list(norms[stage].values())).all():
             raise RunError(f"{name}: a gradient is not finite, {stage}")
     return norms
+
+
+def read_result(file: pathlib.Path, options: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    """What has been measured so far; ValueError if it was with other settings."""
+    if not file.exists():
+        dataset = permuted_mnist.PRESETS[options.preset].data.dataset
+        return {"dataset": dataset, "settings": settings, "models": {}}
+    result = json.loads(file.read_text())
+    if result["settings"] != settings:
+        raise ValueError(
+            f"{file} is of other settings, {result['settings']} there, {settings} here; give "
+            "another --out"
+        )
+    return result
 
 
 def measure(options: Config) -> dict[str, Any]:
@@ -213,38 +225,29 @@ def measure(options: Config) -> dict[str, Any]:
       ValueError: data or a run directory that do not fit.
     """
     out = output_folder(options.out, f"gradient_propagation/{options.preset}")
-    settings = {
-        k: v
-        for k, v in dataclasses.asdict(options).items()
-        if not k.endswith(("out", "dir", "models", "on_nan"))
-    }
+    settings = {k: v for k, v in options.identity().items() if k not in ("out", "models", "on_nan")}
     settings = json.loads(json.dumps(settings))
-    dataset = permuted_mnist.PRESETS[options.preset].dataset
-    result = {"dataset": dataset, "settings": settings, "models": {}}
     data = out / "gradient_norms.json"
-    if data.exists():
-        result = json.loads(data.read_text())
-        if result["settings"] != settings:
-            raise ValueError(
-                f"{data} is of other settings, {result['settings']} there, {settings} here; give "
-                "another --out"
-            )
+    result = read_result(data, options, settings)
     for name in options.models:
         runs = [measure_model(options, name, seed, out) for seed in options.seeds]
         norms = {
             stage: {state: np.mean([run[stage][state] for run in runs], 0) for state in STATES}
             for stage in STAGES
         }
-        result["models"][name] = {"commit": commit(), "versions": versions()} | {
+        measured = {"commit": commit(), "versions": versions()} | {
             stage: {
                 state: {"norms": values.tolist(), "steps_to_a_thousandth": reach(values)}
                 for state, values in norms[stage].items()
             }
             for stage in STAGES
         }
-        write_json(data, result)
-        draw(out / "normalized.png", result, normalized=True)
-        draw(out / "norms.png", result, normalized=False)
+        with exclusive(out):  # another process may have added other models meanwhile
+            result = read_result(data, options, settings)
+            result["models"][name] = measured
+            write_json(data, result)
+            draw(out / "normalized.png", result, normalized=True)
+            draw(out / "norms.png", result, normalized=False)
         print(f"{name}: the norm falls to a thousandth within so many steps of the end:")
         for state, stage in itertools.product(STATES, STAGES):
             steps = result["models"][name][stage][state]["steps_to_a_thousandth"]
@@ -290,13 +293,12 @@ def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
     save_figure(figure, path)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measures from the command line."""
-    command = "python -m experiments.gradient_propagation"
-    options = parse_preset(PRESETS, argv, command, "How far gradients reach back in time.")
-    with program(command, argv):
-        measure(options)
-
+EXPERIMENT = Study(
+    name="gradient_propagation",
+    about="How far gradients reach back in time.",
+    presets=PRESETS,
+    measure=measure,
+)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

@@ -8,18 +8,18 @@
 
 Runs that are done are skipped, runs that were cut off go on; several processes can share a folder,
 each with its own `--rows` or `--seeds`: when they have ended, one with all of them makes the table.
-The table (Markdown and JSON) and the figures of all learning curves are written anew after every
-run. An experiment that measures something else than rows of a table (`gradient_propagation`,
-`semantic_consistency`) writes what its own docstring says.
+The table (Markdown and JSON) is written anew after every run, the figures of all learning curves
+as they grow. A row that diverges is marked, and the others go on. An experiment that measures
+something else than rows of a table (`gradient_propagation`, `semantic_consistency`) writes what its
+own docstring says.
 """
 
 import contextlib
 import dataclasses
-import importlib
-import itertools
 import pathlib
 import shlex
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -28,11 +28,14 @@ import jax
 import tyro
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments.lib.experiment import NAMES, Experiment, Study, find
 from zoneout_jax.training import (
     Count,
+    Diverged,
     Range,
-    RunDirectory,
-    check_ranges,
+    RunError,
+    Settings,
+    command,
     deviation,
     draw_curves,
     fit,
@@ -42,6 +45,7 @@ from zoneout_jax.training import (
     prepare,
     program,
     replacing,
+    versions,
     write_json,
     writing,
 )
@@ -51,20 +55,10 @@ SEEDS = (0, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Settings):
     """What to rerun."""
 
-    experiment: tyro.conf.Positional[
-        Literal[
-            "char_ptb",
-            "word_ptb",
-            "text8",
-            "permuted_mnist",
-            "gradient_propagation",
-            "seq2seq",
-            "semantic_consistency",
-        ]
-    ]
+    experiment: tyro.conf.Positional[Literal[NAMES]]
     """Experiment."""
     preset: Literal["paper", "repository", "long", "small", "laptop", "smoke"] | None = None
     """Settings: the paper's own, the authors' code's, the same for longer, a small task on the
@@ -78,14 +72,14 @@ class Options:
     """Epochs at most; by default the preset's."""
     on_nan: Literal["stop", "skip"] | None = None
     """At a loss or gradient that is not finite: stop before the step, or leave it out."""
+    together: bool | None = None
+    """Train the seeds of a row in one program, if they follow each other; by default in presets
+    laptop and smoke, whose programs take long to compile for what they do."""
     out: pathlib.Path | None = None
     """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>, or the own default
     of an experiment that measures something else."""
     raw_data_dir: str | None = None
     """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
-
-    def __post_init__(self):
-        check_ranges(self)
 
 
 def reproduce(options: Options) -> dict[str, Any]:
@@ -96,55 +90,169 @@ def reproduce(options: Options) -> dict[str, Any]:
 
     Raises:
       ValueError: bad rows or seeds, or what the experiment itself refuses.
+      RunError: rows have diverged; the others are done.
     """
-    experiment = importlib.import_module(f"experiments.{options.experiment}")
+    experiment = find(options.experiment)
     if options.preset is None:
-        options = dataclasses.replace(options, preset=next(iter(experiment.PRESETS)))
-    if options.preset not in experiment.PRESETS:
+        options = dataclasses.replace(options, preset=next(iter(experiment.presets)))
+    if options.preset not in experiment.presets:
         raise ValueError(
             f"{options.experiment} has no preset {options.preset}; choose one of "
-            f"{', '.join(experiment.PRESETS)}"
+            f"{', '.join(experiment.presets)}"
         )
-    if hasattr(experiment, "measure"):
-        return experiment.measure(_measurement(options, experiment.PRESETS[options.preset]))
-    names = options.rows or getattr(experiment, "PRESET_ROWS", {}).get(
-        options.preset, tuple(experiment.ROWS)
-    )
-    unknown = [name for name in names if name not in experiment.ROWS]
+    start = experiment.presets[options.preset]
+    if isinstance(experiment, Study):
+        return experiment.measure(_measurement(options, start))
+    rows = experiment.rows
+    names = options.rows or experiment.preset_rows.get(options.preset, tuple(rows))
+    unknown = [name for name in names if name not in rows]
     if unknown:
-        raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(experiment.ROWS)}")
+        raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(rows)}")
     seeds = SEEDS if options.seeds is None else options.seeds
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be given, each once, got {seeds}")
-    out = output_folder(options.out, f"reproduce/{options.experiment}-{options.preset}")
-    # Seeds outside, rows inside: a table cut short compares the same seeds.
-    configs = {}
-    for seed, name in itertools.product(seeds, names):
-        flags = (f"--preset={options.preset}", f"--seed={seed}", *experiment.ROWS[name][0])
-        config = parse_preset(experiment.PRESETS, flags, options.experiment, "")
-        configs[seed, name] = dataclasses.replace(
-            config,
-            epochs=options.epochs or config.epochs,
-            on_nan=options.on_nan or config.on_nan,
-            workdir=str(out / f"{name.replace(' ', '_')}-seed{seed}"),
-            raw_data_dir=options.raw_data_dir,
+    table = Table(
+        experiment,
+        options,
+        output_folder(options.out, f"reproduce/{experiment.name}-{options.preset}"),
+    )
+    together = (
+        options.preset in ("laptop", "smoke") if options.together is None else options.together
+    )
+    if together and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        parts = [(name, seeds) for name in names]
+    else:  # seeds outside, rows inside: a table cut short compares the same seeds
+        parts = [(name, (seed,)) for seed in seeds for name in names]
+    configs = [table.config(*part) for part in parts]
+    for part, config in zip(parts, configs, strict=True):
+        table.train(*part, config)
+    print(f"table: {table.out / 'table.md'} and table.json; picture: {table.out / 'curves.png'}")
+    if table.failed:
+        raise RunError(f"{len(table.failed)} rows have diverged: {', '.join(table.failed)}")
+    return table.content()
+
+
+class Table:
+    """Rows of an experiment, as far as they are done.
+
+    Attributes:
+      out: folder of the runs, of `table.json`, `table.md` and the pictures.
+      failed: why rows have no more runs, by name.
+    """
+
+    def __init__(self, experiment: Experiment, options: Options, out: pathlib.Path):
+        self.experiment, self.options, self.out = experiment, options, out
+        self.failed: dict[str, str] = {}
+        self._runs: dict[str, list[dict[str, Any]]] = {}
+        self._histories: dict[str, list[list[dict[str, Any]]]] = {}
+        self._metric = ""
+
+    def config(self, name: str, seeds: Sequence[int]) -> Any:
+        """The settings of a row with some seeds, which follow each other."""
+        flags = (f"--preset={self.options.preset}", *self.experiment.rows[name].flags)
+        config = parse_preset(self.experiment.presets, flags, self.experiment.name, "")
+        given = {n: getattr(self.options, n) for n in ("epochs", "on_nan", "raw_data_dir")}
+        of_seeds = f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}-{seeds[-1]}"
+        return config.replace(
+            seed=seeds[0],
+            num_seeds=len(seeds),
+            workdir=str(self.out / f"{name.replace(' ', '_')}-{of_seeds}"),
+            **{n: value for n, value in given.items() if value is not None},
         )
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    histories: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
-    for (seed, name), config in configs.items():
-        task, run = prepare(options.experiment, experiment.PRESETS, experiment.build, config)
-        label = f"{name}, seed {seed}"
-        task = dataclasses.replace(task, name=label)
-        results[name].append(fit(task, config, run) | {"seed": seed})
-        histories[name].append(RunDirectory(run.path, config.identity()).history())
-        table = write_table(out, options, experiment, results)
-        curves = {row: runs for row, runs in histories.items() if runs}
-        draw_curves(out / "curves.png", curves, task.metric)
-        for figure in getattr(experiment, "CURVES", ()):
-            draw_curves(out / f"curves-{figure}.png", curves, figure, ("validation",))
-    print(markdown(table))
-    print(f"table: {out / 'table.md'} and {out / 'table.json'}; picture: {out / 'curves.png'}")
-    return table
+
+    def train(self, name: str, seeds: Sequence[int], config: Any) -> None:
+        """Trains a row with some seeds; one that diverges is noted, and leaves the others alone."""
+        experiment = self.experiment
+        start = experiment.presets[self.options.preset]
+        task, run = prepare(experiment.name, config, start, experiment.build)
+        words = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        task = dataclasses.replace(task, name=f"{name}, {words}")
+        self._metric = task.metric
+
+        def histories(entries):
+            return [[e for e in entries if e.get("seed", seed) == seed] for seed in seeds]
+
+        try:
+            result = fit(
+                task,
+                config.run,
+                run,
+                on_history=lambda entries: self.draw(name, histories(entries)),
+            )
+        except Diverged as error:
+            self.failed[name] = str(error)
+            print(f"{name}: diverged; {error}", file=sys.stderr)
+        else:
+            self._runs.setdefault(name, []).extend(by_seed(result, seeds))
+        self._histories.setdefault(name, []).extend(histories(run.history()))
+        self.write()
+        self.draw()
+        print(markdown(self.content()))
+
+    def draw(self, name: str | None = None, of_now: Sequence[Any] = ()) -> None:
+        """Draws the curves of what is done, and of the row that is being trained."""
+        curves = {row: list(runs) for row, runs in self._histories.items()}
+        if name is not None:
+            curves[name] = [*curves.get(name, []), *of_now]
+        curves = {row: runs for row, runs in curves.items() if any(runs)}
+        if curves:
+            draw_curves(self.out / "curves.png", curves, self._metric)
+        for metric in self.experiment.curves:
+            path = self.out / f"curves-{metric}.png"
+            draw_curves(path, curves, metric, ("validation",))
+
+    def write(self) -> None:
+        """Writes `table.json` and `table.md`."""
+        content = self.content()
+        with writing(self.out / "table.json"):
+            write_json(self.out / "table.json", content)
+        with writing(self.out / "table.md"), replacing(self.out / "table.md") as temporary:
+            temporary.write_text(markdown(content))
+
+    def content(self) -> dict[str, Any]:
+        """The content of `table.json`."""
+        rows = [self._row(name) for name in self._histories]
+        runs = [run for row in rows for run in row["runs"]]
+        return {
+            "command": shlex.join(
+                ["python", "-m", "experiments.reproduce", *_arguments(self.options)]
+            ),
+            "experiment": self.experiment.name,
+            "preset": self.options.preset,
+            "dataset": distinct(run.get("corpus") or run["dataset"] for run in runs),
+            "published_on": self.experiment.published_on,
+            "devices": distinct(run["devices"] for run in runs),
+            "commit": distinct(run.get("commit", "unknown") for run in runs),
+            "versions": {
+                name: distinct(run["versions"].get(name, "unknown") for run in runs)
+                for name in versions()
+            },
+            "rows": rows,
+        }
+
+    def _row(self, name: str) -> dict[str, Any]:
+        row, runs = self.experiment.rows[name], self._runs.get(name, [])
+        values = {metric: [run[metric] for run in runs] for metric in self.experiment.metrics}
+        metrics = {
+            metric: {
+                "mean": statistics.fmean(of_runs) if of_runs else None,
+                "sd": deviation(of_runs),
+                "published": row.published.get(metric),
+                "runs": of_runs,
+            }
+            for metric, of_runs in values.items()
+        }
+        content = {"name": name, "flags": list(row.flags), "metrics": metrics, "runs": runs}
+        return content | ({"failed": self.failed[name]} if name in self.failed else {})
+
+
+def by_seed(result: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The result of each seed of a run, with its share of the time."""
+    if len(seeds) == 1:
+        return [result | {"seed": seeds[0]}]
+    shared = {k: v for k, v in result.items() if k != "runs" and not k.endswith("_sd")}
+    shared["seconds"] = result["seconds"] / len(seeds)
+    return [shared | run for run in result["runs"]]
 
 
 @contextlib.contextmanager
@@ -185,79 +293,48 @@ def _measurement(options: Options, settings: Any) -> Any:
     return dataclasses.replace(settings, **given)
 
 
-def write_table(
-    out: pathlib.Path, options: Options, experiment: Any, results: Mapping[str, Sequence[Any]]
-) -> dict[str, Any]:
-    """Writes `table.json` and `table.md` of the runs done so far, and returns the former."""
-    rows = []
-    for name, runs in results.items():
-        flags, published = experiment.ROWS[name]
-        if not runs:
-            continue
-        figures = {
-            figure: {
-                "mean": statistics.fmean(run[figure] for run in runs),
-                "sd": deviation([run[figure] for run in runs]),
-                "published": published.get(figure),
-                "runs": [run[figure] for run in runs],
-            }
-            for figure in experiment.FIGURES
-        }
-        rows.append({"name": name, "flags": list(flags), "figures": figures, "runs": list(runs)})
-    runs = [run for row in rows for run in row["runs"]]
-    table = {
-        "command": shlex.join(["python", "-m", "experiments.reproduce", *_arguments(options)]),
-        "experiment": options.experiment,
-        "preset": options.preset,
-        "dataset": distinct(run.get("corpus") or run["dataset"] for run in runs),
-        "published_on": getattr(experiment, "PUBLISHED_ON", None),
-        "devices": distinct(run["devices"] for run in runs),
-        "commit": distinct(run.get("commit", "unknown") for run in runs),
-        "versions": {
-            name: distinct(run["versions"].get(name, "unknown") for run in runs)
-            for name in runs[0]["versions"]
-        },
-        "rows": rows,
-    }
-    with writing(out / "table.json"):
-        write_json(out / "table.json", table)
-    with writing(out / "table.md"), replacing(out / "table.md") as temporary:
-        temporary.write_text(markdown(table))
-    return table
-
-
 def distinct(values: Iterable[str]) -> str:
     """What runs have in common, or all that they have."""
     return " and ".join(dict.fromkeys(values))
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table for people: mean ± sd over seeds, and the published number in brackets."""
-    figures = list(table["rows"][0]["figures"])
-    header = ["model", *(f.replace("_", " ") for f in figures), "seeds", "best epoch", "steps"]
-    header += ["minutes a run"]
+    """The table for people: mean ± sd over seeds, and the published number in brackets.
+
+    It is left out where it cannot be compared: of other settings than the paper's.
+    """
+    published, own = table["published_on"], ""
+    if table["preset"] != "paper":
+        own = f"Preset {table['preset']} has other settings than the paper."
+    elif "--epochs" in table["command"]:
+        own = "Trained for other epochs than the paper's."
+    metrics = list(table["rows"][0]["metrics"])
+    header = ["model", *(metric.replace("_", " ") for metric in metrics)]
+    header += ["seeds", "best epoch", "steps", "minutes a run"]
     lines = [header, ["---"] * len(header)]
     for row in table["rows"]:
-        cells = [row["name"]]
-        for figure in row["figures"].values():
-            sd = "" if figure["sd"] is None else f" ± {figure['sd']:.3f}"
-            paper = "" if figure["published"] is None else f" ({figure['published']:.3f})"
-            cells.append(f"{figure['mean']:.3f}{sd}{paper}")
         runs = row["runs"]
+        diverged = " (a run diverged)" if "failed" in row and runs else ""
+        cells = [row["name"] + diverged]
+        for metric in row["metrics"].values():
+            if metric["mean"] is None:
+                cells.append("diverged")
+                continue
+            sd = "" if metric["sd"] is None else f" ± {metric['sd']:.3f}"
+            paper = metric["published"]
+            paper = "" if own or paper is None else f" ({paper:.3f})"
+            cells.append(f"{metric['mean']:.3f}{sd}{paper}")
         cells.append(" ".join(str(run["seed"]) for run in runs))
         cells.append(" ".join(str(run["best_epoch"]) for run in runs))
-        cells.append(f"{statistics.fmean(run['steps'] for run in runs):,.0f}")
-        cells.append(f"{statistics.fmean(run['seconds'] for run in runs) / 60:.1f}")
+        steps, seconds = ([run[name] for run in runs] or [0] for name in ("steps", "seconds"))
+        cells.append(f"{statistics.fmean(steps):,.0f}")
+        cells.append(f"{statistics.fmean(seconds) / 60:.1f}")
         lines.append(cells)
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     used = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
     note = "Nothing is published of this task."
-    if table["published_on"]:
-        note = f"In brackets: published, on {table['published_on']}."
-        if table["preset"] != "paper":
-            note += f" Preset {table['preset']} has other settings; do not compare."
-        elif "--epochs" in table["command"]:
-            note += " Trained for other epochs than the paper's; do not compare."
+    if published:
+        note = own or f"In brackets: published, on {published}."
     return (
         f"{table['experiment']}, preset {table['preset']}, {table['dataset']}; mean ± sd over "
         f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"
@@ -278,10 +355,8 @@ def _arguments(options: Options) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reruns rows from the command line."""
-    about = "Reruns the rows of a table of the paper."
-    command = "python -m experiments.reproduce"
-    options = parse(Options, argv, command, about)
-    with program(command, argv), compiled_once():
+    options = parse(Options, argv, command(), "Reruns the rows of a table of the paper.")
+    with program(argv), compiled_once():
         reproduce(options)
 
 

@@ -8,10 +8,10 @@ temperature 0 the likeliest one.
 """
 
 import dataclasses
-import importlib
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.language_model import LanguageModel
+from experiments.lib.experiment import NAMES, Experiment, find
+from experiments.lib.language_model import LanguageModel
+from experiments.lib.settings import DataConfig
 from zoneout_jax.data import Corpus
 from zoneout_jax.training import (
     NotNegative,
     Range,
-    check_ranges,
+    command,
     parse,
     program,
     read_trained,
@@ -32,7 +34,7 @@ from zoneout_jax.training import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(DataConfig):
     """What to write."""
 
     workdir: tyro.conf.Positional[pathlib.Path]
@@ -46,14 +48,7 @@ class Options:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of the draws."""
     number: Annotated[int, Range(0)] = 0
-    """Which of the models, in a run of several seeds."""
-    raw_data_dir: str | None = None
-    """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
-    data_dir: str | None = None
-    """Folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-
-    def __post_init__(self):
-        check_ranges(self)
+    """Which of the models, in a run of several seeds or rates."""
 
 
 def sample(options: Options) -> str:
@@ -64,37 +59,44 @@ def sample(options: Options) -> str:
         model does not know.
     """
     experiment, config = read_config(options)
-    corpus = experiment.load(config)
+    corpus = config.data.corpus
     prompt = encode(options.prompt, corpus)
-    params = read_trained(
-        experiment.build(config), options.workdir, config.num_seeds, options.number
-    ).best
     model = experiment.model(config, corpus)
+    task = experiment.build(config)
+    params, state = read_trained(task, config.run, options.workdir, options.number).best
     key = jax.random.key(options.seed)
-    with config.matmul_precision():
+    with config.run.matmul_precision():
         symbols = continuation(
-            model, params, jnp.asarray(prompt), options.length, options.temperature, key
+            model,
+            params,
+            jnp.asarray(prompt),
+            options.length,
+            options.temperature,
+            key,
+            state.get("rates"),
         )
     return decode([*prompt, *np.asarray(symbols)], corpus)
 
 
-def read_config(options: Options) -> tuple[Any, Any]:
-    """The experiment's module and the settings of the run."""
+def read_config(options: Options) -> tuple[Experiment, Any]:
+    """The experiment and the settings of the run."""
     file = options.workdir / "config.json"
     try:
         content = json.loads(file.read_text())
         name, settings = content["experiment"], content["settings"]
-        experiment = importlib.import_module(f"experiments.{name}")
-        if not (hasattr(experiment, "model") and hasattr(experiment, "load")):
+        if name not in NAMES:
+            raise LookupError(f"there is no experiment {name}")
+        experiment = find(name)
+        if not isinstance(experiment, Experiment) or experiment.model is None:
             raise ValueError(f"{options.workdir} holds a run of {name}, which is no language model")
         text = settings.pop("text_sha256", None)
-        config = type(experiment.PRESETS["smoke"])(**settings)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, ImportError) as error:
+        settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
+        config = experiment.presets["smoke"].replace(**settings)
+    except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{options.workdir} is no run directory: {file}: {error}") from error
     if config.identity().get("text_sha256") != text:
-        raise ValueError(f"{config.dataset} has changed since the run was trained on it")
-    folders = {"raw_data_dir": options.raw_data_dir, "data_dir": options.data_dir}
-    return experiment, dataclasses.replace(config, **folders)
+        raise ValueError(f"{config.data.dataset} has changed since the run was trained on it")
+    return experiment, config.replace(**options.folders())
 
 
 def continuation(
@@ -104,8 +106,10 @@ def continuation(
     length: int,
     temperature: float,
     key: jax.Array,
+    rates: Mapping[str, jax.Array] | None = None,
 ) -> jax.Array:
     """Symbols `[length]` that follow a prompt `[T]`, T of at least 1."""
+    logits_of = functools.partial(model.logits, rates=rates)
 
     def draw(logits, key):
         if not temperature:
@@ -115,12 +119,12 @@ def continuation(
 
     @jax.jit
     def run(params, prompt, key):
-        logits, carry = model.logits(params, prompt[:, None], model.initial_carry(params, 1))
+        logits, carry = logits_of(params, prompt[:, None], model.initial_carry(params, 1))
 
         def step(state, number):
             logits, carry = state
             symbol = draw(logits, jax.random.fold_in(key, number))
-            logits, carry = model.logits(params, symbol[None, None], carry)
+            logits, carry = logits_of(params, symbol[None, None], carry)
             return (logits[0, 0], carry), symbol
 
         return jax.lax.scan(step, (logits[-1, 0], carry), jnp.arange(length))[1]
@@ -151,9 +155,8 @@ def has_characters(corpus: Corpus) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a text."""
-    command = "python -m experiments.sample"
-    options = parse(Options, argv, command, "Text from a language model.")
-    with program(command, argv):
+    options = parse(Options, argv, command(), "Text from a language model.")
+    with program(argv):
         print(sample(options))
 
 

@@ -24,13 +24,14 @@ of −I at the end; and `semantic_consistency.png`.
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lib.experiment import Study
 from zoneout_jax import zoneout
 from zoneout_jax.training import (
     Count,
@@ -38,18 +39,15 @@ from zoneout_jax.training import (
     Measurement,
     NotNegative,
     Positive,
+    Progress,
     Range,
     RunError,
-    check_ranges,
     commit,
     new_folder,
-    parse_preset,
-    program,
     save_figure,
     versions,
     write_json,
 )
-from zoneout_jax.training.progress import Progress
 
 NEAR = 0.1
 """Largest difference of an element of W from that of a solution that counts as reached."""
@@ -81,7 +79,7 @@ class Config(Measurement):
     """Points of the curves that are kept."""
 
     def __post_init__(self):
-        check_ranges(self)
+        super().__post_init__()
         for name in ("rates", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -257,13 +255,12 @@ def draw_figure(path: pathlib.Path, config: Config, arrays: dict[str, np.ndarray
     save_figure(figure, path)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measures from the command line."""
-    command = "python -m experiments.semantic_consistency"
-    config = parse_preset(PRESETS, argv, command, "Do units keep their meaning?")
-    with program(command, argv):
-        measure(config)
-
+EXPERIMENT = Study(
+    name="semantic_consistency",
+    about="Do units keep their meaning?",
+    presets=PRESETS,
+    measure=measure,
+)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

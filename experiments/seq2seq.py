@@ -15,7 +15,7 @@ the error rises. All this is as in the authors' code but for the evaluation, the
 preset `repository` has as there: encoder and decoder with weights of their own, layers that hand on
 their new state before zoneout, 40 epochs. `laptop` has 400 epochs of up to three digits.
 
-Figures: `error` (share of answers with any wrong symbol) over `eval_size` additions of up to the
+Metrics: `error` (share of answers with any wrong symbol) over `eval_size` additions of up to the
 current number of digits, with an operand above 10, none of which training ever draws; with few
 digits there are not so many, and some count more than once. `nats`, the cross entropy of a symbol.
 `test_error`, over 4,096 others of up to the greatest number of digits. The epoch kept is the one
@@ -23,7 +23,7 @@ with the least `to_come`, the error plus the number of digits that are still to 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.addition import (
+from experiments.lib.addition import (
     GO,
     MAX_DIGITS,
     MIN_DIGITS,
@@ -40,44 +40,32 @@ from experiments.addition import (
     draw_pairs,
     encode,
 )
-from experiments.addition import text as as_text
-from experiments.language_model import (
-    LanguageModel,
-    LanguageModelConfig,
-    language_model,
-    make_optimizer,
-)
+from experiments.lib.addition import text as as_text
+from experiments.lib.experiment import Experiment, Row
+from experiments.lib.language_model import LanguageModel, check_layers, language_model
+from experiments.lib.settings import MaskConfig, ModelConfig, OptimizerConfig, RegularizerConfig
 from zoneout_jax import weight_noise
 from zoneout_jax.data import pad_rows
 from zoneout_jax.training import (
     AXIS,
     Count,
-    DropRate,
     Evaluation,
     Positive,
     Probability,
     Range,
+    RunConfig,
+    Settings,
     Task,
-    launch,
-    shown,
+    TrainState,
 )
-from zoneout_jax.training.state import TrainState
 
 Digits = Annotated[int, Range(MIN_DIGITS, MAX_DIGITS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(LanguageModelConfig):
-    """Settings of the experiment."""
+class AdderConfig(ModelConfig):
+    """Encoder and decoder."""
 
-    preset: Literal["long", "repository", "laptop", "smoke"] = "long"
-    """Settings to start from; a flag given by hand beats them."""
-    epochs: Count = 4000
-    """Epochs at most."""
-    patience: Count = 1_000_000
-    """Stop after so many epochs without a better validation figure."""
-    steps_per_call: Annotated[int, Range(1, 100_000)] = 100
-    """Training steps in one call of the compiled function."""
     hidden_features: Count = 128
     """Units of a layer."""
     num_layers: Annotated[int, Range(1, 100)] = 2
@@ -88,16 +76,26 @@ class Config(LanguageModelConfig):
     """What a layer hands on: its zoned-out state, or the new one before zoneout."""
     init_width: Positive = 0.08
     """Weights start uniform within ± this."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdderOptimizerConfig(OptimizerConfig):
+    """The optimizer, and how its step size falls."""
+
     learning_rate: Positive = 0.01
     """Step size at the start."""
     clip_norm: Positive | None = None
     """Largest global norm; None for any."""
-    z_prob_cells: DropRate = 0.0
-    """Zoneout: probability that a cell keeps its previous value."""
-    z_prob_states: DropRate = 0.0
-    """Zoneout: probability that a hidden state keeps its previous value."""
-    drop_prob_igates: DropRate = 0.0
-    """Recurrent dropout: probability that the update of a cell is dropped."""
+    lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
+    """Factor of the step size when the error rises at the greatest number of digits."""
+    restart: bool = False
+    """Begin again with new weights if the error is above 0.85 in the 17th epoch (authors' code)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdditionConfig(Settings):
+    """The additions, and the curriculum."""
+
     batches_per_epoch: Count = 20
     """Batches between two validations."""
     digits: Digits = 5
@@ -106,10 +104,6 @@ class Config(LanguageModelConfig):
     """And at its start, if `digits` is not less."""
     good_error: Probability = 0.1
     """Validation error below which the number of digits grows."""
-    lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
-    """Factor of the step size when the error rises at the greatest number of digits."""
-    restart: bool = False
-    """Begin again with new weights if the error is above 0.85 in the 17th epoch (authors' code)."""
     input_length: Count = 13
     """Symbols of a question, padding included."""
     target_length: Count = 7
@@ -123,18 +117,44 @@ class Config(LanguageModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm_cost_coeff:
-            raise ValueError("seq2seq has no norm stabilizer: leave out norm_cost_coeff")
         check_lengths(self.digits, self.input_length, self.target_length)
 
+    def encode(self, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Questions and answers of operands `[N, 2]`."""
+        return encode(pairs, self.input_length, self.target_length, self.reverse)
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Settings of the experiment."""
+
+    preset: Literal["long", "repository", "laptop", "smoke"] = "long"
+    """Settings to start from; a flag given by hand beats them."""
+    model: AdderConfig = AdderConfig()
+    zoneout: MaskConfig = MaskConfig()
+    regularizers: RegularizerConfig = RegularizerConfig()
+    optimizer: AdderOptimizerConfig = AdderOptimizerConfig()
+    data: AdditionConfig = AdditionConfig()
+    run: RunConfig = RunConfig(epochs=4000, patience=1_000_000, steps_per_call=100)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_layers(self)
+        for name in ("z_prob_cells", "z_prob_states", "drop_prob_igates"):
+            if getattr(self.zoneout, name) == 1:
+                raise ValueError(f"{name} must be in [0, 1), got 1.0")
+        if self.regularizers.norm_cost_coeff:
+            raise ValueError("seq2seq has no norm stabilizer: leave out norm_cost_coeff")
+
+
+LONG = Config()
 PRESETS = {
-    "long": Config(),
-    "repository": Config(
+    "long": LONG,
+    "repository": LONG.replace(
         preset="repository", two_networks=True, output="candidate", epochs=40, eval_size=4096
     ),
-    "laptop": Config(preset="laptop", digits=3, epochs=400),
-    "smoke": Config(
+    "laptop": LONG.replace(preset="laptop", digits=3, epochs=400),
+    "smoke": LONG.replace(
         preset="smoke",
         digits=3,
         hidden_features=16,
@@ -146,18 +166,6 @@ PRESETS = {
     ),
 }
 
-ROWS = {
-    "LSTM": ((), {}),
-    "zoneout": (("--z_prob_cells=0.5", "--z_prob_states=0.05"), {}),
-}
-"""Flags of the rows; nothing is published."""
-
-FIGURES = ("validation_digits", "validation_error", "test_error")
-"""Figures to tabulate."""
-
-CURVES = ("digits", "error")
-"""Figures to draw over the epochs."""
-
 TEST_SIZE = 4096
 """Additions of the test."""
 
@@ -167,21 +175,21 @@ STUCK = 0.85
 """Error above which it is."""
 
 
-def model(config: Config) -> LanguageModel:
+def language_model_of(config: Config) -> LanguageModel:
     """The language model that encoder and decoder are; `training_sums` adds the weight noise."""
     return language_model(
-        dataclasses.replace(config, weight_noise=0.0),
+        config.replace(weight_noise=0.0),
         len(SYMBOLS),
-        init_width=config.init_width,
+        init_width=config.model.init_width,
         learned_carry=False,
-        output=config.output,
+        output=config.model.output,
     )
 
 
 def init(config: Config, adder: LanguageModel, key: jax.Array) -> Any:
     """Parameters of the decoder, and in `encoder` those of the encoder if they are others."""
     params = adder.init(key)
-    if config.two_networks:
+    if config.model.two_networks:
         params["encoder"] = {"layers": adder.init(jax.random.fold_in(key, 1))["layers"]}
     return params
 
@@ -198,22 +206,23 @@ def training_sums(
     answers: jax.Array,
     key: jax.Array,
     noise: float = 0.0,
-    axis_name: str | None = None,
+    **mode: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ nats and number of the symbols of answers, each predicted from the right ones before it.
 
     Args:
       adder, params: the model.
       questions, answers: `[N, Q]` and `[N, A]`.
-      key, axis_name: as in `LanguageModel.sums`.
+      key: of masks and noise.
+      **mode: `axis_name` and `rates` as in `LanguageModel.sums`.
       noise: standard deviation of noise on the weights, one draw for question and answer.
     """
     if noise:
         params = weight_noise(params, jax.random.fold_in(key, 2**31), noise)
     question_key, answer_key = jax.random.split(key)
-    carry = read(adder, params, questions, key=question_key, axis_name=axis_name)
+    carry = read(adder, params, questions, key=question_key, **mode)
     weights = jnp.ones(answers.T.shape)
-    mode = {"key": answer_key, "axis_name": axis_name}
+    mode = {"key": answer_key} | mode
     return adder.sums(params, given(answers), answers.T, weights, carry, **mode)[0]
 
 
@@ -227,12 +236,14 @@ def go(batch: int) -> jax.Array:
     return jnp.full((1, batch), GO, jnp.int32)
 
 
-def write(adder: LanguageModel, params: Any, carry: Any, batch: int, length: int) -> jax.Array:
+def write(
+    adder: LanguageModel, params: Any, carry: Any, batch: int, length: int, rates: Any = None
+) -> jax.Array:
     """Answers `[N, length]` of the likeliest symbols, each predicted from those before it."""
 
     def next_symbol(state, _):
         last, carry = state
-        logits, carry = adder.logits(params, last, carry)
+        logits, carry = adder.logits(params, last, carry, rates)
         symbols = jnp.argmax(logits[-1], -1)
         return (symbols[None], carry), symbols
 
@@ -246,26 +257,25 @@ def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState
     in the authors' code, so that the step size falls there.
     """
 
-    def end_epoch(state, figures, key):
-        error, digits = figures["error"], state.params["digits"]
-        last, age = state.memory["last_error"], state.memory["age"]
-        at_the_top = digits >= config.digits
-        rises = at_the_top & (error > last)
+    def end_epoch(state, metrics, key):
+        error, level = metrics["error"], state.model_state
+        digits, age = level["digits"], level["age"]
+        at_the_top = digits >= config.data.digits
+        rises = at_the_top & (error > level["last_error"])
         rates = state.opt_state.hyperparams
-        rate = rates["learning_rate"] * jnp.where(rises, config.lr_decay, 1.0)
-        next_digits = digits + (~at_the_top & (error < config.good_error))
+        rate = rates["learning_rate"] * jnp.where(rises, config.optimizer.lr_decay, 1.0)
+        next_digits = digits + (~at_the_top & (error < config.data.good_error))
         state = state._replace(
-            params=state.params | {"digits": next_digits},
             opt_state=state.opt_state._replace(hyperparams=rates | {"learning_rate": rate}),
-            memory={"last_error": error, "age": age + 1},
+            model_state=level | {"digits": next_digits, "last_error": error, "age": age + 1},
         )
-        if not config.restart:
+        if not config.optimizer.restart:
             return state
-        params = init(config, adder, key) | {"digits": digits}
+        params = init(config, adder, key)
         fresh = state._replace(
             params=params,
             opt_state=optimizer(config).init(params),
-            memory={"last_error": last, "age": jnp.zeros_like(age)},
+            model_state=level | {"age": jnp.zeros_like(age)},
         )
         stuck = (age == RESTART_AGE) & (error > STUCK)
         return jax.tree.map(lambda new, old: jnp.where(stuck, new, old), fresh, state)
@@ -275,15 +285,8 @@ def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState
 
 def optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer, with its step size in its state."""
-
-    def weights(params):
-        return {name: name != "digits" for name in params}
-
-    @optax.inject_hyperparams
-    def rule(learning_rate):
-        return optax.masked(make_optimizer(config, learning_rate), weights)
-
-    return rule(config.learning_rate)
+    make = optax.inject_hyperparams(config.optimizer.optimizer)
+    return make(learning_rate=config.optimizer.learning_rate)
 
 
 def different(pairs: jax.Array, number: int) -> jax.Array:
@@ -294,99 +297,99 @@ def different(pairs: jax.Array, number: int) -> jax.Array:
 
 def build(config: Config) -> Task:
     """The experiment as a task for `zoneout_jax.training.fit`."""
-    adder = model(config)
-
-    def first_params(key):
-        # Beside the weights, as evaluations are given nothing else; the optimizer leaves it alone.
-        digits = jnp.float32(min(config.start_digits, config.digits))
-        return init(config, adder, key) | {"digits": digits}
-
-    def written(pairs):
-        return encode(pairs, config.input_length, config.target_length, config.reverse)
+    adder, additions = language_model_of(config), config.data
 
     def place(digits):
         return digits.astype(jnp.int32) - MIN_DIGITS
 
-    def loss(params, data, examples, key, memory):
+    def loss(params, level, batch, key):
         pair_key, noise_key = jax.random.split(key)
-        pairs = draw_pairs(pair_key, examples, params["digits"].astype(jnp.int32), "train")
-        noise = config.weight_noise
-        return *training_sums(adder, params, *written(pairs), noise_key, noise, AXIS), memory
+        digits = level["digits"].astype(jnp.int32)
+        questions, answers = additions.encode(draw_pairs(pair_key, batch.indices, digits, "train"))
+        mode = {"noise": config.regularizers.weight_noise, "axis_name": AXIS}
+        mode["rates"] = level.get("rates")
+        return training_sums(adder, params, questions, answers, noise_key, **mode), level
 
-    def final_loss(params, pairs, examples):
-        counted = (examples >= 0).astype(jnp.float32)
-        questions, answers = written(pairs[jnp.maximum(examples, 0)])
-        carry = read(adder, params, questions, deterministic=True)
-        weights = jnp.broadcast_to(counted / config.target_length, answers.T.shape)
-        (nats, _), _ = adder.sums(
-            params, given(answers), answers.T, weights, carry, deterministic=True
-        )
-        found = write(adder, params, carry, len(examples), config.target_length)
-        error = jnp.sum(counted * jnp.any(found != answers, 1))
-        return {"nats": nats, "error": error}, jnp.sum(counted)
+    def understood(params, level, questions):
+        mode = {"deterministic": True, "rates": level.get("rates")}
+        return read(adder, params, questions, **mode), mode
 
-    def validation_loss(params, pairs, examples):
-        digits = params["digits"]
-        totals, count = final_loss(params, pairs[place(digits)], examples)
-        to_come = totals["error"] + count * (config.digits - digits)
+    def answer(params, level, carry, batch):
+        return write(adder, params, carry, batch, additions.target_length, level.get("rates"))
+
+    def evaluation_loss(params, level, batch):
+        pairs, counted = batch.take()
+        questions, answers = additions.encode(pairs)
+        carry, mode = understood(params, level, questions)
+        weights = jnp.broadcast_to(counted / additions.target_length, answers.T.shape)
+        (nats, _), _ = adder.sums(params, given(answers), answers.T, weights, carry, **mode)
+        wrong = jnp.any(answer(params, level, carry, len(questions)) != answers, 1)
+        return {"nats": nats, "error": jnp.sum(counted * wrong)}, jnp.sum(counted)
+
+    def validation_loss(params, level, batch):
+        digits = level["digits"]
+        of_level = batch._replace(data=batch.data[:, place(digits)])
+        totals, count = evaluation_loss(params, level, of_level)
+        to_come = totals["error"] + count * (additions.digits - digits)
         return totals | {"digits": count * digits, "to_come": to_come}, count
 
-    numbers = jnp.arange(config.eval_size)
     fixed = jax.random.key(0, impl="threefry2x32")
     draw = jax.jit(draw_pairs, static_argnames="part")
-    validation = [
-        draw(fixed, numbers, digits, part="validation")
-        for digits in range(MIN_DIGITS, config.digits + 1)
-    ]
-    validation = jnp.stack(validation)
-    test = draw(fixed, jnp.arange(TEST_SIZE), config.digits, part="test")
-    shown_pairs = jnp.stack([different(pairs, 3) for pairs in validation])
+    numbers = jnp.arange(additions.eval_size)
+    levels = range(MIN_DIGITS, additions.digits + 1)
+    by_level = [draw(fixed, numbers, digits, part="validation") for digits in levels]
+    validation = jnp.stack(by_level, 1)
+    test = draw(fixed, jnp.arange(TEST_SIZE), additions.digits, part="test")
+    shown_pairs = jnp.stack([different(pairs, 3) for pairs in by_level])
 
     @jax.jit
-    def some(params):
-        questions, answers = written(shown_pairs[place(params["digits"])])
-        carry = read(adder, params, questions, deterministic=True)
-        found = write(adder, params, carry, len(questions), config.target_length)
-        return questions, answers, found
+    def some(params, level):
+        questions, answers = additions.encode(shown_pairs[place(level["digits"])])
+        carry, _ = understood(params, level, questions)
+        return questions, answers, answer(params, level, carry, len(questions))
 
-    def rows(size):
-        return pad_rows(np.arange(size), config.eval_batch_size)
-
-    def show(params):
+    def describe(params, level):
         return "; ".join(
             f"{as_text(question)} = {as_text(right)}, answered {as_text(found) or 'nothing'}"
-            for question, right, found in zip(*some(params), strict=True)
+            for question, right, found in zip(*some(params, level), strict=True)
         )
 
+    def rows(size):
+        return pad_rows(np.arange(size), additions.eval_batch_size)
+
+    examples = jnp.tile(jnp.arange(config.run.batch_size), (additions.batches_per_epoch, 1))
+    start = {
+        "digits": jnp.float32(min(additions.start_digits, additions.digits)),
+        "last_error": jnp.float32(jnp.inf),
+        "age": jnp.int32(0),
+    }
     return Task(
         name="seq2seq",
-        init=first_params,
+        init=lambda key: init(config, adder, key),
         optimizer=optimizer(config),
         loss=loss,
         data=(),
-        plan=lambda key: jnp.tile(jnp.arange(config.batch_size), (config.batches_per_epoch, 1)),
-        steps_per_epoch=config.batches_per_epoch,
+        epoch_indices=lambda key: examples,
         metric="nats",
-        figure=lambda nats: nats,
-        validation=Evaluation(validation_loss, validation, rows(config.eval_size)),
-        chosen_by="to_come",
-        final={"test": Evaluation(final_loss, test, rows(TEST_SIZE))},
-        memory=lambda params: {"last_error": jnp.float32(jnp.inf), "age": jnp.int32(0)},
+        validation=Evaluation(validation_loss, validation, rows(additions.eval_size)),
+        monitor="to_come",
+        test_evaluations={"test": Evaluation(evaluation_loss, test, rows(TEST_SIZE))},
+        model_state=lambda params: start,
         end_epoch=curriculum(config, adder),
-        show=show,
-        facts={"dataset": f"additions of up to {config.digits} digits"},
+        describe=describe,
+        metadata={"dataset": f"additions of up to {additions.digits} digits"},
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment and prints our figures."""
-    result = launch("seq2seq", PRESETS, build, "Learning to add.", argv)
-    print(
-        f"{result['name']}: digits {result['validation_digits']:g}, error "
-        f"{shown(result, 'validation_error')} validation, of epoch {result['best_epoch']}; with "
-        f"all digits {shown(result, 'test_error')} test"
-    )
-
+EXPERIMENT = Experiment(
+    name="seq2seq",
+    about="Learning to add.",
+    presets=PRESETS,
+    build=build,
+    rows={"LSTM": Row(), "zoneout": Row(("--z_prob_cells=0.5", "--z_prob_states=0.05"))},
+    metrics=("validation_digits", "validation_error", "test_error"),
+    curves=("digits", "error"),
+)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

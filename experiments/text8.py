@@ -14,119 +14,110 @@ batches of 128, Adam at 0.001, gradients clipped to norm 1, early stopping; the 
 characters are for training, 5 and 5 million for validation and test. Of the authors' code (preset
 `repository`): 1000 units, batches of 32, Adam at 0.002, its update clipped to norm 1.
 
-Figures: as of `experiments.char_ptb`.
+Metrics: as of `experiments.char_ptb`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from typing import Annotated, ClassVar, Literal
 
-from experiments.character_model import FIGURES as FIGURES
-from experiments.character_model import (
-    SMALLER,
-    CharacterConfig,
-    character_model,
-    character_task,
+from experiments.lib import characters
+from experiments.lib.characters import (
+    CharacterOptimizerConfig,
+    CharacterRegularizerConfig,
+    CharacterTextConfig,
 )
-from experiments.language_model import LanguageModel
-from experiments.texts import beside
+from experiments.lib.experiment import Experiment, Row
+from experiments.lib.settings import MaskConfig, ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
-from zoneout_jax.training import Count, Positive, Range, Task, launch, shown
+from zoneout_jax.training import Range, RunConfig, Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(CharacterConfig):
+class TextConfig(CharacterTextConfig):
+    """The text, and how it is read."""
+
+    dataset: str = "text8"
+    """Corpus: text8; text8_like, other Wikipedia text in its form; stdlib, which needs no files; or
+    the path of a text file of your own (UTF-8; its first 90 % train, 5 % validate, 5 % test)."""
+    seq_length: Annotated[int, Range(2)] = 180
+    """Characters in a sequence; one less is predicted."""
+
+    corpora: ClassVar[tuple[str, ...]] = ("text8", "text8_like", "stdlib")
+
+    def load(self) -> Corpus:
+        """The corpus."""
+        unit = "text8" if self.dataset == "stdlib" else "char"
+        return load_corpus(self.dataset, unit=unit, **self.folders())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
     """Settings to start from; a flag given by hand beats them."""
-    dataset: str = "text8"
-    """Corpus: text8; text8_like, other Wikipedia text in its form; stdlib, which needs no files; or
-    the path of a text file of your own (UTF-8; its first 90 % train, 5 % validate, 5 % test)."""
-    hidden_features: Count = 2000
-    """Units of a layer."""
-    seq_length: Annotated[int, Range(2)] = 180
-    """Characters in a sequence; one less is predicted."""
-    batch_size: Count = 128
-    """Examples in a batch, over all devices."""
-    learning_rate: Positive = 1e-3
-    """Step size."""
+    model: ModelConfig = ModelConfig(hidden_features=2000)
+    zoneout: MaskConfig = MaskConfig()
+    regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()
+    optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(learning_rate=1e-3)
+    data: TextConfig = TextConfig()
+    run: RunConfig = RunConfig(batch_size=128)
 
-    corpora: ClassVar[tuple[str, ...]] = ("text8", "text8_like", "stdlib")
+    def __post_init__(self):
+        super().__post_init__()
+        characters.check(self)
 
 
+PAPER = Config()
+REPOSITORY = PAPER.replace(
+    preset="repository",
+    hidden_features=1000,
+    batch_size=32,
+    learning_rate=2e-3,
+    clip_by="update",
+)
 PRESETS = {
-    "paper": Config(),
-    "repository": Config(
-        preset="repository",
-        hidden_features=1000,
-        batch_size=32,
-        learning_rate=2e-3,
-        clip_by="update",
-    ),
-    **{name: Config(preset=name, **settings) for name, settings in SMALLER.items()},
+    "paper": PAPER,
+    "repository": REPOSITORY,
+    "laptop": PAPER.replace(**characters.LAPTOP),
+    "smoke": PAPER.replace(**characters.SMOKE),
 }
+
+
+def published(validation: float, test: float) -> dict[str, float]:
+    """Of a row of the paper, bits per character."""
+    return {"validation_bpc": validation, "test_bpc": test}
+
 
 ROWS = {
-    "LSTM": ((), {"validation_bpc": 1.396, "test_bpc": 1.408}),
-    "weight noise": (("--weight_noise=0.075",), {"validation_bpc": 1.356, "test_bpc": 1.367}),
-    "norm stabilizer": (("--norm_cost_coeff=50",), {"validation_bpc": 1.382, "test_bpc": 1.398}),
-    "stochastic depth": (
+    "LSTM": Row((), published(1.396, 1.408)),
+    "weight noise": Row(("--weight_noise=0.075",), published(1.356, 1.367)),
+    "norm stabilizer": Row(("--norm_cost_coeff=50",), published(1.382, 1.398)),
+    "stochastic depth": Row(
         ("--z_prob_cells=0.05", "--z_prob_states=0.05", "--stoch_depth", "--share_mask"),
-        {"validation_bpc": 1.337, "test_bpc": 1.343},
+        published(1.337, 1.343),
     ),
-    "recurrent dropout": (
-        ("--drop_prob_igates=0.5",),
-        {"validation_bpc": 1.409, "test_bpc": 1.358},
-    ),
-    "zoneout": (
-        ("--z_prob_cells=0.5", "--z_prob_states=0.05"),
-        {"validation_bpc": 1.331, "test_bpc": 1.336},
-    ),
-    "zoneout as in the README": (("--z_prob_cells=0.2", "--z_prob_states=0.2"), {}),
+    "recurrent dropout": Row(("--drop_prob_igates=0.5",), published(1.409, 1.358)),
+    "zoneout": Row(("--z_prob_cells=0.5", "--z_prob_states=0.05"), published(1.331, 1.336)),
+    "zoneout as in the README": Row(("--z_prob_cells=0.2", "--z_prob_states=0.2")),
 }
-"""Rows of the paper's table: flags and published figures."""
-
-PRESET_ROWS = {
-    "paper": tuple(ROWS)[:6],
-    "repository": tuple(name for name in ROWS if name not in ("stochastic depth", "zoneout")),
-    "laptop": ("LSTM", "zoneout"),
-    "smoke": ("LSTM", "zoneout"),
-}
-"""Rows that a preset is for: the paper's, those of the authors' README, or two."""
-
-PUBLISHED_ON = "text8"
-
-
-def load(config: Config) -> Corpus:
-    """The corpus."""
-    return load_corpus(
-        config.dataset,
-        unit="text8" if config.dataset == "stdlib" else "char",
-        raw_data_dir=config.raw_data_dir,
-        data_dir=config.data_dir,
-    )
-
-
-def model(config: Config, corpus: Corpus) -> LanguageModel:
-    """The model."""
-    return character_model(config, corpus.vocab_size)
-
-
-def build(config: Config) -> Task:
-    """The experiment as a task for `zoneout_jax.training.fit`."""
-    return character_task(config, load(config), "text8", config.learning_rate)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment and prints our figures beside the paper's."""
-    result = launch("text8", PRESETS, build, "text8.", argv)
-    print(
-        f"{result['name']}: validation {shown(result, 'validation_bpc')} BPC (carried "
-        f"{shown(result, 'validation_carried_bpc')}), test {shown(result, 'test_bpc')} after "
-        f"{result['epochs']:g} epochs{beside(result, 'LSTM 1.396 / 1.408, zoneout 1.331 / 1.336')}"
-    )
-
+EXPERIMENT = Experiment(
+    name="text8",
+    about="text8.",
+    presets=PRESETS,
+    build=functools.partial(characters.build, name="text8"),
+    rows=ROWS,
+    preset_rows={
+        "paper": tuple(ROWS)[:6],
+        "repository": tuple(name for name in ROWS if name not in ("stochastic depth", "zoneout")),
+        "laptop": ("LSTM", "zoneout"),
+        "smoke": ("LSTM", "zoneout"),
+    },
+    metrics=characters.METRICS,
+    published_on="text8",
+    model=characters.model,
+)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

@@ -60,7 +60,7 @@ display(Image(out / PRESET / "curves.png"))
 # %% [markdown]
 # Dashed is training, solid validation, in bits per character. Overfitting is where the solid line
 # turns up while the dashed one goes on falling: the LSTM's after some nine epochs. Zoneout's ends
-# lower and flat. Both stop after six epochs without a better validation figure. Training figures
+# lower and flat. Both stop after six epochs without a better validation metric. Training metrics
 # are measured with masks drawn, so that zoneout's are not as good as the model could do.
 #
 # ## What they write

@@ -26,7 +26,6 @@ sys.path.insert(0, str(checkout))
 
 # %%
 import contextlib
-import dataclasses
 import tempfile
 
 import absl.logging
@@ -44,8 +43,7 @@ absl.logging.set_verbosity("error")  # no word of each checkpoint that is read
 # %%
 PRESET = "laptop"  # "paper" for MNIST: 784 steps; downloads 12 MB, takes an hour
 
-settings = dataclasses.replace(
-    gradient_propagation.PRESETS[PRESET],
+settings = gradient_propagation.PRESETS[PRESET].replace(
     models=("LSTM", "zoneout", "static identity", "recurrent dropout"),
     out=pathlib.Path(tempfile.mkdtemp()),
 )

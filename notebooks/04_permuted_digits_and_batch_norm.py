@@ -35,8 +35,8 @@ from experiments import permuted_mnist, reproduce
 # The rows, and the flags that make them:
 
 # %%
-for name, (flags, _) in permuted_mnist.ROWS.items():
-    print(f"{name}: {' '.join(flags) or 'none'}")
+for name, row in permuted_mnist.ROWS.items():
+    print(f"{name}: {' '.join(row.flags) or 'none'}")
 
 # %% [markdown]
 # One seed of each, 50 epochs. Two to three minutes on two CPU cores.
@@ -60,5 +60,4 @@ display(Image(out / PRESET / "curves.png"))
 # Dashed is training, with masks drawn; solid is validation. The two rows with batch normalization
 # learn fastest at first; recurrent dropout most slowly. Of the test errors, over 300 images, only
 # those of recurrent dropout and of zoneout stand apart: a difference of 0.02 is six images. At this
-# size noise does not help yet. The paper's order, in brackets, is that of the end of 150 epochs on
-# 50,000 images.
+# size noise does not help yet. The paper's order is that of the end of 150 epochs on 50,000 images.

@@ -46,6 +46,7 @@ class Options(Measurement):
     """Notebooks by name, without their ending; by default all."""
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = [name for name in self.names if name not in NAMES]
         if unknown:
             raise ValueError(f"unknown notebook {unknown[0]!r}; choose of {', '.join(NAMES)}")

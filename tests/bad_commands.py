@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import importlib
 import os
 import pathlib
 import random
@@ -13,8 +12,9 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from zoneout_jax.training import Range
-from zoneout_jax.training.config import ranges
+from experiments.lib.experiment import find
+from zoneout_jax.training import Range, Settings
+from zoneout_jax.training.settings import ranges
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = ("char_ptb", "word_ptb", "text8", "permuted_mnist", "seq2seq")
@@ -51,36 +51,46 @@ def bad_values(hint: Any, allowed: Range | None) -> Iterator[str]:
             yield from (f"{above:.0f}", f"{10 * allowed.high + 5:.0f}")
 
 
+def flags(settings: type[Settings]) -> Iterator[tuple[str, Any, Range | None]]:
+    """Name, type and range of each flag of some settings and of their parts."""
+    hints, allowed = get_type_hints(settings, include_extras=True), ranges(settings)
+    for field in dataclasses.fields(settings):
+        hint = hints[field.name]
+        if isinstance(hint, type) and issubclass(hint, Settings):
+            yield from flags(hint)
+        else:
+            yield field.name, hint, allowed.get(field.name)
+
+
 def bad_commands(experiment: str) -> list[tuple[str, ...]]:
     """Each flag of an experiment with each bad value, and what is no flag at all."""
-    config = type(importlib.import_module(f"experiments.{experiment}").PRESETS["smoke"])
-    hints, allowed = get_type_hints(config, include_extras=True), ranges(config)
+    settings = type(find(experiment).presets["smoke"])
     here = "--coordinator=here"
     return [
         *(("--no_such_flag",), ("--epoch=3",), ("stray",), ("--preset",), ("--batch_size",)),
         *(("--num_processes=2",), (here, "--num_processes=2", "--process_id=0")),
         *((f"{here}:1", "--num_processes=2", "--process_id=2"), ("--dataset=none",)),
         *(
-            (f"--{field.name}={value}",)
-            for field in dataclasses.fields(config)
-            for value in bad_values(hints[field.name], allowed.get(field.name))
+            (f"--{name}={value}",)
+            for name, hint, allowed in flags(settings)
+            for value in bad_values(hint, allowed)
         ),
     ]
 
 
 def commands(folder: pathlib.Path, at_least: int, rng: random.Random) -> dict[str, Any]:
     """Calls experiments with bad command lines, each in a process of its own."""
-    lines = [(name, flags) for name in EXPERIMENTS for flags in bad_commands(name)]
+    lines = [(name, words) for name in EXPERIMENTS for words in bad_commands(name)]
     chosen = rng.sample(lines, min(at_least, len(lines)))
     folder.mkdir()
     raw = {"ZONEOUT_RAW_DATA": os.environ.get("ZONEOUT_RAW_DATA", "")}
     environment = os.environ | raw | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def call(line: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
-        name, flags = line
+        name, words = line
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", "--preset=smoke", *flags],
+            [sys.executable, "-m", f"experiments.{name}", "--preset=smoke", *words],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -90,7 +100,7 @@ def commands(folder: pathlib.Path, at_least: int, rng: random.Random) -> dict[st
         one_line = done.stderr.count("\n") == 1 and not done.stdout
         well = done.returncode == 2 and one_line and done.stderr.startswith("error: ")
         return {
-            "command": " ".join((name, *flags)),
+            "command": " ".join((name, *words)),
             "exit code": done.returncode,
             "said": done.stderr.strip()[-300:],
             "seconds": round(seconds, 2),

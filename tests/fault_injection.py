@@ -11,7 +11,6 @@ of every flag of every experiment, made from the flags' types and ranges.
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.lib.experiment import find
 from tests import bad_data
 from tests.bad_commands import commands
 from tests.reports import write_report
@@ -66,7 +66,7 @@ def launch(
     os.dup2(file, 2)
     if patch is not None:
         patch()
-    importlib.import_module(f"experiments.{experiment}").main(list(flags))
+    find(experiment).main(list(flags))
 
 
 class Runs:
@@ -270,7 +270,9 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     note_disk(runs, "disk full while logging", workdir, process, wanted, note)
 
     workdir = whole.with_name("nan")
-    bad = [*TRAINING, "--learning_rate=1e38", "--clip_norm=1e38", "--epochs=2"]
+    # An update of this size, were it clipped, would be clipped to nothing.
+    bad = (*TRAINING, "--epochs=2", "--clip_by=gradient")
+    bad += ("--learning_rate=1e38", "--clip_norm=1e38")
     code, said = runs.run(workdir, *bad)
     batch = json.loads((workdir / "not_finite.json").read_text())
     well = (

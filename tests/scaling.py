@@ -10,7 +10,6 @@ add to it. Costs: the time that saving and evaluation keep a run of the paper's 
 """
 
 import dataclasses
-import importlib
 import json
 import multiprocessing
 import os
@@ -22,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.lib.experiment import find
 from tests.processes import environment
 from tests.reports import write_report
 from zoneout_jax import Zoneout
@@ -71,29 +71,34 @@ def masks(devices: int, file: pathlib.Path) -> None:
     np.savez(file, *whole)
 
 
-def call(devices: int, module: str, name: str, *arguments: Any) -> None:
+def call(devices: int, function: Callable[..., None], *arguments: Any) -> None:
     """Calls a function in this fresh process, with so many virtual devices."""
     os.environ.update(environment(devices))
     jax.config.update("jax_platforms", "cpu")
-    getattr(importlib.import_module(module), name)(*arguments)
+    function(*arguments)
 
 
-def fresh(devices: int, module: str, name: str, *arguments: Any) -> float:
+def fresh(devices: int, function: Callable[..., None], *arguments: Any) -> float:
     """Calls a function in a fresh process; the seconds it took."""
     start = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=call, args=(devices, module, name, *arguments))
+    process = context.Process(target=call, args=(devices, function, *arguments))
     process.start()
     process.join()
     if process.exitcode:
-        raise SystemExit(f"{module}.{name} on {devices} devices ended with {process.exitcode}")
+        name = function.__name__
+        raise SystemExit(f"{name} on {devices} devices ended with {process.exitcode}")
     return time.monotonic() - start
 
 
 def train(workdir: pathlib.Path, experiment: str, flags: Sequence[str], devices: int = 1) -> float:
     """Trains in a fresh process; the seconds it took."""
-    flags = [*flags, f"--workdir={workdir}"]
-    return fresh(devices, f"experiments.{experiment}", "main", flags)
+    return fresh(devices, run, experiment, [*flags, f"--workdir={workdir}"])
+
+
+def run(experiment: str, flags: Sequence[str]) -> None:
+    """Trains in this process."""
+    find(experiment).main(flags)
 
 
 def parameters(workdir: pathlib.Path) -> dict[tuple, np.ndarray]:
@@ -133,7 +138,7 @@ def devices(folder: pathlib.Path) -> list[dict[str, Any]]:
         for number in (1, 2, 4, 8):
             workdir = folder / f"{experiment}{number}"
             train(workdir, experiment, flags, number)
-            fresh(number, "tests.scaling", "masks", number, folder / f"masks{number}.npz")
+            fresh(number, masks, number, folder / f"masks{number}.npz")
             one, here = (np.load(folder / f"masks{n}.npz") for n in (1, number))
             last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
             loss = next(name for name in last if name.startswith("train_"))

@@ -242,5 +242,5 @@ def test_a_row_is_cut_to_what_there_is_time_for(context, monkeypatch):
     with pytest.raises(FileNotFoundError):  # nothing is trained
         accelerator_training.train(context, "zoneout", 10.0, chosen, {})
     (ready,) = seen
-    assert ready.task.steps_per_epoch == 3 and ready.config.max_minutes == 10 / 60
-    assert not ready.task.final and not pathlib.Path(ready.config.workdir).exists()
+    assert ready.task.steps_per_epoch == 3 and ready.config.run.max_minutes == 10 / 60
+    assert not ready.task.test_evaluations and not pathlib.Path(ready.config.run.workdir).exists()

@@ -25,7 +25,8 @@ PROGRAMS = {
 
 def refusal(program, flags, capsys):
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(program).main(flags)
+        module = importlib.import_module(program)
+        (module if hasattr(module, "main") else module.EXPERIMENT).main(flags)
     said = capsys.readouterr()
     assert end.value.code == 2 and said.err.count("\n") == 1
     return said.err
@@ -35,7 +36,7 @@ def refusal(program, flags, capsys):
 def test_results_go_to_a_new_folder(program, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     clock = types.SimpleNamespace(strftime=lambda form: "now")
-    monkeypatch.setattr("zoneout_jax.training.config.time", clock)
+    monkeypatch.setattr("zoneout_jax.training.folders.time", clock)
     (tmp_path / "runs" / folder / "now").mkdir(parents=True)
     said = refusal(program, [], capsys)
     assert said == f"error: runs/{folder}/now is there already; name a folder with --out\n"

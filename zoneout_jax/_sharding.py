@@ -1,11 +1,29 @@
 """Batches that devices share: mapped axes (`pmap`, `shard_map`) and meshes with explicit axes."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zoneout_jax._normalization import AxisName
+
+_batch_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis", default=None)
+
+
+@contextlib.contextmanager
+def batch_over(axis_name: str) -> Iterator[None]:
+    """Says that the batch of what is traced here is spread over a mapped axis, as `fit` does.
+
+    Masks that are drawn without that `axis_name` are then an error, on one device too.
+    """
+    token = _batch_axis.set(axis_name)
+    try:
+        yield
+    finally:
+        _batch_axis.reset(token)
 
 
 def batch_offset(axis_name: AxisName | None, batch: int) -> jax.Array | int:
@@ -24,6 +42,12 @@ def batch_offset(axis_name: AxisName | None, batch: int) -> jax.Array | int:
 def check_spread(xs: jax.Array, key: jax.Array, axis_name: AxisName | None) -> None:
     """Raises ValueError where every device would draw the same masks for its part of a batch."""
     named = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
+    axis = _batch_axis.get()
+    if axis is not None and axis not in named:
+        raise ValueError(
+            f"the batch is spread over devices, which would all draw the same masks: pass "
+            f"axis_name={axis!r}, which is zoneout_jax.training.AXIS"
+        )
     spread = varying_axes(xs) - varying_axes(key) - named
     if spread:
         axes = tuple(sorted(spread | named))

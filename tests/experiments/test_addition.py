@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import addition
+from experiments.lib import addition
 
 NUMBERS = [0, 1, 9, 10, 11, 99, 100, 101, 999, 1000, 5005, 9999, 10000, 99999, 100000]
 

@@ -7,12 +7,12 @@ import pytest
 from experiments import authors_log
 
 
-def run_of(folder, figures):
-    """A run directory with figures of training and validation by epoch."""
+def run_of(folder, metrics):
+    """A run directory with metrics of training and validation by epoch."""
     folder.mkdir()
     lines = [
         json.dumps({"epoch": n, "step": 10 * n, "train_bpc": t, "validation_bpc": v})
-        for n, (t, v) in enumerate(figures, 1)
+        for n, (t, v) in enumerate(metrics, 1)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return str(folder)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,12 @@ import pytest
 
 from experiments import gradient_propagation as propagation
 from experiments import permuted_mnist, reproduce
-from experiments.language_model import readout_init
+from experiments.lib.language_model import readout_init
 from tests import oracles
 from zoneout_jax import LSTM, Masks, unroll
-from zoneout_jax.training.state import Streams
+from zoneout_jax.training import AXIS, Batch, Streams, Trained
 
+MAIN = propagation.EXPERIMENT.main
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS, BATCH, HIDDEN = 7, 4, 5
 
@@ -106,7 +106,7 @@ def test_reach(norms, steps):
 def test_measure(tmp_path, monkeypatch, capsys):
     flags = ["--preset=smoke", "--train_size=32", "--examples=8", f"--out={tmp_path}"]
     flags += ["--models", "static identity"]
-    propagation.main(flags)
+    MAIN(flags)
     assert "static identity: the norm falls to a thousandth" in capsys.readouterr().out
     result = json.loads((tmp_path / "gradient_norms.json").read_text())
     model = result["models"]["static identity"]
@@ -115,7 +115,7 @@ def test_measure(tmp_path, monkeypatch, capsys):
     assert not np.allclose(trained[:-1], first[:-1], rtol=1e-3)
 
     # By hand: the mean over examples, with weights that nothing has trained.
-    config = dataclasses.replace(permuted_mnist.PRESETS["smoke"], z_prob_cells=0.5)
+    config = permuted_mnist.PRESETS["smoke"].replace(z_prob_cells=0.5)
     task = permuted_mnist.build(config)
     pixels, labels = (jnp.asarray(x[:8]) for x in task.validation.data)
     params = task.init(Streams.from_seed(0).init)
@@ -131,17 +131,17 @@ def test_measure(tmp_path, monkeypatch, capsys):
 
     # A run that is done is not run again.
     monkeypatch.setattr("zoneout_jax.training.loop._Fit", None)
-    propagation.main(flags)
+    MAIN(flags)
     assert json.loads((tmp_path / "gradient_norms.json").read_text())["models"] == result["models"]
 
     # Another model is added; other settings are not mixed with these.
     monkeypatch.undo()
-    propagation.main([*flags[:-1], "LSTM"])
+    MAIN([*flags[:-1], "LSTM"])
     both = json.loads((tmp_path / "gradient_norms.json").read_text())["models"]
     assert list(both) == ["static identity", "LSTM"]
     assert both["static identity"] == result["models"]["static identity"]
     with pytest.raises(SystemExit):
-        propagation.main([*flags, "--epochs=2"])
+        MAIN([*flags, "--epochs=2"])
     assert "is of other settings" in capsys.readouterr().err
 
 
@@ -151,24 +151,24 @@ def test_measure(tmp_path, monkeypatch, capsys):
 def test_each_model_is_measured_as_it_is_trained(name, tmp_path, monkeypatch):
     """With weights of our own in the place of trained ones."""
     settings = propagation.MODELS[name]
-    config = dataclasses.replace(
-        permuted_mnist.PRESETS["smoke"], seed=3, popstats="ema", **settings
-    )
+    config = permuted_mnist.PRESETS["smoke"].replace(seed=3, **settings)
     task, streams = permuted_mnist.build(config), Streams.from_seed(3)
     weights = {"initialization": task.init(streams.init)}
     weights["trained"] = jax.tree.map(lambda w: 1.2 * w, weights["initialization"])
     fitted = []
-    monkeypatch.setattr(propagation, "fit", lambda task, config, run: fitted.append((task, config)))
-    kept = types.SimpleNamespace(last=weights["trained"], best=weights["initialization"])
-    monkeypatch.setattr(propagation, "read_trained", lambda task, path: kept)
-    options = dataclasses.replace(propagation.PRESETS["smoke"], examples=6)
+    monkeypatch.setattr(propagation, "fit", lambda task, config, run: fitted.append(task))
+    model_state = task.model_state(weights["trained"])
+    last, best = ((weights[stage], model_state) for stage in ("trained", "initialization"))
+    kept = Trained(last, best)
+    monkeypatch.setattr(propagation, "read_trained", lambda *which: kept)
+    options = propagation.PRESETS["smoke"].replace(examples=6)
     found = propagation.measure_model(options, name, 3, tmp_path)
 
-    images = permuted_mnist.load(config)[1]["validation"]
+    images = config.data.load()[1]["validation"]
     pixels, labels = (jnp.asarray(x[:6]) for x in images)
     xs = pixels.T[..., None].astype(jnp.float32) / 16
     cell = permuted_mnist.build_cell(config, 64)
-    drawn = config.zoneout().sample(jax.random.fold_in(streams.noise, 2**31), 64, 6, 8)
+    drawn = config.zoneout.spec().sample(jax.random.fold_in(streams.noise, 2**31), 64, 6, 8)
     masks = {
         "zoneout": Masks(cells=drawn.cells),
         "recurrent dropout": Masks(update=drawn.update),
@@ -181,17 +181,22 @@ def test_each_model_is_measured_as_it_is_trained(name, tmp_path, monkeypatch):
             norms = np.sqrt(np.square(np.asarray(gradient, np.float64)).sum(-1)).mean(1)
             np.testing.assert_allclose(found[stage][state], norms, rtol=1e-4)
 
-    # The trained model had the same kind of masks: with sampled ones, a key makes a difference.
-    (task, trained_with), examples = fitted[0], jnp.arange(6)
-    assert trained_with.initial_gamma == settings.get("initial_gamma", 0.1)
+    # The trained model began with the same weights and gains, and had the same kind of masks: with
+    # sampled ones, a key makes a difference.
+    (task,), examples = fitted, jnp.arange(6)
+    first = task.init(streams.init)
+    jax.tree.map(np.testing.assert_array_equal, first, weights["initialization"])
+    gain = first["lstm"].get("recurrent_gamma", settings.get("initial_gamma"))
+    assert gain is None or np.all(gain == np.float32(settings["initial_gamma"]))
 
     data = jax.tree.map(jnp.asarray, task.data)
 
     def loss(seed):
         def on_a_device(examples):
-            return task.loss(weights["trained"], data, examples, jax.random.key(seed))[0]
+            batch, key = Batch(data, examples), jax.random.key(seed)
+            return task.loss(weights["trained"], model_state, batch, key)[0][0]
 
-        return jax.jit(jax.vmap(on_a_device, axis_name="data"))(examples[None])[0]
+        return jax.jit(jax.vmap(on_a_device, axis_name=AXIS))(examples[None])[0]
 
     assert (loss(0) != loss(1)) == (name in ("zoneout", "recurrent dropout"))
 
@@ -212,7 +217,7 @@ def test_each_model_is_measured_as_it_is_trained(name, tmp_path, monkeypatch):
 def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
     preset = [] if "--preset=large" in flags else ["--preset=smoke"]
     with pytest.raises(SystemExit) as end:
-        propagation.main([*preset, f"--out={tmp_path / 'out'}", *flags])
+        MAIN([*preset, f"--out={tmp_path / 'out'}", *flags])
     error = capsys.readouterr().err
     assert end.value.code == 2 and words in error
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -220,10 +225,11 @@ def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
 
 
 def test_reproduce_measures(tmp_path, monkeypatch):
-    monkeypatch.setattr(propagation, "measure", lambda options: options)
+    echo = dataclasses.replace(propagation.EXPERIMENT, measure=lambda options: options)
+    monkeypatch.setattr(propagation, "EXPERIMENT", echo)
     options = reproduce.Options(experiment="gradient_propagation", preset="laptop", seeds=(3, 4))
-    wanted = dataclasses.replace(propagation.PRESETS["laptop"], seeds=(3, 4))
+    wanted = propagation.PRESETS["laptop"].replace(seeds=(3, 4))
     assert reproduce.reproduce(options) == wanted
     changes = {"rows": ("LSTM",), "epochs": 2, "out": tmp_path}
-    wanted = dataclasses.replace(wanted, models=("LSTM",), epochs=2, out=tmp_path)
-    assert reproduce.reproduce(dataclasses.replace(options, **changes)) == wanted
+    wanted = wanted.replace(models=("LSTM",), epochs=2, out=tmp_path)
+    assert reproduce.reproduce(options.replace(**changes)) == wanted

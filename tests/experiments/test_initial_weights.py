@@ -1,6 +1,5 @@
 """Standard deviations of the first parameters at the paper's sizes: they decide the curves."""
 
-import dataclasses
 import math
 import types
 
@@ -17,12 +16,12 @@ from experiments import (
     text8,
     word_ptb,
 )
-from experiments.character_model import character_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 # Of biases that are 1 for the forget gate, one of four, and 0 for the others.
 FORGET = math.sqrt(3) / 4
+CHAR, TEXT8, WORDS = char_ptb.EXPERIMENT, text8.EXPERIMENT, word_ptb.EXPERIMENT
 CARRY = {"initial_c": 0, "initial_h": 0}
 
 
@@ -32,24 +31,34 @@ def uniform(width):
 
 
 def characters(experiment, symbols, **settings):
-    config = dataclasses.replace(experiment.PRESETS["paper"], **settings)
-    return character_model(config, symbols).init
+    """Of the paper's sizes; the initial weights do not depend on the text."""
+    config = experiment.presets["paper"].replace(**settings)
+    return experiment.model(config, types.SimpleNamespace(vocab_size=symbols)).init
 
 
 def words(preset):
     corpus = types.SimpleNamespace(vocab_size=10_000)
-    return word_ptb.model(word_ptb.PRESETS[preset], corpus).init
+    return WORDS.model(WORDS.presets[preset], corpus).init
 
 
 def adders(preset):
     config = seq2seq.PRESETS[preset]
-    return lambda key: seq2seq.init(config, seq2seq.model(config), key)
+    return lambda key: seq2seq.init(config, seq2seq.language_model_of(config), key)
 
 
 def digits(**settings):
-    """Of the paper's sizes; the initial weights do not depend on the images."""
-    config = dataclasses.replace(permuted_mnist.PRESETS["paper"], dataset="digits", **settings)
-    return permuted_mnist.build(config).init
+    """Parameters and population statistics, of the paper's sizes.
+
+    They do not depend on the images.
+    """
+    config = permuted_mnist.PRESETS["paper"].replace(dataset="digits", **settings)
+    task = permuted_mnist.build(config)
+
+    def init(key):
+        params = task.init(key)
+        return params | task.model_state(params)
+
+    return init
 
 
 def gradients(model):
@@ -88,28 +97,28 @@ BATCH_NORM = {
 }
 CASES = {
     "char_ptb": (
-        characters(char_ptb, 50),
+        characters(CHAR, 50),
         layers(1, **CHARACTERS, **CARRY) | readout(0.141),
     ),
     "char_ptb, GRU": (
-        characters(char_ptb, 50, rnn_type="GRU"),
+        characters(CHAR, 50, rnn_type="GRU"),
         layers(1, **CHARACTERS | {"bias": 0}, initial_h=0) | readout(0.141),
     ),
     "char_ptb, plain RNN": (
-        characters(char_ptb, 50, rnn_type="SRNN"),
+        characters(CHAR, 50, rnn_type="SRNN"),
         layers(1, **CHARACTERS | {"bias": 0}, initial_h=0) | readout(0.141),
     ),
     "char_ptb, small": (
-        characters(char_ptb, 50, hidden_features=256),
+        characters(CHAR, 50, hidden_features=256),
         layers(1, **CHARACTERS | {"recurrent": 1 / 16}, **CARRY) | readout(0.141),
     ),
     "text8": (
-        characters(text8, 27),
+        characters(TEXT8, 27),
         layers(1, input=0.1925, recurrent=1 / math.sqrt(2000), bias=FORGET, **CARRY)
         | readout(0.1925),
     ),
     "text8, repository": (
-        characters(text8, 27, hidden_features=1000),
+        characters(TEXT8, 27, hidden_features=1000),
         layers(1, input=0.1925, recurrent=0.0316, bias=FORGET, **CARRY) | readout(0.1925),
     ),
     "word_ptb": (

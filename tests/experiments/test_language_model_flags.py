@@ -9,8 +9,9 @@ import pytest
 
 from experiments import char_ptb, reproduce, word_ptb
 from tests.experiments.test_language_models import EXPERIMENTS, each_experiment, smoke
-from zoneout_jax.training import AXIS, parse_preset
+from zoneout_jax.training import AXIS, Batch, parse_preset
 
+CHAR, WORDS = char_ptb.EXPERIMENT, word_ptb.EXPERIMENT
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
@@ -25,30 +26,30 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 )
 def test_flags_of_masks(flag, attribute):
     rates = {"z_prob_cells": 0.1, "z_prob_states": 0.1}
-    plain = smoke(char_ptb, **rates).zoneout()
+    plain = smoke(CHAR, **rates).zoneout.spec()
     wanted = dataclasses.replace(plain, **{attribute: True})
-    assert smoke(char_ptb, **rates, **{flag: True}).zoneout() == wanted != plain
+    assert smoke(CHAR, **rates, **{flag: True}).zoneout.spec() == wanted != plain
 
 
 @each_experiment
 def test_flags_of_each_row_fit_the_experiment(experiment):
     """Traced only: they are accepted, and the loss has gradients."""
-    for flags, published in experiment.ROWS.values():
-        config = parse_preset(experiment.PRESETS, ["--preset=smoke", *flags], "prog", "")
+    for row in experiment.rows.values():
+        config = parse_preset(experiment.presets, ["--preset=smoke", *row.flags], "prog", "")
         task = experiment.build(config)
         state = jax.eval_shape(task.first_state, jax.random.key(0))
-        examples = jax.eval_shape(task.plan, jax.random.key(0))
-        memory = () if state.memory is None else (state.memory,)
+        examples = jax.eval_shape(task.epoch_indices, jax.random.key(0))
 
-        def loss(params, data, rows, *memory, task=task):
-            return task.loss(params, data, rows[0], jax.random.key(0), *memory)[0]
+        def loss(params, model_state, data, rows, task=task):
+            batch = Batch(data, rows[0])
+            return task.loss(params, model_state, batch, jax.random.key(0))[0][0]
 
-        axes = (None, None, None, *(None for _ in memory))
-        mapped = jax.vmap(jax.grad(loss), axes, axis_name="data", axis_size=1)
+        axes = (None, None, None, None)
+        mapped = jax.vmap(jax.grad(loss), axes, axis_name=AXIS, axis_size=1)
         data = jax.ShapeDtypeStruct(task.data.shape, task.data.dtype)
-        grads = jax.eval_shape(mapped, state.params, data, examples, *memory)
+        grads = jax.eval_shape(mapped, state.params, state.model_state, data, examples)
         assert jax.tree.structure(grads) == jax.tree.structure(state.params)
-        assert set(published) <= set(experiment.FIGURES)
+        assert set(row.published) <= set(experiment.metrics)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +67,10 @@ def test_flags_of_each_row_fit_the_experiment(experiment):
     ],
 )
 def test_commands_of_the_authors_readme(experiment, flags):
-    module = EXPERIMENTS[experiment]
-    config = parse_preset(module.PRESETS, flags.split(), "prog", "")
+    config = parse_preset(EXPERIMENTS[experiment].presets, flags.split(), "prog", "")
     for flag in flags.split():
         name, value = flag.strip("-").split("=")
-        assert getattr(config, name) == float(value)
+        assert config.flat()[name] == float(value)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +82,21 @@ def test_commands_of_the_authors_readme(experiment, flags):
         (["--rnn_type=SRNN", "--drop_prob_igates=0.5"], "drop_prob_igates=0.5; leave it out"),
         (["--rnn_type=GRU", "--norm_cost_coeff=1", "--penalty=cells"], "penalty=cells"),
         (["--penalty=cells"], "penalty=cells needs a norm_cost_coeff"),
+        (["--share_mask"], "share_mask is about masks, but there are none"),
         (["--stoch_depth"], "stoch_depth is about masks, but there are none"),
         (["--static_mask"], "static_mask is about masks"),
         (["--gaussian_mask"], "gaussian_mask is about masks"),
         (["--eval_size=1"], "eval_size must be at least 2, got 1"),
         (["--share_mask", "--z_prob_cells=0.5", "--z_prob_states=0.1"], "one rate"),
+        (["--share_mask", "--drop_prob_igates=0.5"], "shared masks need a rate"),
+        (["--momentum=0.5"], "momentum has no effect with algorithm adam"),
         (["--dropout=1"], "dropout must be in [0, 1), got 1.0"),
         (["--train_size=80"], "shorter than one batch"),
     ],
 )
 def test_settings_that_do_not_fit(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        word_ptb.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
+        WORDS.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and words in error
     assert not (tmp_path / "run").exists()
@@ -101,15 +104,15 @@ def test_settings_that_do_not_fit(flags, words, tmp_path, capsys):
 
 def test_a_norm_stabilizer_without_a_change_to_look_at(capsys):
     with pytest.raises(SystemExit) as end:
-        char_ptb.main(["--preset=smoke", "--norm_cost_coeff=1", "--seq_length=2"])
+        CHAR.main(["--preset=smoke", "--norm_cost_coeff=1", "--seq_length=2"])
     assert end.value.code == 2 and "seq_length must be at least 3" in capsys.readouterr().err
 
 
 CHANGES = {
-    name: parse_preset(char_ptb.PRESETS, flags, "prog", "")
-    for name, (flags, _) in char_ptb.ROWS.items()
+    name: parse_preset(CHAR.presets, row.flags, "prog", "")
+    for name, row in CHAR.rows.items()
     if not name.startswith(("GRU", "plain RNN", "LSTM"))
-} | {"input dropout": char_ptb.Config(input_drop=0.5)}
+} | {"input dropout": char_ptb.Config().replace(input_drop=0.5)}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -117,19 +120,19 @@ def test_flags_of_a_row_change_the_gradient(name):
     """From that of the baseline, with the same key; `LSTM` again does not."""
 
     def gradient(settings):
-        task = char_ptb.build(smoke(char_ptb, **settings))
+        task = CHAR.build(smoke(CHAR, **settings))
         params = task.init(jax.random.key(0))
 
         def loss(params):
             def on_a_device(examples):
-                return task.loss(params, jnp.asarray(task.data), examples, jax.random.key(1))[0]
+                batch = Batch(jnp.asarray(task.data), examples)
+                return task.loss(params, {}, batch, jax.random.key(1))[0][0]
 
             return jax.vmap(on_a_device, axis_name=AXIS)(jnp.arange(4)[None])[0]
 
         return jax.jit(jax.grad(loss))(params)["layers"][0]["recurrent"]
 
-    default = dataclasses.asdict(char_ptb.Config())
-    given = dataclasses.asdict(CHANGES[name])
+    default, given = char_ptb.Config().flat(), CHANGES[name].flat()
     changed = {name: value for name, value in given.items() if value != default[name]}
     assert changed
     assert not np.allclose(gradient(changed), gradient({}), rtol=1e-3, atol=1e-6)
@@ -138,8 +141,8 @@ def test_flags_of_a_row_change_the_gradient(name):
 def test_sequences_begin_at_other_places_unless_told_not_to():
     starts = {}
     for augment in (True, False):
-        task = char_ptb.build(smoke(char_ptb, augment=augment))
-        starts[augment] = [np.asarray(task.plan(jax.random.key(n))) for n in range(3)]
+        task = CHAR.build(smoke(CHAR, augment=augment))
+        starts[augment] = [np.asarray(task.epoch_indices(jax.random.key(n))) for n in range(3)]
     assert all((plan % 20 == 0).all() for plan in starts[False])
     assert len({int(plan.min() % 20) for plan in starts[True]}) > 1
     assert not np.array_equal(*starts[False][:2])

@@ -1,6 +1,5 @@
-"""The language models: their figures, regularizers and training."""
+"""The language models: their metrics, regularizers and training."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -13,28 +12,31 @@ import optax
 import pytest
 
 from experiments import char_ptb, text8, word_ptb
-from experiments.language_model import drop, language_model, make_optimizer
-from experiments.texts import carried_evaluation
+from experiments.lib.language_model import drop, language_model
+from experiments.lib.texts import carried_evaluation
 from zoneout_jax import norm_stabilizer
-from zoneout_jax.training import launch
+from zoneout_jax.training import Batch
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-EXPERIMENTS = {"char_ptb": char_ptb, "word_ptb": word_ptb, "text8": text8}
+CHAR, WORDS = char_ptb.EXPERIMENT, word_ptb.EXPERIMENT
+EXPERIMENTS = {each.name: each for each in (CHAR, WORDS, text8.EXPERIMENT)}
 each_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 
 
 def smoke(experiment, **changes):
-    return dataclasses.replace(experiment.PRESETS["smoke"], **changes)
+    return experiment.presets["smoke"].replace(**changes)
 
 
 def measured(task, evaluation, params):
-    """A figure, and over how many predictions."""
-    rows = jnp.asarray(evaluation.rows)
-    data = jnp.asarray(evaluation.data)
-    total, count = jax.jit(lambda p: jax.lax.map(lambda r: evaluation.loss(p, data, r), rows))(
-        params
-    )
-    return task.figure(float(total.sum() / count.sum())), int(count.sum())
+    """A metric, and over how many predictions."""
+    data, rows = jnp.asarray(evaluation.data), jnp.asarray(evaluation.rows)
+
+    @jax.jit
+    def run(params):
+        return jax.lax.map(lambda row: evaluation.loss(params, {}, Batch(data, row)), rows)
+
+    total, count = run(params)
+    return task.to_metric(float(total.sum() / count.sum())), int(count.sum())
 
 
 def blind(task, bias):
@@ -47,32 +49,32 @@ def blind(task, bias):
 @each_experiment
 def test_a_uniform_model(experiment):
     task = experiment.build(smoke(experiment))
-    symbols = task.facts["vocabulary"]
+    symbols = task.metadata["vocabulary"]
     wanted = {"bpc": math.log2(symbols), "perplexity": symbols}[task.metric]
-    for evaluation in (task.validation, *task.final.values()):
-        figure, _ = measured(task, evaluation, blind(task, np.zeros(symbols)))
+    for evaluation in (task.validation, *task.test_evaluations.values()):
+        metric, _ = measured(task, evaluation, blind(task, np.zeros(symbols)))
         # The nats are sums of float32: a few of its last bits are lost.
         bound = 2e-6 * (math.log(symbols) if task.metric == "perplexity" else 1)
-        np.testing.assert_allclose(figure, wanted, rtol=bound)
+        np.testing.assert_allclose(metric, wanted, rtol=bound)
 
 
 @each_experiment
 @pytest.mark.parametrize("size", [301, 457])
 def test_a_unigram_model_has_the_entropy_of_the_counts_and_counts_once(experiment, size):
     config = smoke(experiment, eval_size=size)
-    task, corpus = experiment.build(config), experiment.load(config)
+    task, corpus = experiment.build(config), config.data.load()
     counts = np.bincount(corpus.train, minlength=corpus.vocab_size) + 1.0
     surprise = np.log(counts.sum()) - np.log(counts)
     params = blind(task, -surprise)
-    for name, evaluation in {"validation": task.validation, **task.final}.items():
+    for name, evaluation in {"validation": task.validation, **task.test_evaluations}.items():
         text = (corpus.test if name == "test" else corpus.validation)[:size]
         predicted = text[1:]
-        if name == "validation" and experiment is not word_ptb:
-            chunks = text[: size - size % config.seq_length].reshape(-1, config.seq_length)
-            predicted = chunks[:, 1:].ravel()
-        figure, count = measured(task, evaluation, params)
+        if name == "validation" and experiment is not WORDS:
+            length = config.data.seq_length
+            predicted = text[: size - size % length].reshape(-1, length)[:, 1:].ravel()
+        metric, count = measured(task, evaluation, params)
         assert count == len(predicted)
-        np.testing.assert_allclose(figure, task.figure(surprise[predicted].mean()), rtol=1e-5)
+        np.testing.assert_allclose(metric, task.to_metric(surprise[predicted].mean()), rtol=1e-5)
 
 
 def long_unroll(words, params, text, streams=1):
@@ -85,13 +87,14 @@ def long_unroll(words, params, text, streams=1):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SRNN"])
-def test_the_carried_figure_is_one_long_unroll(kind):
-    config = smoke(word_ptb, rnn_type=kind, num_layers=2, z_prob_states=0.3, hidden_features=8)
+def test_the_carried_metric_is_one_long_unroll(kind):
+    config = smoke(WORDS, rnn_type=kind, num_layers=2, z_prob_states=0.3, hidden_features=8)
     words = language_model(config, 11, embedding_features=8)
     params = words.init(jax.random.key(1))
     text = np.random.default_rng(0).integers(0, 11, 734).astype(np.int32)
     evaluation = carried_evaluation(words, text, 3)
-    total, count = evaluation.loss(params, jnp.asarray(text), jnp.asarray(evaluation.rows[0]))
+    batch = Batch(jnp.asarray(text), jnp.asarray(evaluation.rows[0]))
+    total, count = evaluation.loss(params, {}, batch)
     assert count == 733
     np.testing.assert_allclose(total / count, long_unroll(words, params, text), rtol=1e-5)
 
@@ -102,18 +105,18 @@ def test_training_carries_the_state_and_rolls_it_between_epochs(tmp_path):
     changes = {"num_layers": 2, "init_width": 2.0, "train_size": 170, "seq_length": 7}
     flags = ["--preset=smoke", "--learning_rate=1e-30", f"--workdir={tmp_path}"]
     flags += [f"--{name}={value}" for name, value in changes.items()]
-    launch("word_ptb", word_ptb.PRESETS, word_ptb.build, "", flags)
+    WORDS.main(flags)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line)["train_perplexity"] for line in lines]
-    config = smoke(word_ptb, **changes)
-    corpus = word_ptb.load(config)
-    words = word_ptb.model(config, corpus)
+    config = smoke(WORDS, **changes)
+    corpus = config.data.load()
+    words = WORDS.model(config, corpus)
     params = words.init(jax.random.fold_in(jax.random.key(0), 0))
-    streams, chunk = config.batch_size, config.seq_length
-    part = (config.train_size - 1) // chunk // streams * chunk
+    streams, chunk, size = config.run.batch_size, config.data.seq_length, config.data.train_size
+    part = (size - 1) // chunk // streams * chunk
     starts = part * np.arange(streams)
     positions = starts + np.arange(part)[:, None]
-    text = corpus.train[: config.train_size]
+    text = corpus.train[:size]
     inputs, targets = (jnp.asarray(text[positions + n], jnp.int32) for n in (0, 1))
 
     @jax.jit
@@ -136,7 +139,7 @@ def test_training_carries_the_state_and_rolls_it_between_epochs(tmp_path):
 def test_the_gradient_of_a_sum_over_steps(sum_over_steps):
     """Clipped after it is one: a mean of 0.4 over 35 steps is a sum of 14."""
     config = smoke(
-        word_ptb,
+        WORDS,
         algorithm="sgd",
         learning_rate=0.5,
         clip_by="gradient",
@@ -145,28 +148,28 @@ def test_the_gradient_of_a_sum_over_steps(sum_over_steps):
         train_size=300,
         sum_over_steps=sum_over_steps,
     )
-    optimizer = word_ptb.build(config).optimizer
+    optimizer = WORDS.build(config).optimizer
     params = {"weight": jnp.zeros(2)}
     updates, _ = optimizer.update({"weight": jnp.array([0.4, 0.0])}, optimizer.init(params), params)
     np.testing.assert_allclose(updates["weight"], [-5.0 if sum_over_steps else -0.2, 0], rtol=1e-6)
 
 
 def test_which_loss_is_that_of_a_preset():
-    assert word_ptb.PRESETS["paper"].sum_over_steps
-    assert not word_ptb.PRESETS["repository"].sum_over_steps
+    assert WORDS.presets["paper"].optimizer.sum_over_steps
+    assert not WORDS.presets["repository"].optimizer.sum_over_steps
 
 
 @pytest.mark.skipif("ZONEOUT_RAW_DATA" not in os.environ, reason="needs the Penn Treebank")
 @pytest.mark.parametrize(
-    ("experiment", "wanted"), [(char_ptb, math.log2(50)), (word_ptb, 10_000)], ids=["char", "word"]
+    ("experiment", "wanted"), [(CHAR, math.log2(50)), (WORDS, 10_000)], ids=["char", "word"]
 )
 def test_a_uniform_model_of_the_real_corpus(experiment, wanted):
     sizes = {"train_size": 2_000, "eval_size": 300}
     task = experiment.build(smoke(experiment, dataset="ptb", **sizes))
-    symbols = task.facts["vocabulary"]
-    for evaluation in (task.validation, *task.final.values()):
-        figure, _ = measured(task, evaluation, blind(task, np.zeros(symbols)))
-        np.testing.assert_allclose(figure, wanted, rtol=2e-5)
+    symbols = task.metadata["vocabulary"]
+    for evaluation in (task.validation, *task.test_evaluations.values()):
+        metric, _ = measured(task, evaluation, blind(task, np.zeros(symbols)))
+        np.testing.assert_allclose(metric, wanted, rtol=2e-5)
 
 
 def test_perplexity_of_a_model_that_diverged():
@@ -175,7 +178,7 @@ def test_perplexity_of_a_model_that_diverged():
 
 
 def test_the_step_size_falls():
-    rate = word_ptb.learning_rate(word_ptb.Config(), steps_per_epoch=10)
+    rate = WORDS.presets["paper"].optimizer.schedule(steps_per_epoch=10)
     epochs = [1, 14, 15, 16, 17, 55]
     wanted = [1, 1, 1, 1 / 1.15, 1 / 1.15**2, 1 / 1.15**40]
     found = [[float(rate(jnp.int32(10 * epoch - k))) for k in (10, 1)] for epoch in epochs]
@@ -198,15 +201,15 @@ def test_dropout(features):
 
 
 @pytest.mark.parametrize("penalty", ["hids", "cells"])
-def test_the_norm_stabilizer_is_in_the_gradient_and_not_in_the_figure(penalty):
-    config = smoke(word_ptb, norm_cost_coeff=5.0, penalty=penalty, num_layers=2)
-    plain = language_model(dataclasses.replace(config, norm_cost_coeff=0.0, penalty="hids"), 7)
+def test_the_norm_stabilizer_is_in_the_gradient_and_not_in_the_metric(penalty):
+    config = smoke(WORDS, norm_cost_coeff=5.0, penalty=penalty, num_layers=2)
+    plain = language_model(config.replace(norm_cost_coeff=0.0, penalty="hids"), 7)
     words = language_model(config, 7)
     params = words.init(jax.random.key(0))
     inputs = jax.random.randint(jax.random.key(1), (6, 3), 0, 7)
     weights = jnp.ones((6, 3))
 
-    def figure(words, params):
+    def loss(words, params):
         return words.sums(params, inputs, inputs, weights, key=jax.random.key(2))[0][0]
 
     def by_hand(params):
@@ -220,23 +223,23 @@ def test_the_norm_stabilizer_is_in_the_gradient_and_not_in_the_figure(penalty):
             steps.append([c[1 if penalty == "hids" else 0] for c in carry])
         layers = [jnp.stack([s[n] for s in steps]) for n in range(2)]
         cost = sum(map(norm_stabilizer, layers))
-        return figure(plain, params) + 18 * 5.0 * cost
+        return loss(plain, params) + 18 * 5.0 * cost
 
-    np.testing.assert_allclose(figure(words, params), figure(plain, params), rtol=1e-6)
-    found = jax.jit(jax.grad(functools.partial(figure, words)))(params)
+    np.testing.assert_allclose(loss(words, params), loss(plain, params), rtol=1e-6)
+    found = jax.jit(jax.grad(functools.partial(loss, words)))(params)
     wanted = jax.jit(jax.grad(by_hand))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, wanted)
 
 
 def test_weight_noise_is_for_training_alone():
-    words = language_model(smoke(word_ptb, weight_noise=0.5), 7, embedding_features=4)
+    words = language_model(smoke(WORDS, weight_noise=0.5), 7, embedding_features=4)
     params = words.init(jax.random.key(0))
     inputs, weights = jnp.zeros((5, 2), jnp.int32), jnp.ones((5, 2))
 
     def total(**mode):
         return float(words.sums(params, inputs, inputs, weights, **mode)[0][0])
 
-    quiet = language_model(smoke(word_ptb), 7, embedding_features=4)
+    quiet = language_model(smoke(WORDS), 7, embedding_features=4)
     (wanted, _), _ = quiet.sums(params, inputs, inputs, weights, deterministic=True)
     assert total(deterministic=True) == float(wanted)
     draws = {total(key=jax.random.key(n)) for n in range(3)}
@@ -244,15 +247,15 @@ def test_weight_noise_is_for_training_alone():
 
 
 def test_tied_weights_are_one_matrix():
-    config = smoke(word_ptb, tied=True, embedding=True)
-    words = word_ptb.model(config, word_ptb.load(config))
+    config = smoke(WORDS, tied=True, embedding=True)
+    words = WORDS.model(config, config.data.load())
     assert set(words.init(jax.random.key(0))["readout"]) == {"bias"}
     with pytest.raises(ValueError, match="as large as a layer, 8, got 5"):
         language_model(config, 7, embedding_features=5, tied=True)
 
 
 def test_tied_logits_are_those_of_the_transposed_embedding():
-    config = smoke(word_ptb)
+    config = smoke(WORDS)
     tied, free = (language_model(config, 7, embedding_features=8, tied=t) for t in (True, False))
     params = tied.init(jax.random.key(0))
     params["readout"]["bias"] = jnp.arange(7.0)
@@ -274,7 +277,7 @@ def test_tied_logits_are_those_of_the_transposed_embedding():
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SRNN"])
 def test_rows_that_are_looked_up_are_products_with_one_hot_vectors(kind):
-    config = smoke(word_ptb, rnn_type=kind, num_layers=2, z_prob_states=0.3)
+    config = smoke(WORDS, rnn_type=kind, num_layers=2, z_prob_states=0.3)
     looked_up, multiplied = (
         language_model(config, 7, looked_up=choice, input_drop=0.4) for choice in (True, False)
     )
@@ -293,18 +296,18 @@ def test_rows_that_are_looked_up_are_products_with_one_hot_vectors(kind):
 @pytest.mark.parametrize(
     ("experiment", "settings"),
     [
-        (char_ptb, {}),
-        (char_ptb, {"rnn_type": "GRU"}),
-        (char_ptb, {"rnn_type": "SRNN"}),
-        (char_ptb, {"z_prob_cells": 0.1, "z_prob_states": 0.05, "num_layers": 2}),
-        pytest.param(word_ptb, {"hidden_features": 32}, marks=pytest.mark.slow),
+        (CHAR, {}),
+        (CHAR, {"rnn_type": "GRU"}),
+        (CHAR, {"rnn_type": "SRNN"}),
+        (CHAR, {"z_prob_cells": 0.1, "z_prob_states": 0.05, "num_layers": 2}),
+        pytest.param(WORDS, {"hidden_features": 32}, marks=pytest.mark.slow),
     ],
     ids=["LSTM", "GRU", "SRNN", "two layers with zoneout", "words"],
 )
 def test_updates_lower_the_loss(experiment, settings):
     """To less than half of what the best guess has that does not look at the symbols before."""
     config = smoke(experiment, **settings)
-    model = experiment.model(config, experiment.load(config))
+    model = experiment.model(config, config.data.load())
     symbols = jnp.tile(jnp.array([1, 2, 3, 2]), 5)[:, None]
     inputs, targets = symbols[:-1], symbols[1:]
     optimizer = optax.adam(0.01)
@@ -333,8 +336,8 @@ def test_updates_lower_the_loss(experiment, settings):
 @pytest.mark.parametrize("algorithm", ["adam", "rms_prop", "momentum", "sgd"])
 @pytest.mark.parametrize("clip_by", ["gradient", "update"])
 def test_optimizers_go_downhill_and_clip(algorithm, clip_by):
-    config = smoke(char_ptb, algorithm=algorithm, clip_by=clip_by, clip_norm=0.5)
-    optimizer = make_optimizer(config, 0.1)
+    config = smoke(CHAR, algorithm=algorithm, clip_by=clip_by, clip_norm=0.5)
+    optimizer = config.optimizer.optimizer(0.1)
     grads = {"w": jnp.linspace(1.0, 100.0, 50)}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     norm = float(jnp.linalg.norm(updates["w"]))

@@ -1,15 +1,12 @@
 """Optimizers against loops in NumPy."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import permuted_mnist
-from experiments.language_model import make_optimizer
-from experiments.optimizers import rmsprop
-from tests.experiments.test_language_models import char_ptb, smoke
+from experiments.lib.optimizers import rmsprop
+from experiments.lib.settings import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -51,10 +48,10 @@ def test_rmsprop_takes_a_schedule():
 @pytest.mark.parametrize(
     ("optimizer", "rate", "decay"),
     [
-        (make_optimizer(smoke(char_ptb, algorithm="rms_prop", clip_norm=None), 0.1), 0.1, 0.9),
+        (OptimizerConfig(algorithm="rms_prop", clip_norm=None).optimizer(0.1), 0.1, 0.9),
         (
             permuted_mnist.build(
-                dataclasses.replace(permuted_mnist.PRESETS["smoke"], learning_rate=1e-3)
+                permuted_mnist.PRESETS["smoke"].replace(learning_rate=1e-3)
             ).optimizer,
             1e-3,
             0.5,

@@ -4,9 +4,11 @@ import pytest
 
 from experiments import char_ptb, sample, word_ptb
 
+CHAR, WORDS = char_ptb.EXPERIMENT, word_ptb.EXPERIMENT
+
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("experiment", [char_ptb, pytest.param(word_ptb, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("experiment", [CHAR, pytest.param(WORDS, marks=pytest.mark.slow)])
 def test_training_going_on_and_sampling(experiment, tmp_path, capsys):
     path, run = tmp_path / "own.txt", tmp_path / "run"
     path.write_text("so it goes — and on\n" * 800, encoding="utf-8")
@@ -14,7 +16,7 @@ def test_training_going_on_and_sampling(experiment, tmp_path, capsys):
     experiment.main(flags)
     said = capsys.readouterr().out
     assert "on own.txt" in said and "paper:" not in said
-    prompt = "so" if experiment is char_ptb else "so it"
+    prompt = "so" if experiment is CHAR else "so it"
     sample.main([str(run), f"--prompt={prompt}", "--length=5"])
     assert capsys.readouterr().out.startswith(prompt)
     path.write_text("another text\n" * 800)
@@ -26,7 +28,7 @@ def test_training_going_on_and_sampling(experiment, tmp_path, capsys):
     assert "text_sha256" in error and "own.txt has changed since the run was trained on it" in error
 
 
-@pytest.mark.parametrize("experiment", [char_ptb, word_ptb])
+@pytest.mark.parametrize("experiment", [CHAR, WORDS])
 def test_no_such_text(experiment, capsys):
     with pytest.raises(SystemExit) as end:
         experiment.main(["--preset=smoke", "--dataset=pbt"])

@@ -1,6 +1,5 @@
 """Permuted MNIST: its loss, its population statistics, and the same numbers on more devices."""
 
-import dataclasses
 import functools
 import json
 
@@ -12,30 +11,42 @@ import pytest
 
 from experiments import permuted_mnist, reproduce
 from tests import oracles
+from tests.experiments.test_command_line import listed
 from zoneout_jax import Masks, Zoneout, unroll, update_stats
 from zoneout_jax.data import load_images, permutation
-from zoneout_jax.training import AXIS, parse_preset
+from zoneout_jax.training import AXIS, Batch, parse_preset
 
 pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-SMOKE = permuted_mnist.PRESETS["smoke"]
+EXPERIMENT = permuted_mnist.EXPERIMENT
 STEPS = 64
 
 
 def smoke(**changes):
-    return dataclasses.replace(SMOKE, **changes)
+    return EXPERIMENT.presets["smoke"].replace(**changes)
 
 
-def gradient(task, params, examples, devices=1, key=0):
-    """Totals, counts and gradient of the training loss, summed over devices."""
+def gradient(task, params, state, examples, devices=1, key=0):
+    """Total, count and gradient of the training loss over all devices, and the state after it."""
 
     def summed(examples):
-        grad = jax.value_and_grad(task.loss, has_aux=True)
-        (total, count), grads = grad(params, data(task), examples, jax.random.key(key))
-        return jax.lax.psum((total, count, grads), AXIS)
+        def loss(params):
+            batch = Batch(data(task), examples)
+            (total, count), after = task.loss(params, state, batch, jax.random.key(key))
+            return total, (count, after)
+
+        (total, (count, after)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return *jax.lax.psum((total, count, grads), AXIS), after
 
     run = jax.pmap(summed, axis_name=AXIS, devices=jax.devices()[:devices])
-    return jax.tree.map(lambda x: np.asarray(x[0]), run(jnp.reshape(examples, (devices, -1))))
+    found = jax.tree.map(np.asarray, run(jnp.reshape(examples, (devices, -1))))
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, np.stack([x[0]] * devices)), found)
+    return jax.tree.map(lambda x: x[0], found)
+
+
+def evaluated(task, params, state, examples):
+    """Totals and count of the validation's loss, of examples of the training data."""
+    return task.validation.loss(params, state, Batch(data(task), examples))
 
 
 def data(task):
@@ -44,9 +55,9 @@ def data(task):
 
 
 def shaken(task):
-    """Parameters of which none is at a special value."""
+    """Parameters and a model state of which no number is a special one."""
     params = task.init(jax.random.key(1))
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten((params, task.model_state(params)))
     rng = np.random.default_rng(2)
     leaves = [x + rng.uniform(0.01, 0.2, x.shape).astype(np.float32) for x in leaves]
     return jax.tree.unflatten(structure, leaves)
@@ -54,10 +65,11 @@ def shaken(task):
 
 def test_defaults_are_the_papers():
     config = permuted_mnist.Config()
-    assert (config.hidden_features, config.batch_size, config.epochs) == (100, 100, 150)
-    assert (config.learning_rate, config.clip_norm, config.dataset) == (1e-3, 1.0, "mnist")
-    assert (config.initial_gamma, config.popstats) == (0.1, "reestimate")
-    assert not config.zoneout().active and not config.batch_normalization
+    assert (config.run.batch_size, config.run.epochs, config.data.dataset) == (100, 150, "mnist")
+    assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (1e-3, 1.0)
+    model = config.model
+    assert (model.hidden_features, model.initial_gamma, model.popstats) == (100, 0.1, "reestimate")
+    assert not config.zoneout.spec().active and not model.batch_normalization
 
 
 @pytest.mark.parametrize("summarize", [False, True])
@@ -67,9 +79,9 @@ def test_loss_in_numpy(batch_normalization, summarize):
     task = permuted_mnist.build(
         smoke(batch_normalization=batch_normalization, summarize=summarize, **gain)
     )
-    params = shaken(task)
+    params, state = shaken(task)
     examples = np.array([5, -1, 17, 3, 40])
-    total, count, _ = gradient(task, params, jnp.asarray(examples))
+    total, count, _, _ = gradient(task, params, state, jnp.asarray(examples))
 
     images = load_images("digits")
     pixels = images.train.images.reshape(-1, STEPS)[:, permutation(0, STEPS)]
@@ -89,7 +101,7 @@ def test_loss_in_numpy(batch_normalization, summarize):
     assert count == 4
     np.testing.assert_allclose(total, nats[examples >= 0].sum(), rtol=1e-4)
 
-    sums = task.validation.loss(params, data(task), jnp.asarray(examples))
+    sums = evaluated(task, params, state, jnp.asarray(examples))
     if not batch_normalization:
         np.testing.assert_allclose(sums[0]["nats"], total, rtol=1e-4)
         wrong = logits.argmax(-1) != labels
@@ -142,11 +154,11 @@ def test_an_update_by_hand():
 def test_noise_is_on_the_first_state_and_in_training_alone():
     examples = jnp.arange(32)
     quiet, noisy = (permuted_mnist.build(smoke(noise=noise)) for noise in (0.0, 0.5))
-    params = shaken(quiet)
+    params, state = shaken(quiet)
 
     def both(task):
-        total, _, _ = gradient(task, params, examples, key=1)
-        return total, task.validation.loss(params, data(task), examples)[0]["nats"]
+        total, *_ = gradient(task, params, state, examples, key=1)
+        return total, evaluated(task, params, state, examples)[0]["nats"]
 
     assert both(quiet)[0] != both(noisy)[0]
     assert both(quiet)[1] == both(noisy)[1]
@@ -166,41 +178,31 @@ def test_options_reach_the_cell():
 def test_moving_averages_are_those_of_update_stats():
     config = smoke(batch_normalization=True, z_prob_cells=0.3, z_prob_states=0.2)
     tasks = {
-        popstats: permuted_mnist.build(dataclasses.replace(config, popstats=popstats))
+        popstats: permuted_mnist.build(config.replace(popstats=popstats))
         for popstats in ("ema", "reestimate")
     }
-    params = shaken(tasks["ema"])
+    params, state = shaken(tasks["ema"])
     examples = jnp.arange(16)
-    found = {popstats: gradient(task, params, examples) for popstats, task in tasks.items()}
-    (total, count, grads), (same_total, _, same_grads) = found["ema"], found["reestimate"]
-    weights = {name: same_grads[name] for name in ("lstm", "readout")}
+    found = {popstats: gradient(task, params, state, examples) for popstats, task in tasks.items()}
+    total, _, grads, moved = found["ema"]
+    same_total, _, same_grads, kept = found["reestimate"]
 
-    # Neither the loss nor the gradient of a weight knows of the averages; two programs round
-    # differently.
+    # Neither the loss nor the gradient knows of the averages; two programs round differently.
     np.testing.assert_allclose(total, same_total, rtol=1e-6)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-    for name, wanted in weights.items():
-        jax.tree.map(close, grads[name], wanted)
-
-    # Nor does the update of a weight, clipped together as these are.
-    updated = []
-    for popstats, totals in (("ema", grads | weights), ("reestimate", same_grads)):
-        task, means = tasks[popstats], jax.tree.map(lambda g: g / count, totals)
-        updates, _ = task.optimizer.update(means, task.optimizer.init(params), params)
-        updated.append(optax.apply_updates(params, updates))
-    moved, kept = updated
-    for name in weights:
-        jax.tree.map(np.testing.assert_array_equal, moved[name], kept[name])
+    jax.tree.map(close, grads, same_grads)
 
     cell = permuted_mnist.build_cell(config, STEPS)
     xs = tasks["ema"].data[0][np.arange(16)].T[..., None] / np.float32(16)
-    mode = {"zoneout": config.zoneout(), "key": jax.random.key(0)}
+    mode = {"zoneout": config.zoneout.spec(), "key": jax.random.key(0)}
     *_, batch = unroll(cell, params["lstm"], xs, **mode)
-    wanted = update_stats(params["stats"], batch, permuted_mnist.EMA_RATE)
+    stats = state["stats"]
+    wanted = update_stats(stats, batch, permuted_mnist.EMA_RATE)
+    assert moved["stats"].keys() == kept["stats"].keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_allclose(moved["stats"][name], wanted[name], rtol=1e-5, atol=1e-6)
-        assert not np.allclose(moved["stats"][name], params["stats"][name], rtol=1e-4)
-        np.testing.assert_array_equal(kept["stats"][name], params["stats"][name])
+        assert not np.allclose(moved["stats"][name], stats[name], rtol=1e-4)
+        np.testing.assert_array_equal(kept["stats"][name], stats[name])
 
 
 def test_reestimated_statistics_are_the_average_with_expected_masks():
@@ -213,7 +215,7 @@ def test_reestimated_statistics_are_the_average_with_expected_masks():
         popstats_size=80,
     )
     task = permuted_mnist.build(config)
-    params = shaken(task)
+    params, state = shaken(task)
     calibration = task.calibration
     assert [list(row[row >= 0]) for row in calibration.rows] == [
         list(range(32)),
@@ -221,30 +223,30 @@ def test_reestimated_statistics_are_the_average_with_expected_masks():
         list(range(64, 80)),
     ]
     run = jax.pmap(
-        lambda row: calibration.sums(params, data(task), row),
+        lambda row: calibration.loss(params, state, Batch(data(task), row)),
         axis_name=AXIS,
         devices=jax.devices()[:1],
     )
     sums = [jax.tree.map(lambda x: np.asarray(x[0]), run(row[None])) for row in calibration.rows]
     total = jax.tree.map(lambda *x: sum(x), *(s for s, _ in sums))
     means = jax.tree.map(lambda x: x / sum(count for _, count in sums), total)
-    fitted = calibration.apply(params, means)
+    assert jax.tree.structure(means) == jax.tree.structure(state)
+    fitted = means["stats"]
 
     cell = permuted_mnist.build_cell(config, STEPS)
     pixels = task.data[0][:80].T[..., None] / np.float32(16)
     masks = Masks(cells=jnp.float32(0.5), states=jnp.float32(0.4), update=jnp.float32(0.7))
     parts = [(pixels[:, :32], 32), (pixels[:, 32:64], 32), (pixels[:, 64:], 16)]
     found = [(unroll(cell, params["lstm"], xs, masks=masks)[2], n) for xs, n in parts]
-    for name in params["stats"]:
+    for name in fitted:
         wanted = sum(f[name] * n for f, n in found) / 80
-        np.testing.assert_allclose(fitted["stats"][name], wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(fitted[name], wanted, rtol=1e-4, atol=1e-5)
     # What comes of the inputs alone, in NumPy.
     gates = pixels @ np.asarray(params["lstm"]["input"])
     variance = sum(
         gates[:, start : start + n].var(1) * n for start, n in ((0, 32), (32, 32), (64, 16))
     )
-    np.testing.assert_allclose(fitted["stats"]["input_var"], variance / 80, rtol=1e-4, atol=1e-6)
-    assert fitted["lstm"] is params["lstm"]
+    np.testing.assert_allclose(fitted["input_var"], variance / 80, rtol=1e-4, atol=1e-6)
     assert permuted_mnist.build(smoke(batch_normalization=True, popstats="ema")).calibration is None
 
 
@@ -254,9 +256,9 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
         batch_normalization=True, z_prob_cells=0.3, z_prob_states=0.2, popstats=popstats, noise=0.1
     )
     task = permuted_mnist.build(config)
-    params = shaken(task)
+    params, state = shaken(task)
     examples = jnp.arange(16).at[3].set(-1)
-    one, eight = (gradient(task, params, examples, devices) for devices in (1, 8))
+    one, eight = (gradient(task, params, state, examples, devices) for devices in (1, 8))
     assert one[1] == 15
     # Sums in another order round otherwise, and 64 normalizations over few examples enlarge that,
     # on some processors to 3e-5. Statistics of each device alone would change the first digits.
@@ -265,11 +267,11 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
         return
 
     def statistics(devices):
-        run = jax.pmap(
-            lambda row: jax.lax.psum(task.calibration.sums(params, data(task), row), AXIS),
-            axis_name=AXIS,
-            devices=jax.devices()[:devices],
-        )
+        def summed(row):
+            batch = Batch(data(task), row)
+            return jax.lax.psum(task.calibration.loss(params, state, batch), AXIS)
+
+        run = jax.pmap(summed, axis_name=AXIS, devices=jax.devices()[:devices])
         total, count = run(examples.reshape(devices, -1))
         return jax.tree.map(lambda x: np.asarray(x[0] / count[0]), total)
 
@@ -289,7 +291,9 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
         (["--noise=0.1", "--summarize"], "noise and summarize"),
         (["--initial_beta=nan"], "initial_beta must be finite"),
         (["--initial_gamma=0", "--batch_normalization"], "initial_gamma must be"),
-        (["--initial_gamma=0.5"], "initial_gamma has no effect"),
+        (["--initial_gamma=0.5"], "initial_gamma has no effect without batch_normalization"),
+        (["--popstats=ema"], "popstats has no effect without batch_normalization"),
+        (["--share_mask"], "shared masks need a rate"),
         (["--permutation_seed=1", "--unpermuted"], "unpermuted pixels"),
         (["--popstats=none"], "popstats"),
         (["--train_size=20"], "20 examples are fewer than one batch of 32"),
@@ -298,7 +302,7 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
 )
 def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        permuted_mnist.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
+        EXPERIMENT.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
     error = capsys.readouterr().err
     assert end.value.code == 2 and words in error
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -306,13 +310,13 @@ def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
 
 
 def test_rows_of_the_table_are_flags_that_are_understood():
-    for flags, published in permuted_mnist.ROWS.values():
-        config = parse_preset(permuted_mnist.PRESETS, flags, "prog", "")
-        assert isinstance(config.zoneout(), Zoneout)
-        assert set(published) <= set(permuted_mnist.FIGURES)
-    for name, preset in permuted_mnist.PRESETS.items():
+    for row in EXPERIMENT.rows.values():
+        config = parse_preset(EXPERIMENT.presets, row.flags, "prog", "")
+        assert isinstance(config.zoneout.spec(), Zoneout)
+        assert set(row.published) <= set(EXPERIMENT.metrics)
+    for name, preset in EXPERIMENT.presets.items():
         assert preset.preset == name
-        assert json.loads(json.dumps(preset.identity())) == preset.identity()
+        assert json.loads(json.dumps(preset.identity())) == listed(preset.identity())
 
 
 def test_a_run_and_its_table(tmp_path, capsys):
@@ -321,33 +325,37 @@ def test_a_run_and_its_table(tmp_path, capsys):
         experiment="permuted_mnist", preset="smoke", seeds=(0,), rows=(row,), epochs=1, out=tmp_path
     )
     table = reproduce.reproduce(options)
-    figures = table["rows"][0]["figures"]
-    assert figures["test_error"]["published"] == 0.041
+    metrics = table["rows"][0]["metrics"]
+    assert metrics["test_error"]["published"] == 0.041
     text = (tmp_path / "table.md").read_text()
-    assert f"{figures['test_error']['mean']:.3f} (0.041)" in text
-    assert "preset smoke, digits;" in text and "published, on MNIST." in text
+    # Nothing is beside it with which it cannot be compared.
+    assert f"| {metrics['test_error']['mean']:.3f} |" in text
+    assert "preset smoke, digits;" in text
+    assert "Preset smoke has other settings than the paper." in text
     assert (tmp_path / "curves.png").exists()
 
     # The same run by its own command: it is done.
     workdir = tmp_path / f"{row.replace(' ', '_')}-seed0"
-    flags = ("--preset=smoke", "--epochs=1", *permuted_mnist.ROWS[row][0])
-    permuted_mnist.main([*flags, f"--workdir={workdir}"])
+    flags = ("--preset=smoke", "--epochs=1", *EXPERIMENT.rows[row].flags)
+    EXPERIMENT.main([*flags, f"--workdir={workdir}"])
     result = json.loads((workdir / "result.json").read_text())
     assert result["images"] == {"train": 96, "validation": 300, "test": 300}
-    for figure in permuted_mnist.FIGURES:
-        wrong = result[figure] * 300
+    for metric in EXPERIMENT.metrics:
+        wrong = result[metric] * 300
         np.testing.assert_allclose(wrong, round(wrong), atol=1e-4)
-    assert f"{result['test_error']:.4f} test" in capsys.readouterr().out
+    validation, test = (f"{result[metric]:.4f}" for metric in EXPERIMENT.metrics)
+    said = f"{row}, seed 0: validation error {validation}, test error {test}, of epoch 1\n"
+    assert said in capsys.readouterr().out
 
 
 def test_expected_masks_in_training():
     config = smoke(z_prob_cells=0.5, z_prob_states=0.3)
     task = permuted_mnist.build(config, sampled=False)
-    params = shaken(task)
+    params, state = shaken(task)
     examples = jnp.arange(16)
-    totals = [gradient(task, params, examples, key=key)[0] for key in (0, 1)]
-    wanted, _ = task.validation.loss(params, data(task), examples)
+    totals = [gradient(task, params, state, examples, key=key)[0] for key in (0, 1)]
+    wanted, _ = evaluated(task, params, state, examples)
     assert totals[0] == totals[1]
     np.testing.assert_allclose(totals[0], wanted["nats"], rtol=1e-5)
     sampled = permuted_mnist.build(config)
-    assert gradient(sampled, params, examples, key=0)[0] != totals[0]
+    assert gradient(sampled, params, state, examples, key=0)[0] != totals[0]

@@ -1,7 +1,5 @@
 """Training steps lower for platforms that are not there: CPU, CUDA and TPU."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,18 +23,22 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ZONEOUT = {"z_prob_cells": 0.5, "z_prob_states": 0.05}
 # So large that on a CPU the arrays of a step are transposed.
 LARGE = {"hidden_features": 512, "batch_size": 16 * jax.local_device_count(), "train_size": 4000}
+CHAR, WORDS, DIGITS = char_ptb.EXPERIMENT, word_ptb.EXPERIMENT, permuted_mnist.EXPERIMENT
 CASES = {
-    "char_ptb": (char_ptb, ZONEOUT),
-    "char_ptb, bfloat16": (char_ptb, ZONEOUT | {"precision": "bfloat16"} | LARGE),
-    "char_ptb, GRU": (char_ptb, {"rnn_type": "GRU", "z_prob_states": 0.15}),
-    "char_ptb, plain RNN": (char_ptb, {"rnn_type": "SRNN", "z_prob_states": 0.15}),
-    "text8": (text8, ZONEOUT | {"weight_noise": 0.075, "norm_cost_coeff": 50.0}),
-    "word_ptb": (word_ptb, ZONEOUT | {"dropout": 0.65, "embedding": True, "num_layers": 2}),
-    "word_ptb, repository": (word_ptb, ZONEOUT),
-    "permuted_mnist": (permuted_mnist, ZONEOUT),
-    "permuted_mnist, batch norm": (permuted_mnist, ZONEOUT | {"batch_normalization": True}),
-    "seq2seq": (seq2seq, ZONEOUT),
-    "seq2seq, repository": (seq2seq, {"two_networks": True, "output": "candidate"}),
+    "char_ptb": (CHAR, ZONEOUT),
+    "char_ptb, bfloat16": (CHAR, ZONEOUT | {"precision": "bfloat16"} | LARGE),
+    "char_ptb, GRU": (CHAR, {"rnn_type": "GRU", "z_prob_states": 0.15}),
+    "char_ptb, plain RNN": (CHAR, {"rnn_type": "SRNN", "z_prob_states": 0.15}),
+    "text8": (text8.EXPERIMENT, ZONEOUT | {"weight_noise": 0.075, "norm_cost_coeff": 50.0}),
+    "word_ptb": (WORDS, ZONEOUT | {"dropout": 0.65, "embedding": True, "num_layers": 2}),
+    "word_ptb, repository": (WORDS, ZONEOUT),
+    "permuted_mnist": (DIGITS, ZONEOUT),
+    "permuted_mnist, batch norm": (DIGITS, ZONEOUT | {"batch_normalization": True}),
+    "seq2seq": (seq2seq.EXPERIMENT, ZONEOUT),
+    "seq2seq, repository": (
+        seq2seq.EXPERIMENT,
+        {"two_networks": True, "output": "candidate"},
+    ),
 }
 
 
@@ -59,7 +61,7 @@ def lowered(function, *arguments):
 @pytest.mark.parametrize("case", CASES)
 def test_training_steps(case):
     experiment, changes = CASES[case]
-    task = experiment.build(dataclasses.replace(experiment.PRESETS["smoke"], **changes))
+    task = experiment.build(experiment.presets["smoke"].replace(**changes))
     devices = jax.local_device_count()
     run = parallel.train_steps(task.loss, task.optimizer, parallel.Placement(), 1)
 
@@ -68,21 +70,20 @@ def test_training_steps(case):
 
     state = jax.tree.map(placed, jax.eval_shape(task.first_state, jax.random.key(0)))
     data = jax.tree.map(lambda a: jax.ShapeDtypeStruct((devices, *np.shape(a)), a.dtype), task.data)
-    plan = jax.eval_shape(task.plan, jax.random.key(0))
-    rows = placed(plan.update(shape=(plan.shape[0], plan.shape[1] // devices, *plan.shape[2:])))
+    indices = jax.eval_shape(task.epoch_indices, jax.random.key(0))
+    steps, batch, *others = indices.shape
+    rows = placed(indices.update(shape=(steps, batch // devices, *others)))
     key, going = placed(jax.random.key(0)), placed(jnp.ones((), bool))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     lowered(run, state, data, rows, number, number, key, going, number)
 
 
 def test_gradients_over_time():
-    config = dataclasses.replace(
-        permuted_mnist.PRESETS["smoke"], **gradient_propagation.MODELS["zoneout"]
-    )
+    config = DIGITS.presets["smoke"].replace(**gradient_propagation.MODELS["zoneout"])
     xs = jnp.zeros((6, 4, 1))
     cell = permuted_mnist.build_cell(config, len(xs))
-    params = permuted_mnist.build(config).init(jax.random.key(0))
-    masks = config.zoneout().sample(jax.random.key(0), 6, 4, config.hidden_features)
+    params = DIGITS.build(config).init(jax.random.key(0))
+    masks = config.zoneout.spec().sample(jax.random.key(0), 6, 4, config.model.hidden_features)
 
     def gradients(params, xs, labels, masks):
         return gradient_propagation.gradients(cell, params, xs, labels, masks)

@@ -1,7 +1,5 @@
 """Text from trained language models."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,16 @@ import pytest
 import scipy.stats
 
 from experiments import char_ptb, permuted_mnist, sample, word_ptb
-from experiments.language_model import language_model
-from zoneout_jax.training import RunDirectory, launch, read_trained
+from experiments.lib.language_model import language_model
+from zoneout_jax.training import RunDirectory, read_trained
 
+CHAR, WORDS = char_ptb.EXPERIMENT, word_ptb.EXPERIMENT
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 PROMPT = jnp.array([2, 0, 5])
 
 
 def model():
-    config = dataclasses.replace(word_ptb.PRESETS["smoke"], z_prob_cells=0.4, num_layers=2)
+    config = WORDS.presets["smoke"].replace(z_prob_cells=0.4, num_layers=2)
     words = language_model(config, 6, embedding_features=5)
     params = words.init(jax.random.key(0))
     # Sure enough of itself that temperatures matter.
@@ -81,15 +80,13 @@ def test_symbols_are_drawn_from_the_tempered_softmax(temperature):
 @pytest.mark.parametrize(
     ("experiment", "prompt", "blanks"),
     [
-        (char_ptb, "def ", 0),
-        pytest.param(word_ptb, "def <eos>", 8, marks=pytest.mark.slow),
+        (CHAR, "def ", 0),
+        pytest.param(WORDS, "def <eos>", 8, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
-    name = experiment.__name__.removeprefix("experiments.")
     run = tmp_path / "run"
-    flags = ("--preset=smoke", "--epochs=1", "--num_seeds=2", f"--workdir={run}")
-    launch(name, experiment.PRESETS, experiment.build, "", flags)
+    experiment.main(["--preset=smoke", "--epochs=1", "--num_seeds=2", f"--workdir={run}"])
     texts = []
     for number in (0, 1):
         capsys.readouterr()
@@ -98,13 +95,15 @@ def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
     assert all(text.startswith(prompt) for text in texts)
     assert all(text[len(prompt) :].count(" ") == blanks for text in texts) or not blanks
     assert blanks or all(len(text) == len(prompt) + 8 for text in texts)
-    config = dataclasses.replace(experiment.PRESETS["smoke"], num_seeds=2)
-    trained, other = (read_trained(experiment.build(config), run, 2, n) for n in (1, 0))
-    assert np.any(trained.best["readout"]["kernel"] != other.best["readout"]["kernel"])
+    config = experiment.presets["smoke"].replace(num_seeds=2)
+    task = experiment.build(config)
+    trained, other = (read_trained(task, config.run, run, n) for n in (1, 0))
+    kernel, another = (each.best[0]["readout"]["kernel"] for each in (trained, other))
+    assert np.any(kernel != another)
     # After one epoch the best parameters are the last ones.
-    jax.tree.map(np.testing.assert_array_equal, trained.best, trained.last)
+    jax.tree.map(np.testing.assert_array_equal, trained.best[0], trained.last[0])
     for extra, words in (
-        (["--number=2"], "the run has 2 seeds, from number 0 on, got 2"),
+        (["--number=2"], "the run has 2 models, from number 0 on, got 2"),
         (["--prompt="], "the prompt must be symbols of stdlib"),
         (["--prompt=ä"], "got unknown 'ä'"),
         (["--temperature=-1"], "temperature must be"),
@@ -118,8 +117,8 @@ def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
 
 def test_what_is_no_language_model(tmp_path, capsys):
     other, bad = tmp_path / "other", tmp_path / "bad"
-    settings = permuted_mnist.PRESETS["smoke"].identity()
-    with RunDirectory(other, settings, experiment="permuted_mnist").opened():
+    settings = permuted_mnist.EXPERIMENT.presets["smoke"].identity()
+    with RunDirectory(other, settings, experiment="permuted_mnist").opened({}):
         pass
     bad.mkdir()
     (bad / "config.json").write_text("{")

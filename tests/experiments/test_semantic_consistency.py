@@ -1,6 +1,5 @@
 """Semantic consistency: training against a loop in NumPy, the claim, bad settings."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,6 +11,7 @@ from experiments import reproduce
 from experiments import semantic_consistency as consistency
 
 SMOKE = consistency.PRESETS["smoke"]
+MAIN = consistency.EXPERIMENT.main
 
 
 def trained(config):
@@ -37,7 +37,7 @@ def gradient(w, start, masks):
 
 @pytest.mark.parametrize("units", [2, 3])
 def test_a_hundred_steps_are_those_of_a_loop(units):
-    config = dataclasses.replace(SMOKE, units=units, rates=(0.1, 0.0, 0.4), steps=100, points=100)
+    config = SMOKE.replace(units=units, rates=(0.1, 0.0, 0.4), steps=100, points=100)
     losses, path, _ = trained(config)
     for n, seed in enumerate(config.seeds):
         init_key, data_key = jax.random.split(jax.random.key(seed))
@@ -58,7 +58,7 @@ def test_a_hundred_steps_are_those_of_a_loop(units):
 
 def test_draws():
     """Means and variances within five standard deviations, one mask for a batch and a step."""
-    config = dataclasses.replace(SMOKE, rates=(0.1, 0.0))
+    config = SMOKE.replace(rates=(0.1, 0.0))
     keys = jax.random.split(jax.random.key(0), 2000)
     h, masks = jax.vmap(lambda key: consistency.draw(config, key))(keys)
     assert h.shape == (2000, 32, 2) and masks.shape == (2000, 2, 10, 2)
@@ -79,7 +79,7 @@ def test_solutions():
 
 @pytest.mark.slow
 def test_the_claim(tmp_path):
-    config = dataclasses.replace(consistency.PRESETS["laptop"], out=tmp_path)
+    config = consistency.PRESETS["laptop"].replace(out=tmp_path)
     rates = {rate["rate"]: rate for rate in consistency.measure(config)["rates"]}
     assert rates[0.1]["share at +I"] == 1 and rates[0.1]["share at −I"] == 0
     assert rates[0.0]["share at +I"] == 0 and rates[0.0]["share at −I"] == 1
@@ -96,7 +96,7 @@ def test_what_is_written(tmp_path, capsys):
         assert arrays["losses"].shape == (10, 2, 2) and arrays["steps"][-1] == 1000
     assert (tmp_path / "semantic_consistency.png").read_bytes().startswith(b"\x89PNG")
     assert "of 2 seeds at +I" in capsys.readouterr().out
-    losses, path, told = trained(dataclasses.replace(SMOKE, seeds=(7,)))
+    losses, path, told = trained(SMOKE.replace(seeds=(7,)))
     assert told == list(range(100, 1001, 100))
     with np.load(tmp_path / "semantic_consistency.npz", allow_pickle=False) as arrays:
         np.testing.assert_allclose(arrays["w"][:, 1:], path, rtol=1e-4, atol=1e-5)
@@ -105,13 +105,13 @@ def test_what_is_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("main", "flags", "complaint"),
     [
-        (consistency.main, ["--rates", "1"], "rates must be in [0, 1), got 1"),
-        (consistency.main, ["--rates", "0.1", "0.1"], "rates must be given, each once"),
-        (consistency.main, ["--rates", "-0.1"], "rates must be in [0, 1), got -0.1"),
-        (consistency.main, ["--seeds"], "seeds must be given, each once"),
-        (consistency.main, ["--units=0"], "units must be at least 1"),
-        (consistency.main, ["--steps=1001"], "steps must be a multiple of points, 10, got 1001"),
-        (consistency.main, ["--noise=nan"], "noise must be"),
+        (MAIN, ["--rates", "1"], "rates must be in [0, 1), got 1"),
+        (MAIN, ["--rates", "0.1", "0.1"], "rates must be given, each once"),
+        (MAIN, ["--rates", "-0.1"], "rates must be in [0, 1), got -0.1"),
+        (MAIN, ["--seeds"], "seeds must be given, each once"),
+        (MAIN, ["--units=0"], "units must be at least 1"),
+        (MAIN, ["--steps=1001"], "steps must be a multiple of points, 10, got 1001"),
+        (MAIN, ["--noise=nan"], "noise must be"),
         (reproduce.main, ["semantic_consistency", "--rows", "x"], "has no --rows"),
         (reproduce.main, ["semantic_consistency", "--epochs=1"], "has no --epochs"),
     ],
@@ -126,7 +126,7 @@ def test_bad_settings(main, flags, complaint, tmp_path, capsys):
 
 def test_a_run_that_diverges(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        consistency.main(["--preset=smoke", "--learning_rate=1", f"--out={tmp_path / 'out'}"])
+        MAIN(["--preset=smoke", "--learning_rate=1", f"--out={tmp_path / 'out'}"])
     error = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 1 and error.startswith("error: W is not finite")
     assert list((tmp_path / "out").iterdir()) == []

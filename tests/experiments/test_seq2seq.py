@@ -1,6 +1,5 @@
 """Learning to add: training and answers against loops in NumPy, bad settings."""
 
-import dataclasses
 import functools
 import re
 
@@ -11,20 +10,19 @@ import optax
 import pytest
 
 from experiments import reproduce, seq2seq
-from experiments.addition import draw_pairs, in_part
+from experiments.lib.addition import draw_pairs, encode, in_part
 from tests.oracles import sigmoid
 from zoneout_jax import weight_noise
-from zoneout_jax.training import AXIS
-from zoneout_jax.training.progress import Progress
-from zoneout_jax.training.state import Streams
+from zoneout_jax.training import AXIS, Batch, Progress, Streams
 
+EXPERIMENT = seq2seq.EXPERIMENT
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 ZONEOUT = {"z_prob_cells": 0.5, "z_prob_states": 0.05}
 GO = 0
 
 
 def smoke(**changes):
-    return dataclasses.replace(seq2seq.PRESETS["smoke"], **changes)
+    return EXPERIMENT.presets["smoke"].replace(**changes)
 
 
 def one_hot(symbols):
@@ -117,18 +115,17 @@ def loss_and_gradient(params, questions, answers, masks, output="state"):
 
 
 def in_float64(params):
-    weights = {name: value for name, value in params.items() if name != "digits"}
-    return jax.tree.map(lambda x: np.array(x, np.float64), weights)
+    return jax.tree.map(lambda x: np.array(x, np.float64), params)
 
 
 def trained(task, state, noise, steps):
-    """The state after steps on a single device, and their losses."""
+    """The parameters after steps on a single device, and their losses."""
 
     def mean_loss(params, key):
         def on_a_device(examples):
-            return task.loss(params, task.data, examples, key, state.memory)[:2]
+            return task.loss(params, state.model_state, Batch(task.data, examples), key)[0]
 
-        total, count = jax.vmap(on_a_device, axis_name=AXIS)(task.plan(key)[:1])
+        total, count = jax.vmap(on_a_device, axis_name=AXIS)(task.epoch_indices(key)[:1])
         return total[0] / count[0]
 
     def update(carried, number):
@@ -165,22 +162,22 @@ def test_a_hundred_steps_are_those_of_a_loop(settings):
     @jax.jit
     def draws(number):
         pair_key, noise_key = jax.random.split(jax.random.fold_in(streams.noise, number))
-        pairs = draw_pairs(pair_key, jnp.arange(4), config.start_digits, "train")
+        pairs = draw_pairs(pair_key, jnp.arange(4), config.data.start_digits, "train")
         masks = []
         for layer in range(2):
             drawn = [
-                config.zoneout().sample(jax.random.fold_in(key, 2 * layer + 1), steps, 4, 6)
+                config.zoneout.spec().sample(jax.random.fold_in(key, 2 * layer + 1), steps, 4, 6)
                 for key, steps in zip(jax.random.split(noise_key), (13, 7), strict=True)
             ]
             pairs_of_masks = ([d.cells for d in drawn], [d.states for d in drawn])
             masks.append([jnp.concatenate(both).astype(float) for both in pairs_of_masks])
-        return *seq2seq.encode(pairs, 13, 7), masks
+        return *encode(pairs, 13, 7), masks
 
     first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
     losses = []
     for number in range(100):
         questions, answers, masks = jax.tree.map(np.asarray, draws(number))
-        value, grads = loss_and_gradient(params, questions, answers, masks, config.output)
+        value, grads = loss_and_gradient(params, questions, answers, masks, config.model.output)
         losses.append(value)
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
@@ -197,10 +194,10 @@ def test_a_hundred_steps_are_those_of_a_loop(settings):
 
 @pytest.mark.parametrize("two_networks", [False, True])
 def test_weight_noise_is_one_draw_for_question_and_answer(two_networks):
-    adder = seq2seq.model(smoke(two_networks=two_networks, weight_noise=0.3))
+    adder = seq2seq.language_model_of(smoke(two_networks=two_networks, weight_noise=0.3))
     params = seq2seq.init(smoke(two_networks=two_networks), adder, jax.random.key(0))
     pairs = draw_pairs(jax.random.key(1), jnp.arange(4), 2, "train")
-    key, encoded = jax.random.key(2), seq2seq.encode(pairs, 13, 7)
+    key, encoded = jax.random.key(2), encode(pairs, 13, 7)
     noisy = weight_noise(params, jax.random.fold_in(key, 2**31), 0.3)
     found, wanted = (
         seq2seq.training_sums(adder, p, *encoded, key, noise)[0]
@@ -229,11 +226,11 @@ def by_hand(params, question, length, rates, output):
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_answers_are_those_of_an_independent_decoder(settings):
     config = smoke(**ZONEOUT, **settings)
-    adder = seq2seq.model(config)
+    adder = seq2seq.language_model_of(config)
     params = random_params(seq2seq.build(config))
-    rates = config.z_prob_cells, config.z_prob_states
+    rates, output = ZONEOUT.values(), config.model.output
     pairs = draw_pairs(jax.random.key(0), jnp.arange(50), 3, "validation")
-    questions, _ = seq2seq.encode(pairs, 13, 7)
+    questions, _ = encode(pairs, 13, 7)
 
     @jax.jit
     def answers(questions):
@@ -241,14 +238,19 @@ def test_answers_are_those_of_an_independent_decoder(settings):
         return seq2seq.write(adder, params, carry, 50, 7)
 
     params64 = in_float64(params)
-    wanted = [by_hand(params64, q, 7, rates, config.output) for q in np.asarray(questions)]
+    wanted = [by_hand(params64, q, 7, rates, output) for q in np.asarray(questions)]
     np.testing.assert_array_equal(answers(questions), wanted)
     assert len({tuple(answer) for answer in wanted}) > 5
 
 
-def evaluated(task, evaluation, params):
+def level_of(task, digits):
+    """The model state at a number of digits."""
+    return task.model_state(None) | {"digits": jnp.float32(digits)}
+
+
+def evaluated(evaluation, params, level):
     """Means of an evaluation, and over how many additions."""
-    losses = jax.jit(lambda row: evaluation.loss(params, evaluation.data, row))
+    losses = jax.jit(lambda row: evaluation.loss(params, level, Batch(evaluation.data, row)))
     totals, counts = jax.lax.map(losses, jnp.asarray(evaluation.rows))
     count = float(counts.sum())
     return {name: float(total.sum()) / count for name, total in totals.items()}, count
@@ -259,30 +261,31 @@ def test_errors_are_counted_once(digits, monkeypatch):
     """With a model whose answer is always 20."""
     config = smoke(eval_size=1000, eval_batch_size=64)
 
-    def twenty(adder, params, carry, batch, length):
+    def twenty(adder, params, carry, batch, length, rates=None):
         return jnp.broadcast_to(jnp.array([4, 2] + [1] * (length - 2)), (batch, length))
 
     monkeypatch.setattr(seq2seq, "write", twenty)
     task = seq2seq.build(config)
-    params = task.init(jax.random.key(0)) | {"digits": jnp.float32(digits)}
-    figures, count = evaluated(task, task.validation, params)
-    wrong = np.mean(np.asarray(task.validation.data[digits - 2]).sum(1) != 20)
+    params, level = task.init(jax.random.key(0)), level_of(task, digits)
+    metrics, count = evaluated(task.validation, params, level)
+    wrong = np.mean(np.asarray(task.validation.data[:, digits - 2]).sum(1) != 20)
     assert count == 1000 and 0 < wrong < 1
-    np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
-    np.testing.assert_allclose(figures["to_come"], wrong + 3 - digits, rtol=1e-6)
-    assert figures["digits"] == digits
-    figures, count = evaluated(task, task.final["test"], params)
-    wrong = np.mean(np.asarray(task.final["test"].data).sum(1) != 20)
-    assert count == len(task.final["test"].data) == 4096 and 0 < wrong < 1
-    np.testing.assert_allclose(figures["error"], wrong, rtol=1e-6)
+    np.testing.assert_allclose(metrics["error"], wrong, rtol=1e-6)
+    np.testing.assert_allclose(metrics["to_come"], wrong + 3 - digits, rtol=1e-6)
+    assert metrics["digits"] == digits
+    test = task.test_evaluations["test"]
+    metrics, count = evaluated(test, params, level)
+    wrong = np.mean(np.asarray(test.data).sum(1) != 20)
+    assert count == len(test.data) == 4096 and 0 < wrong < 1
+    np.testing.assert_allclose(metrics["error"], wrong, rtol=1e-6)
 
 
 def test_additions_of_each_set_are_of_its_part_and_size():
-    task = seq2seq.build(seq2seq.Config(digits=3, hidden_features=4, eval_size=64))
-    test = task.final["test"].data
+    task = seq2seq.build(seq2seq.Config().replace(digits=3, hidden_features=4, eval_size=64))
+    test = task.test_evaluations["test"].data
     assert in_part(test, "test").all() and 10**2 < test.max() <= 10**3
-    assert task.validation.data.shape == (2, 64, 2)
-    for digits, pairs in enumerate(task.validation.data, 2):
+    assert task.validation.data.shape == (64, 2, 2)
+    for digits, pairs in enumerate(jnp.moveaxis(task.validation.data, 1, 0), 2):
         assert in_part(pairs, "validation").all() and (pairs.max(1) > 10).all()
         assert 10 ** (digits - 1) < pairs.max() <= 10**digits
 
@@ -293,17 +296,16 @@ def test_nats_are_those_of_a_loop(digits, reverse, monkeypatch):
     monkeypatch.setattr(seq2seq, "TEST_SIZE", 20)
     config = smoke(**ZONEOUT, reverse=reverse, eval_size=20, eval_batch_size=16)
     task = seq2seq.build(config)
-    params = random_params(task) | {"digits": jnp.float32(digits)}
+    params, level, test = random_params(task), level_of(task, digits), task.test_evaluations["test"]
     for evaluation, pairs in (
-        (task.validation, task.validation.data[digits - 2]),
-        (task.final["test"], task.final["test"].data),
+        (task.validation, task.validation.data[:, digits - 2]),
+        (test, test.data),
     ):
-        questions, answers = map(np.asarray, seq2seq.encode(pairs, 13, 7, reverse))
+        questions, answers = map(np.asarray, encode(pairs, 13, 7, reverse))
         rates = [[np.full((20, 20, 16), rate) for rate in ZONEOUT.values()]] * 2
         wanted, _ = loss_and_gradient(in_float64(params), questions, answers, rates)
-        np.testing.assert_allclose(
-            evaluated(task, evaluation, params)[0]["nats"], wanted, rtol=1e-5
-        )
+        metrics, _ = evaluated(evaluation, params, level)
+        np.testing.assert_allclose(metrics["nats"], wanted, rtol=1e-5)
 
 
 def random_params(task):
@@ -314,11 +316,20 @@ def random_params(task):
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "momentum"])
-def test_the_optimizer_leaves_the_digits_alone(algorithm):
+def test_a_step_leaves_the_level_alone(algorithm):
+    """The optimizer sees weights only, and the loss hands on what it was given."""
     task = seq2seq.build(smoke(algorithm=algorithm, weight_decay=0.1, clip_norm=1.0))
     state = task.first_state(jax.random.key(0))
+    assert set(state.params) == {"layers", "readout"}
+
+    def on_a_device(examples):
+        batch = Batch(task.data, examples)
+        return task.loss(state.params, state.model_state, batch, jax.random.key(1))[1]
+
+    level = jax.vmap(on_a_device, axis_name=AXIS)(task.epoch_indices(None)[:1])
+    wanted = jax.tree.map(lambda x: x[None], state.model_state)
+    jax.tree.map(np.testing.assert_array_equal, level, wanted)
     params, _ = trained(task, state, jax.random.key(1), 3)
-    assert params["digits"] == state.params["digits"]
     assert params["readout"]["kernel"][0, 0] != state.params["readout"]["kernel"][0, 0]
 
 
@@ -329,10 +340,11 @@ def test_a_batch_is_the_same_on_any_devices():
     @functools.partial(jax.jit, static_argnums=0)
     def sums(devices):
         def on_a_device(examples):
-            return task.loss(state.params, task.data, examples, jax.random.key(1), state.memory)
+            batch = Batch(task.data, examples)
+            return task.loss(state.params, state.model_state, batch, jax.random.key(1))[0]
 
-        examples = task.plan(None)[0].reshape(devices, -1)
-        total, count, _ = jax.vmap(on_a_device, axis_name=AXIS)(examples)
+        examples = task.epoch_indices(None)[0].reshape(devices, -1)
+        total, count = jax.vmap(on_a_device, axis_name=AXIS)(examples)
         return total.sum(), count.sum()
 
     np.testing.assert_allclose(sums(4), sums(1), rtol=1e-6)
@@ -353,11 +365,13 @@ def test_a_batch_is_the_same_on_any_devices():
         (["--drop_prob_igates=1"], "drop_prob_igates must be in [0, 1), got 1"),
         (["--good_error=2"], "good_error must be in [0, 1]"),
         (["--norm_cost_coeff=50"], "seq2seq has no norm stabilizer"),
+        (["--momentum=0.5"], "momentum has no effect with algorithm adam"),
+        (["--share_mask"], "share_mask is about masks, but there are none"),
     ],
 )
 def test_bad_settings(flags, complaint, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        seq2seq.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
+        EXPERIMENT.main(["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags])
     error = capsys.readouterr().err
     assert end.value.code == 2 and complaint in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -366,17 +380,17 @@ def test_bad_settings(flags, complaint, tmp_path, capsys):
 @pytest.mark.parametrize("digits", [2, 3])
 def test_examples_shown_are_of_the_validation(digits):
     task = seq2seq.build(smoke(eval_size=3))
-    found = task.show(task.init(jax.random.key(0)) | {"digits": jnp.float32(digits)})
-    for shown, (a, b) in zip(found.split("; "), task.validation.data[digits - 2], strict=True):
+    found = task.describe(task.init(jax.random.key(0)), level_of(task, digits))
+    for shown, (a, b) in zip(found.split("; "), task.validation.data[:, digits - 2], strict=True):
         assert shown.startswith(f"{a}+{b} = {a + b}, answered ")
 
 
 def test_examples_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Progress, "LINE_SECONDS", 0)
-    seq2seq.main(["--preset=smoke", "--eval_size=2", f"--workdir={tmp_path / 'run'}"])
+    EXPERIMENT.main(["--preset=smoke", "--eval_size=2", f"--workdir={tmp_path / 'run'}"])
     output = capsys.readouterr()
     assert re.search(r"\d\+\d+ = \d+, answered ", output.err)
-    assert "digits 2, error 1.0000 validation" in output.out
+    assert "seq2seq: validation digits 2.0000, validation error 1.0000, test error" in output.out
 
 
 @pytest.mark.slow
@@ -386,5 +400,5 @@ def test_all_rows_again(tmp_path, capsys):
     table = (tmp_path / "table.md").read_text()
     assert "Nothing is published of this task." in table
     assert "| LSTM |" in table and "| zoneout |" in table and table in capsys.readouterr().out
-    for figure in ("curves.png", "curves-digits.png", "curves-error.png"):
-        assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
+    for name in ("curves.png", "curves-digits.png", "curves-error.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

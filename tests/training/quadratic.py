@@ -30,12 +30,14 @@ TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
 def towards(target, steepness=1.0):
     """Squared distance of the parameter to a number, for each example."""
 
-    def loss(params, data, examples, key=None):
-        counted = jnp.sum((examples >= 0).astype(jnp.float32))
-        wanted = target
-        if key is not None:
-            wanted = wanted + 0.1 * jax.random.normal(key)
-        return steepness * counted * (params["x"] - wanted) ** 2, counted
+    def sums(params, batch, noise=0.0):
+        counted = jnp.sum((batch.indices >= 0).astype(jnp.float32))
+        return steepness * counted * (params["x"] - target - noise) ** 2, counted
+
+    def loss(params, model_state, batch, *key):
+        if not key:
+            return sums(params, batch)
+        return sums(params, batch, 0.1 * jax.random.normal(*key)), model_state
 
     return loss
 
@@ -52,13 +54,12 @@ def quadratic(validation_target=1.0, **changes):
         optimizer=optax.sgd(0.05),
         loss=towards(1.0),
         data=np.zeros(4, np.float32),
-        plan=lambda key: jax.random.randint(key, (STEPS, DEVICES), 0, 4),
-        steps_per_epoch=STEPS,
+        epoch_indices=lambda key: jax.random.randint(key, (STEPS, DEVICES), 0, 4),
         metric="cost",
-        figure=lambda loss: 100 * loss,
+        to_metric=lambda loss: 100 * loss,
         validation=Evaluation(towards(validation_target), np.zeros(1), rows),
-        final={"test": Evaluation(towards(0.0), np.zeros(1), rows)},
-        facts={"corpus": "none", "sizes": {"train": 4}},
+        test_evaluations={"test": Evaluation(towards(0.0), np.zeros(1), rows)},
+        metadata={"corpus": "none", "sizes": {"train": 4}},
     )
     return dataclasses.replace(task, **changes)
 
@@ -96,9 +97,9 @@ def cut_at(monkeypatch, step, action):
 def last_checkpoint(path, task, seeds=1):
     """Arrays and progress of a run's last checkpoint, for one seed without the axis of seeds."""
     state = TrainState.create(task.init(jax.random.key(0)), task.optimizer)
-    like = jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), (state, state.params))
+    like = jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), (state, state.best()))
     checkpoints = Checkpoints(path / "checkpoints")
     (state, best), progress = checkpoints.restore(like, print)
     checkpoints.close()
     state = TrainState(*state)._asdict()
-    return jax.tree.map(lambda x: x[0] if seeds == 1 else x, (state, best)), progress
+    return jax.tree.map(lambda x: x[0] if seeds == 1 else x, (state, best[0])), progress

@@ -4,14 +4,46 @@ import dataclasses
 import math
 import pathlib
 import types
+from typing import Literal
 
 import jax
 import pytest
 
-from zoneout_jax.training import Range, RunConfig, new_folder, output_folder, parse_preset
-from zoneout_jax.training.config import ranges
+from zoneout_jax.training import (
+    Count,
+    Range,
+    RunConfig,
+    Settings,
+    new_folder,
+    output_folder,
+    parse_preset,
+)
+from zoneout_jax.training.cli import path
+from zoneout_jax.training.settings import ranges
 
-PRESETS = {"paper": RunConfig(), "smoke": RunConfig(preset="smoke", epochs=2, batch_size=8)}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Settings):
+    """The layers."""
+
+    units: Count = 3
+    """Units of a layer."""
+    learning_rate: float = 0.1
+    """Step size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Settings of an experiment."""
+
+    preset: Literal["paper", "smoke"] = "paper"
+    """Settings to start from."""
+    model: Model = Model()
+    run: RunConfig = RunConfig()
+
+
+PAPER = Config()
+PRESETS = {"paper": PAPER, "smoke": PAPER.replace(preset="smoke", epochs=2, batch_size=8)}
 
 
 def parsed(*flags):
@@ -21,7 +53,7 @@ def parsed(*flags):
 def test_flags_beat_the_preset_wherever_they_stand():
     assert parsed() == PRESETS["paper"]
     assert parsed("--preset=smoke") == parsed("--preset", "smoke") == PRESETS["smoke"]
-    wanted = dataclasses.replace(PRESETS["smoke"], epochs=7)
+    wanted = PRESETS["smoke"].replace(epochs=7)
     assert parsed("--epochs=7", "--preset=smoke") == wanted
     assert parsed("--preset=smoke", "--epochs", "7") == wanted
     assert parsed("--no_resume") == parsed("--no-resume")
@@ -45,9 +77,14 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"coordinator": "a:1"}, "--num_processes --process_id must be given together, num_proc"),
         ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
         ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "got 'a:65536'"),
-        ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for num_seeds"),
+        ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for several models"),
         ({"workdir": "gs://bucket/run"}, "workdir must be a local folder, got gs://bucket/run"),
         ({"workdir": "~nobody at all/run"}, "workdir: there is no home folder for ~nobody at all/"),
+        ({"sweep": ("rate",)}, "sweep must be name=rate,rate,…, got 'rate'"),
+        ({"sweep": ("rate=0,x",)}, "sweep must be name=rate,rate,…, got 'rate=0,x'"),
+        ({"sweep": ("rate=0,0",)}, "each name and rate once, got 'rate=0,0'"),
+        ({"sweep": ("rate=0", "rate=1")}, "each name and rate once"),
+        ({"rng_impl": "rbg", "sweep": ("rate=0,1",)}, "for several models"),
         ({"steps_per_call": 3 * 10**9}, r"steps_per_call must be in \[1, 100000\]"),
         (
             {"coordinator": "a", "num_processes": 2, "process_id": 0},
@@ -70,7 +107,13 @@ def test_settings_that_make_no_sense(changes, words):
         (["--epochs=x"], "--epochs"),
         (["--epochs=0"], "epochs must be at least 1, got 0"),
         (["--precision=float8"], "float8"),
-        (["--epoch=3"], "did you mean --epochs?"),
+        (["--epoch=3"], "there is no --epoch; did you mean --epochs? --help lists the flags"),
+        (["--lr=3"], "there is no --lr; did you mean --learning_rate? --help"),
+        (["--rate", "3"], "there is no --rate; did you mean --learning_rate? --help"),
+        (["--hidden_units=3"], "there is no --hidden_units; --help"),
+        (["--nonsense"], "there is no --nonsense; --help lists the flags"),
+        (["--no-resum"], "did you mean --resume?"),
+        (["--units=0"], "units must be at least 1, got 0"),
         (["--preset=nope"], "unknown preset 'nope'; choose one of paper, smoke"),
         (["--preset"], "--preset"),
         (["stray"], "stray"),
@@ -95,12 +138,9 @@ def test_help_is_no_failure(capsys):
 
 def test_where_a_run_is_kept_does_not_change_what_it_is():
     config = PRESETS["smoke"]
-    elsewhere = dataclasses.replace(
-        config,
+    elsewhere = config.replace(
         workdir="w",
         resume=False,
-        raw_data_dir="r",
-        data_dir="d",
         checkpoint_minutes=2.0,
         checkpoint_steps=7,
         max_minutes=1.0,
@@ -113,19 +153,33 @@ def test_where_a_run_is_kept_does_not_change_what_it_is():
     )
     assert elsewhere.identity() == config.identity()
     for changes in ({"seed": 1}, {"epochs": 3}, {"num_seeds": 2}, {"patience": 1}):
-        assert dataclasses.replace(config, **changes).identity() != config.identity()
+        assert config.replace(**changes).identity() != config.identity()
 
 
 def test_run_directory_is_named_after_what_was_changed():
     smoke = PRESETS["smoke"]
-    changed = dataclasses.replace(smoke, seed=3, epochs=9, checkpoint_minutes=2.0)
+    changed = smoke.replace(seed=3, units=9, checkpoint_minutes=2.0)
     runs = pathlib.Path("runs")
-    assert smoke.run_directory("x", smoke) == runs / "x" / "smoke"
-    assert changed.run_directory("x", smoke) == runs / "x" / "smoke-seed=3-epochs=9"
-    named = dataclasses.replace(changed, workdir="a/b")
-    assert named.run_directory("x", smoke) == pathlib.Path("a/b")
-    at_home = dataclasses.replace(changed, workdir="~/runs/a:b")
-    assert at_home.run_directory("x", smoke) == pathlib.Path.home() / "runs" / "a:b"
+    assert path("x", smoke, smoke) == runs / "x" / "smoke"
+    assert path("x", changed, smoke) == runs / "x" / "smoke-units=9-seed=3"
+    assert path("x", changed.replace(workdir="a/b"), smoke) == pathlib.Path("a/b")
+    at_home = changed.replace(workdir="~/runs/a:b")
+    assert path("x", at_home, smoke) == pathlib.Path.home() / "runs" / "a:b"
+    longer = changed.replace(epochs=9)  # the run goes on where it is
+    assert path("x", longer, smoke) == path("x", changed, smoke)
+
+
+def test_settings_are_changed_wherever_they_are():
+    changed = PAPER.replace(preset="smoke", units=5, seed=2)
+    assert (changed.preset, changed.model.units, changed.run.seed) == ("smoke", 5, 2)
+    assert changed.run.epochs == PAPER.run.epochs and PAPER.model.units == 3
+    flat = changed.flat()
+    assert (flat["units"], flat["seed"], flat["workdir"]) == (5, 2, None)
+    assert "workdir" not in changed.identity() and "model" not in flat
+    with pytest.raises(TypeError, match="Config has no setting unit"):
+        PAPER.replace(unit=1)
+    with pytest.raises(ValueError, match="units must be at least 1, got 0"):
+        PAPER.replace(units=0)
 
 
 def test_where_results_go(tmp_path):
@@ -141,7 +195,7 @@ def test_where_results_go(tmp_path):
 def test_a_measurement_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clock = types.SimpleNamespace(strftime=lambda form: "now")
-    monkeypatch.setattr("zoneout_jax.training.config.time", clock)
+    monkeypatch.setattr("zoneout_jax.training.folders.time", clock)
     folder = new_folder(None, "a/b")
     assert folder == pathlib.Path("runs/a/b/now") and folder.is_dir()
     with pytest.raises(ValueError, match="runs/a/b/now is there already; name a folder with --out"):

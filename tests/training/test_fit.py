@@ -16,6 +16,8 @@ from tests.training.quadratic import (
     CONFIG,
     DEVICES,
     STEPS,
+    Cut,
+    cut_at,
     history,
     last_checkpoint,
     quadratic,
@@ -24,7 +26,6 @@ from tests.training.quadratic import (
     untimed,
 )
 from zoneout_jax.training import (
-    Calibration,
     Evaluation,
     RunError,
     commit,
@@ -59,15 +60,17 @@ def test_what_a_run_leaves(tmp_path):
     assert config["commit"] == result["commit"]
     # Somebody may edit files meanwhile.
     assert config["commit"].removesuffix("-dirty") == commit().removesuffix("-dirty")
-    assert config["settings"] == CONFIG.identity()
+    assert config["settings"] == json.loads(json.dumps(CONFIG.identity()))
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [file.stat().st_size > 100 for file in run.glob("events.out.tfevents*")] == [True]
     assert not list(run.glob(".*.tmp"))
 
 
-def test_figures_are_those_of_the_algebra(tmp_path):
+def test_metrics_are_those_of_the_algebra(tmp_path):
     # Without noise x is 1 - 0.9^t after t steps, and the loss of step t is 0.9^(2t).
-    task = quadratic(loss=lambda params, data, examples, key: towards(1.0)(params, data, examples))
+    task = quadratic(
+        loss=lambda params, state, batch, key: (towards(1.0)(params, state, batch), state)
+    )
     start(task, tmp_path)
     for entry in history(tmp_path):
         steps = np.arange(entry["step"] - STEPS, entry["step"])
@@ -85,32 +88,31 @@ def test_patience_ends_a_run_and_the_best_parameters_count(patience, tmp_path):
     costs = [entry["validation_cost"] for entry in history(tmp_path)]
     assert len(costs) == result["epochs"] == 2 + patience
     assert result["best_epoch"] == 2 and result["validation_cost"] == costs[1] == min(costs)
-    # The final figure is 100 x²: of epoch 2, not of the last.
+    # The test is 100 x²: of epoch 2, not of the last.
     assert result["test_cost"] == pytest.approx(100 * 0.65**2, rel=0.1)
 
 
 def test_calibration_goes_before_evaluation_and_is_kept(tmp_path):
-    # The mean of examples 0 … 2n-1 of the data becomes a part of the parameters.
+    # The mean of examples 0 … 2n-1 of the data becomes the model's state.
     data = np.arange(2 * DEVICES, dtype=np.float32)
 
-    def sums(params, data, examples):
-        return {"mean": jnp.sum(data[examples])}, jnp.float32(examples.size)
+    def sums(params, model_state, batch):
+        examples, weights = batch.take()
+        return {"mean": jnp.sum(examples)}, jnp.sum(weights)
 
-    calibration = Calibration(
-        sums, data, np.arange(2 * DEVICES).reshape(2, DEVICES), lambda params, m: params | m
-    )
+    calibration = Evaluation(sums, data, np.arange(2 * DEVICES).reshape(2, DEVICES))
 
-    def seen(params, data, examples):
-        counted = jnp.sum((examples >= 0).astype(jnp.float32))
-        return {"cost": counted * params["x"], "mean": counted * params["mean"]}, counted
+    def seen(params, model_state, batch):
+        counted = jnp.sum((batch.indices >= 0).astype(jnp.float32))
+        return {"cost": counted * params["x"], "mean": counted * model_state["mean"]}, counted
 
     evaluation = Evaluation(seen, np.zeros(1), np.zeros((1, 3), np.int32))
     task = quadratic(
-        init=lambda key: {"x": jnp.zeros(()), "mean": jnp.full((), -1.0)},
+        model_state=lambda params: {"mean": jnp.full((), -1.0)},
         calibration=calibration,
         validation=evaluation,
-        final={"test": evaluation},
-        chosen_by="mean",
+        test_evaluations={"test": evaluation},
+        monitor="mean",
     )
     result = start(task, tmp_path)
     assert [entry["validation_mean"] for entry in history(tmp_path)] == [DEVICES - 0.5] * 6
@@ -126,7 +128,7 @@ def test_a_figure_that_only_stands_still_is_not_better(tmp_path):
 
 
 def test_a_validation_that_is_never_a_number_ends_with_the_first_parameters(tmp_path):
-    def broken(params, data, examples):
+    def broken(params, model_state, batch):
         return params["x"] * jnp.nan, jnp.ones(())
 
     evaluation = Evaluation(broken, np.zeros(1), np.zeros((1, 1), np.int32))
@@ -144,10 +146,140 @@ def test_a_run_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
-def explode(step, params, data, examples, key):
+def test_a_run_that_is_done_can_be_extended(tmp_path):
+    def run(folder, epochs, **settings):
+        return start(quadratic(), tmp_path / folder, CONFIG.replace(epochs=epochs, **settings))
+
+    short = run("extended", 4)
+    result = run("extended", 6)
+    assert (short["epochs"], result["epochs"]) == (4, 6)
+    whole = run("whole", 6)
+    assert untimed(result) == untimed(whole)
+    assert history(tmp_path / "extended") == history(tmp_path / "whole")
+    assert json.loads((tmp_path / "extended/config.json").read_text())["settings"]["epochs"] == 6
+    with pytest.raises(ValueError, match="holds a run of 6 epochs, more than 4; give another"):
+        run("extended", 4)
+    with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
+        run("extended", 8, seed=1)
+
+
+def test_an_extension_that_is_cut_off_goes_on(tmp_path, monkeypatch):
+    start(quadratic(), tmp_path, CONFIG.replace(epochs=2))
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(patch, 12, raise_cut)
+        start(quadratic(), tmp_path, CONFIG.replace(checkpoint_steps=1))
+    assert not (tmp_path / "result.json").exists()
+    assert start(quadratic(), tmp_path, CONFIG.replace(checkpoint_steps=1))["epochs"] == 6
+
+
+def raise_cut():
+    raise Cut
+
+
+def test_another_model_in_the_same_folder_is_refused(tmp_path):
+    result = start(quadratic(), tmp_path)
+    other = quadratic(init=lambda key: {"x": jnp.zeros(()), "y": jnp.zeros(3)})
+    with pytest.raises(RunError, match=r"another model .*\['y'\] is None there, float32\[3\] here"):
+        start(other, tmp_path)
+    assert start(quadratic(), tmp_path) == result
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["arrays"]  # as before there were any
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="of an older zoneout_jax") as error:
+        start(quadratic(), tmp_path)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda total, count, state: total, r"return \(\(total, count\), model_state\)"),
+        (lambda total, count, state: (total, count), "got .*float32"),
+        (lambda total, count, state: (total, count, state), "must return"),
+        (lambda total, count, state: ((total[None], count), state), "scalars total and count"),
+        (lambda total, count, state: ((total, count), 1.0), "a model_state like the one"),
+        (lambda total, count, state: ((total, count), {"a": total}), "model_state like"),
+    ],
+)
+def test_losses_of_another_form(returned, words, tmp_path):
+    def loss(params, model_state, batch, key):
+        sums, _ = towards(1.0)(params, model_state, batch, key)
+        return returned(*sums, model_state)
+
+    with pytest.raises(TypeError, match=words):
+        start(quadratic(loss=loss), tmp_path)
+
+
+def test_examples_past_the_end_are_refused(tmp_path):
+    def indices(key):
+        return jnp.full((STEPS, DEVICES), 4)
+
+    with pytest.raises(
+        ValueError, match="epoch_indices asks for example 4, but the data ends with 3"
+    ):
+        start(quadratic(epoch_indices=indices), tmp_path)
+    with pytest.raises(
+        ValueError, match="an evaluation asks for example 2, but the data ends with 1"
+    ):
+        Evaluation(towards(1.0), (np.zeros(2), np.zeros((3, 1))), np.array([[0, -1, 2]]))
+
+
+def swept(params, model_state, batch, *key):
+    """The loss of `towards`, for a target that a sweep says."""
+    rates = model_state["rates"]
+    return towards(rates["target"], rates["steepness"])(params, model_state, batch, *key)
+
+
+def test_a_sweep_is_each_of_its_models_alone(tmp_path):
+    rows = np.zeros((1, 3), np.int32)
+    task = quadratic(loss=swept, validation=Evaluation(towards(0.68), np.zeros(1), rows))
+    sweep = ("target=0.5,0.75,1", "steepness=1,0.5")
+    config = CONFIG.replace(epochs=12, patience=2, seed=5, num_seeds=2, sweep=sweep)
+    result = start(task, tmp_path / "sweep", config)
+    grid = list(itertools.product((0.5, 0.75, 1.0), (1.0, 0.5)))
+    assert [(c["target"], c["steepness"]) for c in result["cells"]] == grid
+    epochs = set()
+    for number, ((target, steepness), seed) in enumerate(itertools.product(grid, (5, 6))):
+        alone = quadratic(loss=towards(target, steepness), validation=task.validation)
+        folder = tmp_path / f"{target}-{steepness}-{seed}"
+        single = start(alone, folder, CONFIG.replace(epochs=12, patience=2, seed=seed))
+        run = result["runs"][number]
+        assert (run["target"], run["steepness"], run["seed"]) == (target, steepness, seed)
+        assert (run["best_epoch"], run["epochs"]) == (single["best_epoch"], single["epochs"])
+        epochs.add(single["epochs"])
+        for name in ("validation_cost", "test_cost"):
+            np.testing.assert_allclose(run[name], single[name], rtol=1e-4)
+        of_run = {"target": target, "steepness": steepness, "seed": seed}
+        mine = [e for e in history(tmp_path / "sweep") if of_run.items() <= e.items()]
+        wanted = [e["train_cost"] for e in history(folder)]
+        np.testing.assert_allclose([e["train_cost"] for e in mine], wanted, rtol=1e-5)
+    assert len(epochs) > 1  # otherwise patience was not put to the test
+    best = min(result["cells"], key=lambda cell: cell["validation_cost"])
+    assert best.items() <= result.items()
+    table = (tmp_path / "sweep/sweep.md").read_text().splitlines()
+    assert table[0] == "| target | steepness | validation cost | test cost |" and len(table) == 8
+    cell = result["cells"][0]
+    values = [f"{cell[n]:.4f} ± {cell[f'{n}_sd']:.4f}" for n in ("validation_cost", "test_cost")]
+    assert table[2] == f"| 0.5 | 1 | {' | '.join(values)} |"
+    assert (tmp_path / "sweep/sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_that_is_cut_off_ends_with_the_same_bits(tmp_path, monkeypatch):
+    task = quadratic(loss=swept)
+    config = CONFIG.replace(sweep=("target=0.5,1", "steepness=1,0.5"), checkpoint_steps=1)
+    whole = start(task, tmp_path / "whole", config)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(patch, 12, raise_cut)
+        start(task, tmp_path / "cut", config)
+    assert untimed(start(task, tmp_path / "cut", config)) == untimed(whole)
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+
+
+def explode(step, params, model_state, batch, key):
     """A loss that is not finite from a step on: x is raised by a tenth at each step."""
-    count = jnp.sum((examples >= 0).astype(jnp.float32))
-    return -count * params["x"] / jnp.where(params["x"] > 0.1 * step - 0.05, 0.0, 1.0), count
+    count = jnp.sum((batch.indices >= 0).astype(jnp.float32))
+    slope = jnp.where(params["x"] > 0.1 * step - 0.05, 0.0, 1.0)
+    return (-count * params["x"] / slope, count), model_state
 
 
 EXPLODES = quadratic(loss=functools.partial(explode, 7), optimizer=optax.sgd(0.1))
@@ -164,7 +296,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it(steps_per_call, tmp_p
     batch = json.loads((tmp_path / "not_finite.json").read_text())
     assert (batch["step"], batch["epoch"], batch["seed"]) == (7, 2, 0)
     streams = Streams.from_seed(0)
-    rows = EXPLODES.plan(jax.random.fold_in(streams.data, 1))
+    rows = EXPLODES.epoch_indices(jax.random.fold_in(streams.data, 1))
     assert batch["examples"] == rows[2].tolist()
     key = jax.random.fold_in(streams.noise, 7)
     assert batch["key"] == jax.random.key_data(key).tolist()
@@ -177,17 +309,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it(steps_per_call, tmp_p
 
 
 def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
-    def once(params, data, examples, key):
-        total, count = towards(1.0)(params, data, examples, key)
-        return jnp.where(jnp.any(examples == 9), jnp.nan, total), count
+    def once(params, model_state, batch, key):
+        (total, count), _ = towards(1.0)(params, model_state, batch, key)
+        return (jnp.where(jnp.any(batch.indices == 3), jnp.nan, total), count), model_state
 
-    def plan(key):
+    def indices(key):
         rows = np.zeros((STEPS, DEVICES), np.int32)
-        rows[2, 0] = 9
+        rows[2, 0] = 3
         return jnp.asarray(rows)
 
     config = dataclasses.replace(CONFIG, epochs=2, on_nan="skip")
-    result = start(quadratic(loss=once, plan=plan), tmp_path, config)
+    result = start(quadratic(loss=once, epoch_indices=indices), tmp_path, config)
     assert result["steps"] == 10
     assert [entry["skipped"] for entry in history(tmp_path)] == [1, 1]
     assert all(math.isfinite(entry["train_cost"]) for entry in history(tmp_path))
@@ -201,9 +333,9 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
 
 
 def test_a_seed_whose_losses_are_not_finite_leaves_the_others_alone(tmp_path):
-    def loss(params, data, examples, key):
-        total, count = towards(1.0)(params, data, examples, key)
-        return jnp.where(params["x"] < 0, jnp.nan, total), count
+    def loss(params, model_state, batch, key):
+        (total, count), _ = towards(1.0)(params, model_state, batch, key)
+        return (jnp.where(params["x"] < 0, jnp.nan, total), count), model_state
 
     # One seed begins where the loss is not finite, and stays there.
     task = quadratic(loss=loss, init=lambda key: {"x": jnp.sign(jax.random.normal(key))})
@@ -219,10 +351,10 @@ def test_a_seed_whose_losses_are_not_finite_leaves_the_others_alone(tmp_path):
 def test_a_seed_that_diverges_after_the_others_have_ended(tmp_path):
     """Seed 2 is where it should be from the start, seed 3 comes near and is lost on the way."""
 
-    def loss(params, data, examples, key):
-        count = jnp.sum((examples >= 0).astype(jnp.float32))
+    def loss(params, model_state, batch, key):
+        count = jnp.sum((batch.indices >= 0).astype(jnp.float32))
         lost = (params["x"] > 0.3) & (params["x"] < 0.9)
-        return jnp.where(lost, jnp.nan, count * (params["x"] - 1.0) ** 2), count
+        return (jnp.where(lost, jnp.nan, count * (params["x"] - 1.0) ** 2), count), model_state
 
     task = quadratic(loss=loss, init=lambda key: {"x": jnp.sign(jax.random.normal(key))})
     config = dataclasses.replace(CONFIG, patience=2, seed=2, num_seeds=2, on_nan="skip")

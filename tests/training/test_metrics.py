@@ -25,7 +25,7 @@ SETTINGS = {"seed": 0, "sizes": (1, 2), "rate": 0.5}
 
 def opened(path, settings=None, resume=True):
     run = RunDirectory(path, settings or SETTINGS, resume)
-    with run.opened():
+    with run.opened({}):
         return run
 
 
@@ -37,12 +37,13 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
     run = RunDirectory(tmp_path / "a" / "b", SETTINGS)
     assert not (tmp_path / "a").exists()
     assert run.history() == [] and run.result() is None
-    with run.opened():
+    with run.opened({"a": "float32[2]"}):
         pass
     config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
     assert config == {
         "experiment": None,
         "settings": SETTINGS | {"sizes": [1, 2]},
+        "arrays": {"a": "float32[2]"},
         "commit": commit(),
         "versions": versions(),
     }
@@ -107,7 +108,7 @@ def test_a_file_that_cannot_be_written_whole_is_left_as_it_was(tmp_path):
 
 def test_two_runs_at_once_in_one_directory(tmp_path):
     first = RunDirectory(tmp_path, SETTINGS)
-    with first.opened():
+    with first.opened({}):
         with pytest.raises(
             RunError, match=rf"in use by another run \(process {os.getpid()}"
         ) as error:
@@ -120,7 +121,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     run = RunDirectory(tmp_path / "file" / "run", SETTINGS)
     with pytest.raises(RunError, match="cannot write to workdir .*Not a directory") as error:
-        with run.opened():
+        with run.opened({}):
             pass
     assert error.value.exit_code == 2
 
@@ -222,12 +223,12 @@ def test_figures_are_shown_with_their_deviation():
 
 def test_another_run_that_begins_in_the_meantime(tmp_path):
     first, second = (RunDirectory(tmp_path / "run", {"seed": seed}) for seed in (0, 1))
-    with first.opened():
+    with first.opened({}):
         pass
-    with pytest.raises(RunError, match="seed is 0 there, 1 here") as error, second.opened():
+    with pytest.raises(RunError, match="seed is 0 there, 1 here") as error, second.opened({}):
         pass
     assert error.value.exit_code == 2
-    with RunDirectory(tmp_path / "run", {"seed": 0}).opened():
+    with RunDirectory(tmp_path / "run", {"seed": 0}).opened({}):
         pass
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from zoneout_jax.training import parallel, processes
+from zoneout_jax.training import Batch, parallel, processes
 from zoneout_jax.training.state import Streams, TrainState
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -23,13 +23,18 @@ def row_noise(key, examples):
     return jax.vmap(lambda e: jax.random.normal(jax.random.fold_in(key, e)))(examples)
 
 
-def loss(params, data, examples, key=None):
+def losses(params, model_state, batch, key=None):
     """Squares of a linear function; examples of -1 do not count."""
-    counted = examples >= 0
-    errors = jnp.asarray(data)[jnp.maximum(examples, 0)] @ params["w"] + params["b"] - 1
+    inputs, weights = batch.take()
+    errors = inputs @ params["w"] + params["b"] - 1
     if key is not None:
-        errors = errors + 0.1 * row_noise(key, jnp.maximum(examples, 0))
-    return jnp.sum(jnp.where(counted, errors**2, 0)), jnp.sum(counted.astype(jnp.float32))
+        errors = errors + 0.1 * row_noise(key, jnp.maximum(batch.indices, 0))
+    return jnp.sum(weights * errors**2), jnp.sum(weights)
+
+
+def loss(params, model_state, batch, key):
+    """The same in training."""
+    return losses(params, model_state, batch, key), model_state
 
 
 def plain_steps(optimizer, rows, key):
@@ -38,7 +43,8 @@ def plain_steps(optimizer, rows, key):
     @jax.jit
     def step(params, opt_state, examples, number):
         def mean(params):
-            total, count = loss(params, DATA, examples, jax.random.fold_in(key, number))
+            batch = Batch(jnp.asarray(DATA), examples)
+            total, count = losses(params, None, batch, jax.random.fold_in(key, number))
             return total / count, (total, count)
 
         grads, sums = jax.grad(mean, has_aux=True)(params)
@@ -154,14 +160,16 @@ def test_all_devices_end_with_the_same_parameters():
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
 
 
-def broken(bad, params, data, examples, key):
+def broken(bad, params, model_state, batch, key):
     """A loss that is not finite, or whose gradient is not, where the first example is 13."""
-    total, count = loss(params, data, jnp.where(examples == 13, 0, examples), key)
-    here = jnp.any(examples == 13)
+    bad_batch = batch.indices == 13
+    here = jnp.any(bad_batch)
+    batch = batch._replace(indices=jnp.where(bad_batch, 0, batch.indices))
+    total, count = losses(params, model_state, batch, key)
     if bad == "loss":
-        return total / jnp.where(here, 0.0, 1.0), count
+        return (total / jnp.where(here, 0.0, 1.0), count), model_state
     # √x at 0: finite itself, with an infinite derivative.
-    return total + jnp.sqrt(jnp.where(here, 0.0 * params["b"], 1.0)), count
+    return (total + jnp.sqrt(jnp.where(here, 0.0 * params["b"], 1.0)), count), model_state
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
@@ -220,10 +228,10 @@ def test_votes_are_told_to_all_devices():
 def test_evaluation_sums_with_a_batch_that_is_filled_up(seeds):
     rows = np.arange(3 * 5).reshape(3, 5)  # three of eight devices get padding alone
     placement = parallel.Placement(seeds)
-    run = parallel.evaluation_sums(loss, placement)
+    run = parallel.evaluation_sums(losses, placement)
     params = placement.put(seeds_of(PARAMS, seeds))
-    sums = run(params, parallel.replicate(DATA), placement.shared_rows(rows))
-    totals, counts = placement.get(sums)
+    found = run(params, None, parallel.replicate(DATA), placement.shared_rows(rows))
+    totals, counts = placement.get(found)
     errors = DATA[:15] @ np.asarray(PARAMS["w"]) - 1
     assert totals.shape == counts.shape == (seeds, 3)
     wanted = np.broadcast_to((errors**2).reshape(3, 5).sum(1), totals.shape)
@@ -279,12 +287,12 @@ def test_put_and_get(seeds):
 
 
 def test_alone_the_first_process_decides_for_itself():
-    assert processes.is_first() and not processes.several()
-    assert processes.on_first(lambda: {"a": [1.5]}) == {"a": [1.5]}
+    assert processes.is_host0() and not processes.is_multihost()
+    assert processes.run_on_host0(lambda: {"a": [1.5]}) == {"a": [1.5]}
     with pytest.raises(KeyError):
-        processes.on_first(lambda: {}["missing"])
+        processes.run_on_host0(lambda: {}["missing"])
     tree = {"a": np.arange(3)}
-    assert processes.share(tree) is tree
+    assert processes.broadcast(tree) is tree
 
 
 def test_streams_differ_and_repeat():

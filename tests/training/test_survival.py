@@ -22,7 +22,7 @@ def test_bad_command_lines_end_with_one_line(name, tmp_path, capsys, monkeypatch
         commands = sorted(set(commands) - set(bad_commands.bad_commands(first)))
     for flags in commands:
         with pytest.raises(SystemExit) as end:
-            experiment.main(["--preset=smoke", *flags])
+            experiment.EXPERIMENT.main(["--preset=smoke", *flags])
         output = capsys.readouterr()
         assert (end.value.code, output.out) == (2, ""), flags
         assert re.fullmatch(r"error: .+\n", output.err), flags

@@ -6,36 +6,43 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.cli import launch as launch
     from zoneout_jax.training.cli import prepare as prepare
     from zoneout_jax.training.cli import program as program
-    from zoneout_jax.training.config import Count as Count
-    from zoneout_jax.training.config import DropRate as DropRate
-    from zoneout_jax.training.config import Measurement as Measurement
-    from zoneout_jax.training.config import NotNegative as NotNegative
-    from zoneout_jax.training.config import Positive as Positive
-    from zoneout_jax.training.config import Probability as Probability
-    from zoneout_jax.training.config import Range as Range
     from zoneout_jax.training.config import RunConfig as RunConfig
-    from zoneout_jax.training.config import RunError as RunError
-    from zoneout_jax.training.config import Stopped as Stopped
-    from zoneout_jax.training.config import check_ranges as check_ranges
-    from zoneout_jax.training.config import fail as fail
-    from zoneout_jax.training.config import new_folder as new_folder
-    from zoneout_jax.training.config import output_folder as output_folder
-    from zoneout_jax.training.config import parse as parse
-    from zoneout_jax.training.config import parse_measurement as parse_measurement
-    from zoneout_jax.training.config import parse_preset as parse_preset
+    from zoneout_jax.training.errors import Diverged as Diverged
+    from zoneout_jax.training.errors import RunError as RunError
+    from zoneout_jax.training.errors import Stopped as Stopped
+    from zoneout_jax.training.errors import fail as fail
+    from zoneout_jax.training.flags import Measurement as Measurement
+    from zoneout_jax.training.flags import command as command
+    from zoneout_jax.training.flags import parse as parse
+    from zoneout_jax.training.flags import parse_measurement as parse_measurement
+    from zoneout_jax.training.flags import parse_preset as parse_preset
+    from zoneout_jax.training.folders import new_folder as new_folder
+    from zoneout_jax.training.folders import output_folder as output_folder
     from zoneout_jax.training.loop import fit as fit
     from zoneout_jax.training.metrics import deviation as deviation
     from zoneout_jax.training.metrics import draw_curves as draw_curves
     from zoneout_jax.training.metrics import save_figure as save_figure
     from zoneout_jax.training.metrics import shown as shown
     from zoneout_jax.training.parallel import AXIS as AXIS
+    from zoneout_jax.training.parallel import Batch as Batch
+    from zoneout_jax.training.progress import Progress as Progress
     from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
     from zoneout_jax.training.run_directory import commit as commit
+    from zoneout_jax.training.run_directory import exclusive as exclusive
     from zoneout_jax.training.run_directory import replacing as replacing
     from zoneout_jax.training.run_directory import versions as versions
     from zoneout_jax.training.run_directory import write_json as write_json
     from zoneout_jax.training.run_directory import writing as writing
-    from zoneout_jax.training.task import Calibration as Calibration
+    from zoneout_jax.training.settings import Count as Count
+    from zoneout_jax.training.settings import DropRate as DropRate
+    from zoneout_jax.training.settings import NotNegative as NotNegative
+    from zoneout_jax.training.settings import Positive as Positive
+    from zoneout_jax.training.settings import Probability as Probability
+    from zoneout_jax.training.settings import Range as Range
+    from zoneout_jax.training.settings import Settings as Settings
+    from zoneout_jax.training.state import Streams as Streams
+    from zoneout_jax.training.state import TrainState as TrainState
+    from zoneout_jax.training.sweep import parse_sweep as parse_sweep
     from zoneout_jax.training.task import Evaluation as Evaluation
     from zoneout_jax.training.task import Task as Task
     from zoneout_jax.training.trained import Trained as Trained

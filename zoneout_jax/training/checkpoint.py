@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from zoneout_jax.training.config import RunError, one_line
+from zoneout_jax.training.errors import RunError, one_line
 
 
 class Checkpoints:

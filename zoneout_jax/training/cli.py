@@ -2,74 +2,91 @@
 
 import contextlib
 import json
+import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import absl.logging
 import jax
 
 from zoneout_jax.training import parallel, processes
-from zoneout_jax.training.config import RunConfig, RunError, Stopped, fail, one_line, parse_preset
+from zoneout_jax.training.config import RunConfig
+from zoneout_jax.training.errors import RunError, Stopped, fail, one_line
+from zoneout_jax.training.flags import command, parse, parse_preset
+from zoneout_jax.training.folders import local_folder
 from zoneout_jax.training.loop import fit
 from zoneout_jax.training.run_directory import RunDirectory
+from zoneout_jax.training.settings import Settings
 from zoneout_jax.training.stop import StopRequest
 from zoneout_jax.training.task import Task
 
 SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
 
 
+class Config(Protocol):
+    """The settings of an experiment: `Settings` that have those of a run as `run`."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Settings of the run."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the numbers of a run."""
+
+
 def launch(
-    experiment: str,
-    presets: Mapping[str, RunConfig],
+    name: str,
+    presets: Mapping[str, Any] | Any,
     build: Callable[[Any], Task],
     about: str,
     argv: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> tuple[Any, dict[str, Any]]:
     """Runs an experiment from its flags.
 
     Args:
-      experiment: its name, as in `python -m experiments.<name>`.
-      presets: its settings by preset.
+      name: of the experiment; its runs are below `runs/<name>`.
+      presets: its settings, `Settings` with a part `run`, by preset; or those alone.
       build: makes the task from the settings.
       about: description for `--help`.
       argv: arguments; those of the program if None.
 
     Returns:
-      The final figures, see `fit`.
+      The settings, and the result, see `fit`.
 
     Raises:
       SystemExit: code 2 after one line for bad input, before anything is compiled or written; see
         `exits` for the others.
     """
-    command = f"python -m experiments.{experiment}"
-    config = parse_preset(presets, argv, command, about)
-    again = f"{command} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    called = command()
+    if isinstance(presets, Settings):
+        start, config = presets, parse(presets, argv, called, about)
+    else:
+        config = parse_preset(presets, argv, called, about)
+        start = presets[config.preset]
+    again = f"{called} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    run = config.run
     with exits(again), contextlib.ExitStack() as stack:
         try:
             processes.connect(
-                config.coordinator,
-                config.num_processes,
-                config.process_id,
-                config.heartbeat_timeout,
+                run.coordinator, run.num_processes, run.process_id, run.heartbeat_timeout
             )
             # After JAX has installed its own handlers. From here on signals wait for a step.
-            stop = stack.enter_context(StopRequest(config.max_minutes))
-            task, run = prepare(experiment, presets, build, config)
+            stop = stack.enter_context(StopRequest(run.max_minutes))
+            task, directory = prepare(name, config, start, build)
         except (ValueError, OSError) as error:
             fail(error)
-        if processes.is_first():
-            print(f"{task.name}: run directory {run.path}", file=sys.stderr)
-        return fit(task, config, run, stop)
+        if processes.is_host0():
+            print(f"{task.name}: run directory {directory.path}", file=sys.stderr)
+        return config, fit(task, run, directory, stop)
 
 
 @contextlib.contextmanager
-def program(command: str, argv: Sequence[str] | None) -> Iterator[None]:
-    """Ends a program that is called as `command` with one line where it cannot go on.
+def program(argv: Sequence[str] | None) -> Iterator[None]:
+    """Ends a program with one line where it cannot go on.
 
     Args:
-      command: how it is called, without arguments.
       argv: its arguments; those of the process if None.
 
     Raises:
@@ -77,18 +94,18 @@ def program(command: str, argv: Sequence[str] | None) -> Iterator[None]:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        with exits(f"{command} {shlex.join(arguments)}"):
+        with exits(f"{command()} {shlex.join(arguments)}"):
             yield
     except (ValueError, OSError) as error:
         fail(error)
 
 
 @contextlib.contextmanager
-def exits(command: str) -> Iterator[None]:
+def exits(again: str) -> Iterator[None]:
     """Ends the program with one line where a run ends before its end.
 
     Args:
-      command: what to call to go on.
+      again: what to call to go on.
 
     Raises:
       SystemExit: code 2 if the run directory is in use or cannot be written to; 1 if the run
@@ -99,7 +116,7 @@ def exits(command: str) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        print(f"{stop}; resume with: {command}", file=sys.stderr)
+        print(f"{stop}; resume with: {again}", file=sys.stderr)
         processes.leave(stop.exit_code)
     except RunError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -108,42 +125,64 @@ def exits(command: str) -> Iterator[None]:
         print(str(stop) or "stopped", file=sys.stderr)
         processes.leave(130)
     except jax.errors.JaxRuntimeError as error:
-        if not processes.several():
+        if not processes.is_multihost():
             raise
         print(
             f"error: another process is gone or out of reach ({one_line(error)[:200]}); start all "
-            f"of them again, this one with: {command}",
+            f"of them again, this one with: {again}",
             file=sys.stderr,
         )
         processes.leave(1)
 
 
 def prepare(
-    experiment: str,
-    presets: Mapping[str, RunConfig],
-    build: Callable[[Any], Task],
-    config: RunConfig,
+    name: str, config: Config, start: Config, build: Callable[[Any], Task]
 ) -> tuple[Task, RunDirectory]:
     """Meets bad input before anything is compiled or written.
+
+    Args:
+      name: of the experiment.
+      config: its settings.
+      start: those of the preset; what differs names the directory.
+      build: makes the task from the settings.
 
     Raises:
       ValueError: settings, data or a run directory that do not fit.
     """
     # What must be the same in all processes: else they would wait for each other for ever, or
     # each would train its own model.
-    shared = config.identity() | {name: getattr(config, name) for name in SHARED}
-    first = processes.on_first(lambda: shared)
+    shared = config.identity() | {shared: getattr(config.run, shared) for shared in SHARED}
+    first = processes.run_on_host0(lambda: shared)
 
     def check() -> tuple[Task, RunDirectory]:
-        for name, value in json.loads(json.dumps(shared)).items():
-            if value != json.loads(json.dumps(first))[name]:
-                raise ValueError(f"{name} is {value} here and {first[name]} in process 0")
-        parallel.check_divides(config.batch_size, config.num_seeds)
-        path = config.run_directory(experiment, presets[config.preset])
-        run = RunDirectory(path, config.identity(), config.resume, experiment)
-        return build(config), run
+        for setting, value in json.loads(json.dumps(shared)).items():
+            if value != json.loads(json.dumps(first))[setting]:
+                raise ValueError(f"{setting} is {value} here and {first[setting]} in process 0")
+        parallel.check_divides(config.run.batch_size, len(config.run.members))
+        directory = RunDirectory(
+            path(name, config, start), config.identity(), config.run.resume, name
+        )
+        task = build(config)
+        _ = task.steps_per_epoch  # raises where the data are less than a batch
+        return task, directory
 
-    if processes.several():
+    if processes.is_multihost():
         # The first prepares the data, alone, and what it complains of is told by all.
-        processes.on_first(lambda: check() and None)
-    return processes.on_all(check)
+        processes.run_on_host0(lambda: check() and None)
+    return processes.run_on_all_hosts(check)
+
+
+def path(name: str, config: Config, start: Config) -> pathlib.Path:
+    """Where a run is kept: `workdir`, or a name made of the settings that were changed."""
+    if config.run.workdir is not None:
+        return local_folder(config.run.workdir, "workdir")
+    settings, before = config.identity(), start.identity()
+    unnamed = ("preset", "epochs")  # a run with more epochs goes on where it is
+
+    def text(value: Any) -> str:
+        return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    changed = [
+        f"{k}={text(v)}" for k, v in settings.items() if k not in unnamed and v != before.get(k)
+    ]
+    return pathlib.Path("runs") / name / "-".join([settings.get("preset", "run"), *changed])

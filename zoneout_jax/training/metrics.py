@@ -73,28 +73,13 @@ class MetricLog:
 
 
 def shown(result: Mapping[str, Any], name: str) -> str:
-    """A figure of a result for people: with its deviation where there are several seeds."""
-    deviation = f" ± {result[f'{name}_sd']:.4f}" if f"{name}_sd" in result else ""
-    return f"{result[name]:.4f}{deviation}"
-
-
-def over_seeds(figures: Mapping[str, list], seeds: range) -> dict[str, Any]:
-    """Figures of each seed as a result: as they are for one, mean and deviation for several."""
-    if len(seeds) == 1:
-        return {name: values[0] for name, values in figures.items()}
-    result: dict[str, Any] = {}
-    for name, values in figures.items():
-        result[name] = float(np.mean(values))
-        result[f"{name}_sd"] = deviation(values)
-    runs = [
-        dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
-    ]
-    result["runs"] = [{"seed": seed} | run for seed, run in zip(seeds, runs, strict=True)]
-    return result
+    """A metric of a result for people: with its deviation where there are several seeds."""
+    sd = result.get(f"{name}_sd")
+    return f"{result[name]:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation of several seeds' figures; not a number if one diverged, None of one."""
+    """Standard deviation of several seeds; not a number if one diverged, None of one."""
     with np.errstate(invalid="ignore"):
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
@@ -119,7 +104,7 @@ def draw_curves(
       path: file to write.
       curves: for each label the histories (see `RunDirectory.history`) of its runs, all in one
         colour.
-      metric: name of the figure, such as `bpc`.
+      metric: name of the metric, such as `bpc`.
       splits: what to draw: the first dashed, the last solid.
     """
     with needs("zoneout_jax.training", "training"):

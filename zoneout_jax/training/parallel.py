@@ -6,14 +6,15 @@ divides by that of the devices, each device trains whole seeds and nothing is ex
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zoneout_jax.training.processes import several
+from zoneout_jax._sharding import batch_over
+from zoneout_jax.training.processes import is_multihost
 from zoneout_jax.training.state import TrainState
 
 AXIS = "data"
@@ -21,7 +22,27 @@ AXIS = "data"
 SEEDS = "seeds"
 """Name of the mapped axis over which seeds are spread."""
 
-Loss = Callable[..., tuple[jax.Array, jax.Array]]
+Sums = tuple[jax.Array, jax.Array]
+"""Σ and the number of what it is of."""
+Loss = Callable[[Any, Any, "Batch", jax.Array], tuple[Sums, Any]]
+EvaluationLoss = Callable[[Any, Any, "Batch"], tuple[Any, jax.Array]]
+
+
+class Batch(NamedTuple):
+    """One device's part of a batch.
+
+    Attributes:
+      data: the arrays that examples are taken from, whole.
+      indices: which examples, integers `[B, …]`; −1 for none, where a batch is filled up.
+    """
+
+    data: Any
+    indices: Any
+
+    def take(self) -> tuple[Any, jax.Array]:
+        """The examples, rows `[B, …]` of the arrays, and their weights `[B]`: 0 for −1, else 1."""
+        examples = jax.tree.map(lambda array: array[jnp.maximum(self.indices, 0)], self.data)
+        return examples, (self.indices >= 0).astype(jnp.float32)
 
 
 def check_divides(batch_size: int, num_seeds: int = 1) -> None:
@@ -61,7 +82,7 @@ class Placement:
     def __init__(self, seeds: int = 1):
         devices = jax.device_count()
         self.seeds = seeds
-        self.spread = seeds > 1 and devices > 1 and not several() and seeds % devices == 0
+        self.spread = seeds > 1 and devices > 1 and not is_multihost() and seeds % devices == 0
         self.axis = SEEDS if self.spread else AXIS
         self._each = seeds // devices if self.spread else seeds
 
@@ -146,10 +167,9 @@ def train_steps(
     """Compiles many training steps into one call.
 
     Args:
-      loss: `loss(params, data, examples, key) -> (total, count)`, over one device's examples, or
-        `loss(params, data, examples, key, memory) -> (total, count, memory)` if the state has a
-        memory. It runs inside the mapped axis `AXIS`. The gradient taken is that of Σ total /
-        Σ count over all devices, so that neither padding nor an uneven spread biases it.
+      loss: `loss(params, model_state, batch, key) -> ((total, count), model_state)`, over one
+        device's part of the batch, inside the mapped axis `AXIS`. The gradient taken is that of
+        Σ total / Σ count over all devices, so that neither padding nor an uneven spread biases it.
       optimizer: an optax optimizer.
       placement: of the seeds.
       calls: steps in a call at most.
@@ -166,30 +186,31 @@ def train_steps(
       Nothing is compiled again for another first, stop or vote.
     """
 
-    def with_memory(params, memory, *args):
-        handed = () if memory is None else (memory,)
-        total, count, *memory = loss(params, *args, *handed)
-        return total, (count, memory[0] if memory else None)
+    def total(params, model_state, batch, key):
+        with batch_over(AXIS):
+            found = loss(params, model_state, batch, key)
+        (total, count), model_state = checked(found, model_state)
+        return total, (count, model_state)
 
     def gradient(state: TrainState, data: Any, rows: Any, row: jax.Array, key: jax.Array) -> Any:
-        examples = jax.tree.map(lambda r: r[row], rows)
+        batch = Batch(data, jax.tree.map(lambda r: r[row], rows))
         step_key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(with_memory, has_aux=True)
-        (total, (count, memory)), grads = gradient(
-            state.params, state.memory, data, examples, step_key
+        gradient = jax.value_and_grad(total, has_aux=True)
+        (value, (count, model_state)), grads = gradient(
+            state.params, state.model_state, batch, step_key
         )
-        total, count, grads = jax.lax.psum((total, count, grads), AXIS)
+        value, count, grads = jax.lax.psum((value, count, grads), AXIS)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((total, grads))]
-        return grads, memory, total, count, jnp.all(jnp.stack(finite))
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, grads))]
+        return grads, model_state, value, count, jnp.all(jnp.stack(finite))
 
-    def update(state: TrainState, grads: Any, memory: Any) -> TrainState:
+    def update(state: TrainState, grads: Any, model_state: Any) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, memory)
+        return TrainState(state.step + 1, params, opt_state, model_state)
 
-    def leave_out(state: TrainState, grads: Any, memory: Any, finite: jax.Array) -> TrainState:
-        new = update(state, grads, memory)
+    def leave_out(state: TrainState, grads: Any, model_state: Any, finite: jax.Array) -> TrainState:
+        new = update(state, grads, model_state)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         return new._replace(step=state.step + 1)
 
@@ -202,7 +223,7 @@ def train_steps(
 
         def body(carried):
             row, state, totals, counts, _ = carried
-            grads, memory, total, count, finite = gradients(state, data, rows, row, key)
+            grads, model_state, total, count, finite = gradients(state, data, rows, row, key)
             stopping = jnp.zeros((), bool)
             if not skip_not_finite:
                 stopping = jnp.any(~finite & going)
@@ -213,11 +234,11 @@ def train_steps(
             state = jax.lax.switch(
                 jnp.where(stopping, 2, jnp.where(jnp.all(finite), 0, 1)),
                 [
-                    lambda state, grads, memory, finite: updates(state, grads, memory),
+                    lambda state, grads, model_state, finite: updates(state, grads, model_state),
                     some_updates,
-                    lambda state, grads, memory, finite: state,
+                    lambda state, grads, model_state, finite: state,
                 ],
-                *(state, grads, memory, finite),
+                *(state, grads, model_state, finite),
             )
             at = row - first
             totals, counts = totals.at[at].set(total), counts.at[at].set(count)
@@ -235,58 +256,88 @@ def train_steps(
     return jax.pmap(run, axis_name=placement.axis, in_axes=axes, donate_argnums=(0,))
 
 
+def checked(found: Any, model_state: Any) -> tuple[Sums, Any]:
+    """What a loss returned, if it has the form ((total, count), model_state).
+
+    Raises:
+      TypeError: it has another; sums that are no scalars; a model state of another structure, or
+        with arrays of other shapes or types than before the step.
+    """
+
+    def form(tree):
+        return jax.tree.map(lambda x: f"{jnp.result_type(x).name}{list(jnp.shape(x))}", tree)
+
+    try:
+        (total, count), new = found
+        scalars = jnp.shape(total) == jnp.shape(count) == ()
+    except (TypeError, ValueError):
+        scalars = False
+    if not scalars:
+        raise TypeError(
+            f"a loss must return ((total, count), model_state) with scalars total and count, got "
+            f"{form(found)}"
+        )
+    if form(new) != form(model_state):
+        raise TypeError(
+            f"a loss must return a model_state like the one it was given, {form(model_state)}, got "
+            f"{form(new)}"
+        )
+    return (total, jnp.asarray(count)), new
+
+
 def each_state(change: Callable[..., TrainState], placement: Placement) -> Callable:
-    """Compiles `change(state, figures, key) -> state` of one seed as that of all, all placed."""
+    """Compiles `change(state, metrics, key) -> state` of one seed as that of all, all placed."""
     run = placement.each_seed(change, (0, 0, 0))
     return jax.pmap(run, axis_name=placement.axis, donate_argnums=(0,))
 
 
-def evaluation_sums(loss: Loss, placement: Placement) -> Callable:
+def evaluation_sums(loss: EvaluationLoss, placement: Placement) -> Callable:
     """Compiles the sum of a loss over rows of examples.
 
     Args:
-      loss: `loss(params, data, examples) -> (total, count)`, over one device's examples; the total
-        may be a tree.
+      loss: `loss(params, model_state, batch) -> (total, count)`, over one device's part of a batch;
+        the total may be a tree.
       placement: of the seeds.
 
     Returns:
-      `run(params, data, rows) -> (totals, counts)`, one number for each seed and row. `params` are
-      placed, `data` replicated, `rows` placed as shared.
+      `run(params, model_state, data, rows) -> (totals, counts)`, one number for each seed and row.
+      `params` and `model_state` are placed, `data` replicated, `rows` placed as shared.
     """
 
-    def all_rows(params, data, rows):
-        def row(examples):
-            return jax.lax.psum(loss(params, data, examples), AXIS)
+    def all_rows(params, model_state, data, rows):
+        def row(indices):
+            return jax.lax.psum(loss(params, model_state, Batch(data, indices)), AXIS)
 
         return jax.lax.map(row, rows)
 
-    run = placement.each_seed(all_rows, (0, None, None))
+    run = placement.each_seed(all_rows, (0, 0, None, None))
     return jax.pmap(run, axis_name=placement.axis)
 
 
-def calibrated(sums: Callable, apply: Callable, placement: Placement) -> Callable:
-    """Compiles an estimate over rows of examples that becomes a part of the parameters.
+def calibrated(sums: EvaluationLoss, placement: Placement) -> Callable:
+    """Compiles an estimate of the model's state over rows of examples.
 
     Args:
-      sums: `sums(params, data, examples) -> (tree, count)`, over one device's examples.
-      apply: `apply(params, means) -> params`, with the tree of Σ tree / Σ count over all rows.
+      sums: `sums(params, model_state, batch) -> (tree, count)`, a dict, over one device's part of a
+        batch.
       placement: of the seeds.
 
     Returns:
-      `run(params, data, rows) -> params`, placed as in `evaluation_sums`.
+      `run(params, model_state, data, rows) -> model_state`, with the entries Σ tree / Σ count over
+      all rows; placed as in `evaluation_sums`.
     """
 
-    def estimate(params, data, rows):
-        def row(examples):
-            return jax.lax.psum(sums(params, data, examples), AXIS)
+    def estimate(params, model_state, data, rows):
+        def row(indices):
+            return jax.lax.psum(sums(params, model_state, Batch(data, indices)), AXIS)
 
-        def add(found, examples):
-            return jax.tree.map(jnp.add, found, row(examples)), None
+        def add(found, indices):
+            return jax.tree.map(jnp.add, found, row(indices)), None
 
         first = row(jax.tree.map(lambda r: r[0], rows))
         rest = jax.tree.map(lambda r: r[1:], rows)
         (total, count), _ = jax.lax.scan(add, first, rest)
-        return apply(params, jax.tree.map(lambda x: x / count.astype(x.dtype), total))
+        return model_state | jax.tree.map(lambda x: x / count.astype(x.dtype), total)
 
-    run = placement.each_seed(estimate, (0, None, None))
+    run = placement.each_seed(estimate, (0, 0, None, None))
     return jax.pmap(run, axis_name=placement.axis)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoneout_jax.training.config import RunError
+from zoneout_jax.training.errors import RunError
 
 
 def connect(
@@ -43,32 +43,32 @@ def connect(
         print(f"alone on this host, as JAX finds no TPU pod ({error})", file=sys.stderr)
 
 
-def several() -> bool:
+def is_multihost() -> bool:
     """Whether other processes take part."""
     return jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_host0() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
-def on_first(action: Callable[[], Any]) -> Any:
+def run_on_host0(action: Callable[[], Any]) -> Any:
     """The first process's result of an action, on every process.
 
     The result must be JSON-able. What the first process raises the others raise as a RunError if it
     is one, as a ValueError otherwise.
     """
-    if not several():
+    if not is_multihost():
         return action()
     result, failure, told = None, None, None
-    if is_first():
+    if is_host0():
         try:
             result = action()
         except Exception as error:
             failure = error
             told = [str(error), getattr(error, "exit_code", None)]
-    result, told = _share_json([result, told])
+    result, told = _broadcast_json([result, told])
     if failure is not None:
         raise failure
     if told is not None:
@@ -76,13 +76,13 @@ def on_first(action: Callable[[], Any]) -> Any:
     return result
 
 
-def on_all(action: Callable[[], Any]) -> Any:
+def run_on_all_hosts(action: Callable[[], Any]) -> Any:
     """Each process's own result of an action; a ValueError on all if it fails on one.
 
     Raises:
       ValueError: what the first process that raised a ValueError or OSError has to say.
     """
-    if not several():
+    if not is_multihost():
         return action()
     result, failure = None, ""
     try:
@@ -105,22 +105,22 @@ def _told(message: str, exit_code: int | None) -> Exception:
     return RunError(message, exit_code)
 
 
-def share(tree: Any) -> Any:
+def broadcast(tree: Any) -> Any:
     """The first process's NumPy arrays, on every process, each in memory of its own."""
-    if not several():
+    if not is_multihost():
         return tree
     return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))
 
 
-def _share_json(value: Any) -> Any:
+def _broadcast_json(value: Any) -> Any:
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(share(np.int32(len(text))))
-    return json.loads(bytes(share(text if is_first() else np.zeros(size, np.uint8))))
+    size = int(broadcast(np.int32(len(text))))
+    return json.loads(bytes(broadcast(text if is_host0() else np.zeros(size, np.uint8))))
 
 
 def leave(code: int) -> None:
     """Ends the process; others, if there are any, are not waited for."""
-    if several():
+    if is_multihost():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

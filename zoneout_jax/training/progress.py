@@ -22,7 +22,7 @@ class Progress:
             from rich.progress import Progress as Bar
 
         self._total, self._label, self._shown = total_steps, label, shown
-        self.start(0)
+        self.start()
         console = Console(stderr=True)
         self._bar = None
         if shown and console.is_terminal:
@@ -45,22 +45,24 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self, done: int) -> None:
-        """Counts time and steps from here on, with so many steps done before."""
-        self._first = done
-        self._start = self._last_line = self._last_shown = time.monotonic()
+    def start(self) -> None:
+        """Begins to count: from the first update on, as programs are compiled before it."""
+        self._first: int | None = None
+        self._last_line = self._last_shown = time.monotonic()
 
     def update(self, step: int, text: str) -> None:
         """Tells of the steps done so far and of what is worth showing."""
         now = time.monotonic()
+        if self._first is None:
+            self._first, self._start = step, now
         rate = (step - self._first) / max(now - self._start, 1e-9)
-        text = f"{text}, {rate:.3g} steps/s"
+        text += f", {rate:.3g} steps/s" if rate else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif self._shown and now - self._last_line >= self.LINE_SECONDS:
             self._last_line = now
-            left = (self._total - step) / max(rate, 1e-9)
-            self.say(f"step {step:,} of at most {self._total:,}: {text}, {_clock(left)} left")
+            left = f", {_clock((self._total - step) / rate)} left" if rate else ""
+            self.say(f"step {step:,} of at most {self._total:,}: {text}{left}")
 
     def is_time(self) -> bool:
         """Whether something longer may be said again; then not for a while."""

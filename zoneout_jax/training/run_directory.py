@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from zoneout_jax.training.config import RunError
+from zoneout_jax.training.errors import RunError
 
 BEFORE_CONFIG = (".lock", ".config.json.*.tmp")
 """What a run that is killed at its very start may leave."""
@@ -51,6 +51,16 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def exclusive(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same out of a folder, waiting for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def versions() -> dict[str, str]:
     """Versions of what a figure depends on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
@@ -78,10 +88,56 @@ def commit() -> str:
         return "unknown"
 
 
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The content of `config.json` in a run directory.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text())
+        return content | {"settings": dict(content["settings"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); repair it, or give another "
+            "--workdir"
+        ) from error
+
+
+def check_arrays(path: pathlib.Path, arrays: Mapping[str, str]) -> None:
+    """Checks that the run in a directory, if there is one, trains arrays like these.
+
+    Args:
+      path: run directory.
+      arrays: types and shapes by name.
+
+    Raises:
+      RunError: it trains others, or its checkpoints are of an older form; exit code 2.
+    """
+    if not (path / "config.json").exists():
+        return
+    there = read_config(path).get("arrays")
+    if there is None:
+        raise RunError(
+            f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another "
+            "form; end it with that version, or give another --workdir",
+            exit_code=2,
+        )
+    for name in there | dict(arrays):
+        if there.get(name) != arrays.get(name):
+            raise RunError(
+                f"workdir {path} holds a run of another model ({name} is {there.get(name)} there, "
+                f"{arrays.get(name)} here); give another --workdir",
+                exit_code=2,
+            )
+
+
 class RunDirectory:
     """A directory that holds one run.
 
-    config.json      experiment, settings that decide its numbers, commit and versions it began with
+    config.json      experiment, settings that decide its numbers, shapes of all that it trains,
+                     commit and versions it began with
     metrics.jsonl    one JSON object an epoch (and seed); nothing in it depends on the clock
     times.jsonl      how long each epoch took
     checkpoints/     what it takes to go on
@@ -126,9 +182,15 @@ class RunDirectory:
         self._compare()
 
     def _compare(self) -> None:
-        """Raises ValueError if the directory is of a run with other settings."""
-        there = self._settings_there()
-        names = sorted(there.keys() | self._settings.keys())
+        """Raises ValueError if the directory is of a run with other settings, or of more epochs."""
+        there = read_config(self.path)["settings"]
+        here, done = self._settings.get("epochs"), there.get("epochs")
+        if here is not None and done is not None and here < done:
+            raise ValueError(
+                f"workdir {self.path} holds a run of {done} epochs, more than {here}; give another "
+                "--workdir"
+            )
+        names = sorted((there.keys() | self._settings.keys()) - {"epochs"})
         differing = [
             f"{name} is {there.get(name)!r} there, {self._settings.get(name)!r} here"
             for name in names
@@ -140,15 +202,12 @@ class RunDirectory:
                 f"({'; '.join(differing)}); give another --workdir"
             )
 
-    def _settings_there(self) -> dict[str, Any]:
-        try:
-            there = json.loads(self.config_file.read_text())["settings"]
-            return dict(there)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{self.config_file} cannot be read ({type(error).__name__}: {error}); repair it, "
-                "or give another --workdir"
-            ) from error
+    def extends(self) -> bool:
+        """Whether the run that is there is to be trained for more epochs than it was begun with."""
+        if not self.config_file.exists():
+            return False
+        there = read_config(self.path)["settings"].get("epochs")
+        return there is not None and there < self._settings.get("epochs", there)
 
     def changed_versions(self) -> list[str]:
         """What the run began with that is of another version now, a few words each."""
@@ -181,8 +240,11 @@ class RunDirectory:
         return self.path / "times.jsonl"
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
+    def opened(self, arrays: Mapping[str, str]) -> Iterator[None]:
         """Makes the directory and its configuration, and keeps other processes out.
+
+        Args:
+          arrays: types and shapes of all that is trained, by name.
 
         Raises:
           RunError: another process has it open or has begun another run in it, or it cannot be
@@ -193,16 +255,21 @@ class RunDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
                 self._lock(lock)
-                if self.config_file.exists():
-                    self._compare()  # another run may have begun in the meantime
-                else:
+                if not self.config_file.exists():
                     content = {
                         "experiment": self._experiment,
                         "settings": self._settings,
+                        "arrays": dict(arrays),
                         "commit": commit(),
                         "versions": versions(),
                     }
                     write_json(self.config_file, content)
+                else:
+                    self._compare()  # another run may have begun in the meantime
+                    if self.extends():
+                        self.result_file.unlink(missing_ok=True)
+                        content = read_config(self.path) | {"settings": self._settings}
+                        write_json(self.config_file, content)
             except ValueError as error:
                 raise RunError(str(error), exit_code=2) from error
             except OSError as error:

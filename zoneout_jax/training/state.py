@@ -1,5 +1,7 @@
 """What training carries from step to step, and the streams of randomness."""
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,21 +16,25 @@ class TrainState(NamedTuple):
       step: steps done so far, an int32 scalar.
       params: parameters of the model.
       opt_state: state of the optimizer.
-      memory: what a step hands to the next beside these, such as the state of a recurrent network;
-        the same on every device.
+      model_state: what is neither trained nor data, such as population statistics, a carried state
+        or the level of a curriculum; the same on every device.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
-    memory: Any = None
+    model_state: Any = None
 
     @classmethod
     def create(
-        cls, params: Any, optimizer: optax.GradientTransformation, memory: Any = None
+        cls, params: Any, optimizer: optax.GradientTransformation, model_state: Any = None
     ) -> "TrainState":
         """The state before the first step."""
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), model_state)
+
+    def best(self) -> tuple[Any, Any]:
+        """What is kept of the best epoch: parameters and the model's state."""
+        return self.params, self.model_state
 
 
 class Streams(NamedTuple):
@@ -48,3 +54,46 @@ class Streams(NamedTuple):
         """The streams of a seed, with a generator that `jax.random.key` knows."""
         root = jax.random.key(seed, impl=impl)
         return cls(*(jax.random.fold_in(root, number) for number in range(4)))
+
+
+@dataclasses.dataclass
+class RunProgress:
+    """What a checkpoint holds besides arrays; lists have an item for each seed.
+
+    Attributes:
+      step: steps done.
+      epoch_totals, epoch_counts: sums of the training loss in the epoch in progress.
+      skipped: its steps that were left out, as their loss or gradient was not finite.
+      epoch_seconds, checkpoint_seconds: time spent in it.
+      best, best_epoch, best_metrics: least monitored metric, its epoch, and all metrics there.
+      history, times: the entries of the logs.
+      seconds: time spent in the epochs before.
+      resumed: how often the run was resumed.
+    """
+
+    step: int
+    epoch_totals: list[float]
+    epoch_counts: list[float]
+    skipped: list[int]
+    epoch_seconds: float
+    checkpoint_seconds: float
+    best: list[float]
+    best_epoch: list[int]
+    best_metrics: list[dict[str, float]]
+    history: list[dict[str, Any]]
+    times: list[dict[str, Any]]
+    seconds: float = 0.0
+    resumed: int = 0
+
+    @classmethod
+    def begin(cls, seeds: int) -> "RunProgress":
+        """The progress before the first step."""
+        epoch: tuple[Any, ...] = ([0.0] * seeds, [0.0] * seeds, [0] * seeds, 0.0, 0.0)
+        return cls(0, *epoch, [math.inf] * seeds, [0] * seeds, [{}] * seeds, [], [])
+
+    def begin_epoch(self) -> None:
+        """Begins the sums of an epoch."""
+        seeds = len(self.best)
+        self.epoch_totals, self.epoch_counts = [0.0] * seeds, [0.0] * seeds
+        self.skipped = [0] * seeds
+        self.epoch_seconds = self.checkpoint_seconds = 0.0

@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any
 
-from zoneout_jax.training.config import Stopped
+from zoneout_jax.training.errors import Stopped
 
 TIME_IS_UP = 1_000_000
 """Stands where the number of a signal would."""

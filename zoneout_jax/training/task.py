@@ -1,47 +1,51 @@
 """What training must know of an experiment."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
-from zoneout_jax.training.parallel import Loss
+from zoneout_jax.training.parallel import EvaluationLoss, Loss
 from zoneout_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A figure to measure.
+    """A metric to measure.
 
     Attributes:
-      loss: `loss(params, data, examples) -> (total, count)` over one device's examples. The total
-        may be a dict of totals, one of them of the task's metric.
+      loss: `loss(params, model_state, batch) -> (total, count)` over one device's part of a batch
+        (see `Batch`). The total may be a dict of totals, one of them of the task's metric.
       data: arrays, copied to every device.
-      rows: examples `[rows, batch, …]`, each row spread over the devices. Where a batch does not
-        divide by them it is filled up with -1, which the loss must not count.
+      rows: indices of the examples `[rows, batch, …]`, each row spread over the devices. Where a
+        batch does not divide by them it is filled up with −1, which the loss must not count.
     """
 
-    loss: Loss
+    loss: EvaluationLoss
     data: Any
     rows: Any
 
+    def __post_init__(self) -> None:
+        check_indices(self.rows, self.data, "an evaluation")
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """What is estimated over data before every evaluation, such as population statistics.
 
-    Attributes:
-      sums: as the loss of an `Evaluation`, with any tree of arrays as the total.
-      data, rows: as in `Evaluation`.
-      apply: `apply(params, means) -> params`, with the tree of Σ total / Σ count.
+def check_indices(indices: Any, data: Any, what: str) -> None:
+    """Raises ValueError where indices are past the end of the data: JAX would take its last item.
+
+    Args:
+      indices: arrays of integers.
+      data: arrays; the shortest counts, none has no end.
+      what: whose indices they are.
     """
-
-    sums: Callable[..., Any]
-    data: Any
-    rows: Any
-    apply: Callable[[Any, Any], Any]
+    sizes = [len(array) for array in jax.tree.leaves(data)]
+    last = max((int(np.max(array, initial=-1)) for array in jax.tree.leaves(indices)), default=-1)
+    if sizes and last >= min(sizes):
+        raise ValueError(f"{what} asks for example {last}, but the data ends with {min(sizes) - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +56,25 @@ class Task:
       name: what to call the run in its output.
       init: `init(key) -> params`.
       optimizer: an optax optimizer.
-      loss: `loss(params, data, examples, key) -> (total, count)` over one device's examples; with
-        a memory `loss(params, data, examples, key, memory) -> (total, count, memory)`.
+      loss: `loss(params, model_state, batch, key) -> ((total, count), model_state)` over one
+        device's part of a batch (see `Batch`). It runs inside the mapped axis `AXIS`, over which
+        the batch is spread; the model state it returns must be the same on every device.
       data: training arrays, copied to every device.
-      plan: `plan(key) -> rows`, the examples `[steps_per_epoch, batch, …]` of an epoch.
-      steps_per_epoch: rows of a plan.
-      metric: name of the figure, such as `bpc`; lower is better.
-      figure: turns a mean loss into that figure.
+      epoch_indices: `epoch_indices(key) -> rows`, the indices `[steps, batch, …]` of an epoch.
+      metric: name of the mean loss, such as `bpc`; lower is better.
+      to_metric: turns a mean loss into the metric.
       validation: measured after each epoch; chooses the parameters and the end.
-      chosen_by: name of the validation's total that does so, if it is not the metric.
-      calibration: done before each evaluation; the parameters kept are those that it gives.
-      memory: `memory(params)`, what the first step of all is handed as memory; what each returns,
-        the same on every device, is handed to the next.
-      end_epoch: `end_epoch(state, figures, key) -> state`, a change of the `TrainState` after an
-        epoch, given the validation's figures by name and a key of the epoch. Compiled.
-      show: `show(params) -> text`, what to tell people now and then, and at the end.
-      final: measured once, with the best parameters, by name.
-      facts: what else to keep beside the result, such as sizes of the data.
+      monitor: name of the validation's total that does so, if it is not the metric.
+      test_evaluations: measured once, with the best parameters, by name.
+      model_state: `model_state(params)`, a dict, before the first step: what is neither trained nor
+        data. The rates of a sweep join it as `rates`, and the loss reads them there.
+      calibration: an estimate of entries of the model's state before each evaluation, Σ total /
+        Σ count; the total is a dict.
+      end_epoch: `end_epoch(state, metrics, key) -> state`, a change of the `TrainState` after an
+        epoch, given the validation's metrics by name and a key of the epoch. Compiled.
+      describe: `describe(params, model_state) -> text`, what to tell people now and then, and at
+        the end.
+      metadata: what else to keep beside the result, such as sizes of the data.
     """
 
     name: str
@@ -76,21 +82,39 @@ class Task:
     optimizer: optax.GradientTransformation
     loss: Loss
     data: Any
-    plan: Callable[[jax.Array], Any]
-    steps_per_epoch: int
-    metric: str
-    figure: Callable[[float], float]
+    epoch_indices: Callable[[jax.Array], Any]
     validation: Evaluation
-    final: Mapping[str, Evaluation]
-    chosen_by: str | None = None
-    calibration: Calibration | None = None
-    memory: Callable[[Any], Any] | None = None
+    metric: str = "loss"
+    to_metric: Callable[[float], float] = float
+    monitor: str | None = None
+    test_evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    model_state: Callable[[Any], Mapping[str, Any]] = lambda params: {}
+    calibration: Evaluation | None = None
     end_epoch: Callable[[TrainState, Mapping[str, jax.Array], jax.Array], TrainState] | None = None
-    show: Callable[[Any], str] | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    describe: Callable[[Any, Any], str] | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def first_state(self, key: jax.Array) -> TrainState:
-        """The state before the first step, with parameters from a key."""
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        """Rows of an epoch."""
+        rows = jax.eval_shape(self.epoch_indices, jax.random.key(0))
+        return jax.tree.leaves(rows)[0].shape[0]
+
+    def arrays(self) -> dict[str, str]:
+        """Types and shapes of all that is trained or carried, by name."""
+        state = jax.eval_shape(self.first_state, jax.random.key(0))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+        return {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
+
+    def first_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
+        """The state before the first step.
+
+        Args:
+          key: of the parameters.
+          rates: those of a sweep by name, which the model's state holds as `rates`.
+        """
         params = self.init(key)
-        memory = self.memory(params) if self.memory else None
-        return TrainState.create(params, self.optimizer, memory)
+        model_state = dict(self.model_state(params))
+        if rates:
+            model_state["rates"] = {name: jnp.float32(rate) for name, rate in rates.items()}
+        return TrainState.create(params, self.optimizer, model_state)

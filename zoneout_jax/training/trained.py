@@ -8,46 +8,55 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax.training.checkpoint import Checkpoints
+from zoneout_jax.training.config import RunConfig
+from zoneout_jax.training.run_directory import check_arrays
 from zoneout_jax.training.state import TrainState
+from zoneout_jax.training.sweep import rates_of
 from zoneout_jax.training.task import Task
 
 
 class Trained(NamedTuple):
-    """Parameters of a run.
+    """Parameters of a run, each with the model's state.
 
     Attributes:
-      last: after the last step that was saved.
-      best: of the best validation so far; at first those before the first step.
+      last: `(params, model_state)` after the last step that was saved.
+      best: those of the best validation so far; at first those before the first step.
     """
 
-    last: Any
-    best: Any
+    last: tuple[Any, Any]
+    best: tuple[Any, Any]
 
 
-def read_trained(task: Task, path: pathlib.Path, num_seeds: int = 1, number: int = 0) -> Trained:
+def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int = 0) -> Trained:
     """Reads parameters from the last checkpoint of a run, which may still be going on.
 
     Args:
       task: what the run trains.
+      config: its settings.
       path: its directory.
-      num_seeds: seeds that it trains at once.
-      number: which of them, from 0.
+      number: which of the models that it trains at once, from 0.
 
     Raises:
-      ValueError: there is no checkpoint, or no such seed.
-      RunError: no checkpoint can be read.
+      ValueError: there is no checkpoint, or no such model.
+      RunError: no checkpoint can be read, or it is of another model.
     """
-    if not 0 <= number < num_seeds:
-        raise ValueError(f"the run has {num_seeds} seeds, from number 0 on, got {number}")
+    models = config.members
+    if not 0 <= number < len(models):
+        raise ValueError(f"the run has {len(models)} models, from number 0 on, got {number}")
     folder = path / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     if checkpoints is None or checkpoints.latest is None:
         raise ValueError(f"{path} holds no checkpoint; train first, with --workdir={path}")
-    state = jax.eval_shape(task.first_state, jax.random.key(0))
-    like = jax.tree.map(lambda a: jnp.zeros((num_seeds, *a.shape), a.dtype), (state, state.params))
+    check_arrays(path, task.arrays())
+    state = jax.eval_shape(
+        lambda key: task.first_state(key, rates_of(models[0])), jax.random.key(0)
+    )
+    like = jax.tree.map(
+        lambda a: jnp.zeros((len(models), *a.shape), a.dtype), (state, state.best())
+    )
     try:
         (state, best), _ = checkpoints.restore(like, lambda words: print(words, file=sys.stderr))
     finally:
         checkpoints.close()
-    trained = Trained(TrainState(*state).params, best)
+    trained = Trained(TrainState(*state).best(), tuple(best))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), trained)

@@ -1,16 +1,20 @@
-"""What models of sequences of symbols share: settings, layers, regularizers, loss, optimizer."""
+"""Models of sequences of symbols: layers, regularizers, loss."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.optimizers import clipped, rmsprop
-from experiments.zoneout_config import ZoneoutConfig
+from experiments.lib.settings import (
+    MaskConfig,
+    ModelConfig,
+    RegularizerConfig,
+    check_sweep,
+    compute_dtype,
+)
 from zoneout_jax import (
     GRU,
     LSTM,
@@ -23,94 +27,58 @@ from zoneout_jax import (
     unroll,
     weight_noise,
 )
-from zoneout_jax.training import (
-    Count,
-    NotNegative,
-    Positive,
-    Probability,
-    Range,
-)
+from zoneout_jax.training import RunConfig
 
 Readout = dict[str, jax.Array]
 
 TILES = tiled_orthogonal()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig(ZoneoutConfig):
-    """Settings of a language model."""
+class LanguageModelConfig(Protocol):
+    """The parts of an experiment's settings that make a language model."""
 
-    rnn_type: Literal["LSTM", "GRU", "SRNN"] = "LSTM"
-    """Kind of the layers; SRNN is the plain one, of tanh units."""
-    hidden_features: Count = 1000
-    """Units of a layer."""
-    num_layers: Annotated[int, Range(1, 100)] = 1
-    """Layers."""
-    algorithm: Literal["adam", "rms_prop", "momentum", "sgd"] = "adam"
-    """Optimizer."""
-    learning_rate: Positive = 2e-3
-    """Step size."""
-    momentum: Annotated[float, Range(0, 1)] = 0.99
-    """Momentum, for algorithm momentum alone."""
-    clip_norm: Positive | None = 1.0
-    """Largest global norm; None for any."""
-    clip_by: Literal["gradient", "update"] = "gradient"
-    """What is clipped: the gradient (paper), or what the optimizer makes of it (authors' code)."""
-    weight_decay: NotNegative = 0.0
-    """Factor of the weights that is added to the gradient."""
-    drop_prob_igates: Probability = 0.0
-    """Recurrent dropout: probability that the update of a cell is dropped."""
-    static_mask: bool = False
-    """One mask a sequence instead of one a step."""
-    stoch_depth: bool = False
-    """One draw for all units of an example (stochastic depth)."""
-    gaussian_mask: bool = False
-    """Gaussian masks of the Bernoulli's mean and variance."""
-    weight_noise: NotNegative = 0.0
-    """Standard deviation of noise on the weights, in training."""
-    norm_cost_coeff: NotNegative = 0.0
-    """Weight of the norm stabilizer."""
-    penalty: Literal["hids", "cells"] = "hids"
-    """What the norm stabilizer looks at: hidden states or memory cells."""
+    @property
+    def model(self) -> ModelConfig:
+        """The recurrent layers."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.penalty == "cells" and not self.norm_cost_coeff:
-            raise ValueError("penalty=cells needs a norm_cost_coeff above 0")
-        if self.rnn_type != "LSTM":
-            lacking = {
-                "z_prob_cells": "memory cells",
-                "share_mask": "memory cells",
-                "drop_prob_igates": "gates" if self.rnn_type == "SRNN" else None,
-            }
-            if self.penalty == "cells":
-                lacking["penalty"] = "memory cells"
-            for name, what in lacking.items():
-                value = getattr(self, name)
-                if what and value:
-                    raise ValueError(
-                        f"rnn_type {self.rnn_type} has no {what}, got {name}={value}; leave it out"
-                    )
-        if not self.zoneout().active:
-            for name in ("static_mask", "stoch_depth", "gaussian_mask"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"{name} is about masks, but there are none: give z_prob_cells, "
-                        "z_prob_states or drop_prob_igates, or leave it out"
-                    )
+    @property
+    def zoneout(self) -> MaskConfig:
+        """Their masks."""
 
-    def zoneout(self) -> Zoneout:
-        """The masks of a layer."""
-        return self.masks(
-            self.drop_prob_igates,
-            static=self.static_mask,
-            per_layer=self.stoch_depth,
-            gaussian=self.gaussian_mask,
-        )
+    @property
+    def regularizers(self) -> RegularizerConfig:
+        """Noise on the weights, and the norm stabilizer."""
 
-    def dtype(self) -> Any:
-        """Type of the operands of matrix products."""
-        return jnp.bfloat16 if self.precision == "bfloat16" else jnp.float32
+    @property
+    def run(self) -> RunConfig:
+        """The run, for its precision."""
+
+
+def check_layers(config: LanguageModelConfig) -> None:
+    """Raises ValueError for settings that the layers have no use for."""
+    check_sweep(config)
+    kind, zoneout, regularizers = config.model.rnn_type, config.zoneout, config.regularizers
+    rates = (zoneout.z_prob_cells, zoneout.z_prob_states, zoneout.drop_prob_igates)
+    if not (any(rates) or config.run.sweep):
+        for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
+            if getattr(zoneout, name):
+                raise ValueError(
+                    f"{name} is about masks, but there are none: give z_prob_cells, z_prob_states "
+                    "or drop_prob_igates, or leave it out"
+                )
+    if kind == "LSTM":
+        if not config.run.sweep:
+            zoneout.spec()  # raises where one mask would have two rates
+        return
+    lacking = {
+        "z_prob_cells": (zoneout.z_prob_cells, "memory cells"),
+        "share_mask": (zoneout.share_mask, "memory cells"),
+        "drop_prob_igates": (zoneout.drop_prob_igates, "gates" if kind == "SRNN" else None),
+        "penalty": (regularizers.penalty, "memory cells" * (regularizers.penalty == "cells")),
+    }
+    for name, (value, what) in lacking.items():
+        if what and value:
+            raise ValueError(f"rnn_type {kind} has no {what}, got {name}={value}; leave it out")
 
 
 class LanguageModel(NamedTuple):
@@ -121,10 +89,12 @@ class LanguageModel(NamedTuple):
       initial_carry: `initial_carry(params, batch) -> carry`, of each layer one.
       sums: `sums(params, inputs, targets, weights, carry=None, **mode) -> ((total, count), carry)`:
         Σ w·nats and Σ w of predicting the targets, all `[T, B]`, and the carry after them. `mode`
-        is `deterministic=True`; or `key`, and `axis_name` of the axis that a batch is spread over.
+        is `deterministic=True`; or `key`, and `axis_name` of the axis that a batch is spread over;
+        and `rates` of a sweep by name.
         In training the total has the gradient of the norm stabilizer too, but not its value.
       read: `read(params, inputs, carry=None, **mode) -> carry` after them; needs no `readout`.
-      logits: `logits(params, inputs, carry) -> (logits [T, B, V], carry)`, by expectation.
+      logits: `logits(params, inputs, carry, rates=None) -> (logits [T, B, V], carry)`, by
+        expectation.
     """
 
     init: Callable[[jax.Array], Any]
@@ -166,7 +136,7 @@ def language_model(
     Raises:
       ValueError: tied weights of different sizes; embeddings beside rows that are looked up.
     """
-    features = config.hidden_features
+    features = config.model.hidden_features
     if tied and embedding_features != features:
         raise ValueError(
             f"tied weights need embeddings as large as a layer, {features}, got "
@@ -174,10 +144,10 @@ def language_model(
         )
     if looked_up and embedding_features:
         raise ValueError("rows are looked up in place of embeddings: choose one of them")
-    first, dtype = embedding_features or vocab_size, config.dtype()
+    first, dtype = embedding_features or vocab_size, compute_dtype(config.run)
     kernel_init = uniform(init_width) if init_width else TILES
-    kinds = [looking_up(CELLS[config.rnn_type]) if looked_up else CELLS[config.rnn_type]]
-    kinds += [CELLS[config.rnn_type]] * (config.num_layers - 1)
+    kind = CELLS[config.model.rnn_type]
+    kinds = [looking_up(kind) if looked_up else kind, *[kind] * (config.model.num_layers - 1)]
     cells = [
         kind(
             features if number else first,
@@ -188,11 +158,11 @@ def language_model(
             learned_carry=learned_carry,
             dtype=dtype,
             # As in the authors' code.
-            **({"reset_after": False} if config.rnn_type == "GRU" else {}),
+            **({"reset_after": False} if config.model.rnn_type == "GRU" else {}),
         )
         for number, kind in enumerate(kinds)
     ]
-    zoneout = config.zoneout()
+    regularizers = config.regularizers
 
     def init(key):
         cell_key, readout_key, embedding_key = jax.random.split(key, 3)
@@ -215,8 +185,9 @@ def language_model(
         layers = zip(cells, params["layers"], strict=True)
         return [cell.initial_carry(layer, batch) for cell, layer in layers]
 
-    def run(params, inputs, carry=None, key=None, deterministic=False, axis_name=None):
+    def run(params, inputs, carry=None, key=None, deterministic=False, axis_name=None, rates=None):
         """Outputs `[T, B, H]`, carry, and of each layer what the norm stabilizer looks at."""
+        zoneout = config.zoneout.spec(rates)
 
         def dropped(xs, rate, number, features):
             if deterministic or not rate:
@@ -230,7 +201,8 @@ def language_model(
             kernel = params["layers"][0]["input"]
             xs = kernel[inputs] if looked_up else jax.nn.one_hot(inputs, vocab_size)
             xs = dropped(xs, input_drop, 0, 1)  # a symbol has one element to drop
-        emit = with_cells if config.norm_cost_coeff and config.penalty == "cells" else None
+        of_cells = regularizers.norm_cost_coeff and regularizers.penalty == "cells"
+        emit = with_cells if of_cells else None
         new_carry, penalized = [], []
         for number, (cell, layer) in enumerate(zip(cells, params["layers"], strict=True)):
             if number:
@@ -254,18 +226,18 @@ def language_model(
         return {"kernel": kernel, "bias": params["readout"]["bias"]}
 
     def sums(params, inputs, targets, weights, carry=None, *, key=None, **mode):
-        if config.weight_noise and not mode.get("deterministic"):
-            params = weight_noise(params, jax.random.fold_in(key, 2**31), config.weight_noise)
+        if regularizers.weight_noise and not mode.get("deterministic"):
+            params = weight_noise(params, jax.random.fold_in(key, 2**31), regularizers.weight_noise)
         ys, carry, penalized = run(params, inputs, carry, key, **mode)
         total, count = cross_entropy_sum(readout(params), ys, targets, weights, dtype)
-        if config.norm_cost_coeff and not mode.get("deterministic"):
-            cost = config.norm_cost_coeff * sum(map(norm_stabilizer, penalized))
+        if regularizers.norm_cost_coeff and not mode.get("deterministic"):
+            cost = regularizers.norm_cost_coeff * sum(map(norm_stabilizer, penalized))
             # Of gradient alone, so that the training figure remains a cross entropy.
             total += count * (cost - jax.lax.stop_gradient(cost))
         return (total, count), carry
 
-    def logits(params, inputs, carry):
-        ys, carry, _ = run(params, inputs, carry, deterministic=True)
+    def logits(params, inputs, carry, rates=None):
+        ys, carry, _ = run(params, inputs, carry, deterministic=True, rates=rates)
         return output_layer(readout(params), ys, dtype), carry
 
     return LanguageModel(init, initial_carry, sums, read, logits)
@@ -353,19 +325,3 @@ def cross_entropy_sum(
     logits = output_layer(readout, ys, dtype)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(weights * nats), jnp.sum(weights)
-
-
-def make_optimizer(
-    config: LanguageModelConfig, learning_rate: optax.ScalarOrSchedule
-) -> optax.GradientTransformation:
-    """The optimizer, and what is clipped before it or after it."""
-    rule = {
-        "adam": lambda: optax.adam(learning_rate),
-        "rms_prop": lambda: rmsprop(learning_rate),
-        "momentum": lambda: optax.sgd(learning_rate, config.momentum),
-        "sgd": lambda: optax.sgd(learning_rate),
-    }[config.algorithm]()
-    optimizer = clipped(rule, config.clip_norm, config.clip_by)
-    if config.weight_decay:
-        return optax.chain(optax.add_decayed_weights(config.weight_decay), optimizer)
-    return optimizer

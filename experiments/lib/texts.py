@@ -1,16 +1,18 @@
 """What language models of a text share: how much of it, and the state carried over it."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.language_model import LanguageModel, LanguageModelConfig
-from zoneout_jax.data import Corpus
+from experiments.lib.language_model import LanguageModel
+from experiments.lib.settings import DataConfig
+from zoneout_jax.data import Corpus, load_corpus
 from zoneout_jax.training import Count, Evaluation, Range
 
 BLOCK = 100
@@ -21,8 +23,8 @@ figures differ from those of the text in one piece by less than 1e-5 bits per ch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig(LanguageModelConfig):
-    """Settings of a language model of a text."""
+class TextConfig(DataConfig):
+    """The text."""
 
     dataset: str = "ptb"
     """Corpus: ptb, stdlib, which needs no files, or the path of a text file of your own (UTF-8; its
@@ -38,32 +40,43 @@ class TextConfig(LanguageModelConfig):
     warm-up on the symbols before it; 1 carries it over the text in one piece."""
 
     corpora: ClassVar[tuple[str, ...]] = ("ptb", "stdlib")
+    unit: ClassVar[Literal["char", "word"]] = "char"
 
     def __post_init__(self):
         super().__post_init__()
-        known = self.dataset in self.corpora
-        if not known and not pathlib.Path(self.dataset).expanduser().is_file():
+        if self.dataset not in self.corpora and not self._file.is_file():
             raise ValueError(
                 f"dataset must be {', '.join(self.corpora)} or a text file, got {self.dataset!r},"
                 " which is no file here"
             )
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run, and what a text of one's own holds."""
-        settings = super().identity()
-        if self.dataset not in self.corpora:
-            content = pathlib.Path(self.dataset).expanduser().read_bytes()
-            settings["text_sha256"] = hashlib.sha256(content).hexdigest()
+    @property
+    def _file(self) -> pathlib.Path:
+        return pathlib.Path(self.dataset).expanduser()
+
+    def flat(self, incidental: bool = True) -> dict[str, Any]:
+        """All settings; what decides the numbers of a run includes what the own text holds."""
+        settings = super().flat(incidental)
+        if not incidental and self.dataset not in self.corpora:
+            settings["text_sha256"] = hashlib.sha256(self._file.read_bytes()).hexdigest()
         return settings
 
+    def load(self) -> Corpus:
+        """The corpus."""
+        return load_corpus(self.dataset, unit=self.unit, **self.folders())
 
-def split_texts(config: TextConfig, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The texts by split, cut to the sizes that the settings ask for."""
-    return {
-        "train": corpus.train[: config.train_size],
-        "validation": corpus.validation[: config.eval_size],
-        "test": corpus.test[: config.eval_size],
-    }
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, read once."""
+        return self.load()
+
+    def split(self, corpus: Corpus) -> dict[str, np.ndarray]:
+        """The texts by split, cut to the sizes that the settings ask for."""
+        return {
+            "train": corpus.train[: self.train_size],
+            "validation": corpus.validation[: self.eval_size],
+            "test": corpus.test[: self.eval_size],
+        }
 
 
 def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> Evaluation:
@@ -83,9 +96,10 @@ def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> 
     starts = np.arange(0, predictions, part, dtype=np.int32)
     warm_up = 0 if streams == 1 else WARM_UP
 
-    def loss(params, text, starts):
-        batch = len(starts)
-        fresh = model.initial_carry(params, batch)
+    def loss(params, model_state, batch):
+        text, starts = batch
+        rates = model_state.get("rates")
+        fresh = model.initial_carry(params, len(starts))
 
         def block(state, number):
             carry, total, count = state
@@ -97,7 +111,7 @@ def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> 
             targets = text[jnp.clip(positions + 1, 0, predictions)].astype(jnp.int32)
             weights = counted.astype(jnp.float32)
             (block_total, block_count), carry = model.sums(
-                params, inputs, targets, weights, carry, deterministic=True
+                params, inputs, targets, weights, carry, deterministic=True, rates=rates
             )
             before = (first < 0)[:, None]
             carry = jax.tree.map(lambda new, old: jnp.where(before, old, new), carry, fresh)
@@ -109,10 +123,3 @@ def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> 
         return total, count
 
     return Evaluation(loss, text, starts[None, :])
-
-
-def beside(result: dict[str, Any], published: str) -> str:
-    """The paper's figures, for a result on the corpus that they are of."""
-    experiment, _, corpus = result["name"].partition(" on ")
-    its_own = corpus.split()[0] == experiment.rpartition("_")[2]
-    return f"; paper: {published}" if its_own else ""

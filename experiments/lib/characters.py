@@ -1,0 +1,167 @@
+"""Character-level language modelling: one experiment, on whatever corpus."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+
+from experiments.lib.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    check_layers,
+    language_model,
+)
+from experiments.lib.settings import OptimizerConfig, RegularizerConfig
+from experiments.lib.texts import TextConfig, carried_evaluation
+from zoneout_jax.data import Corpus, chunk_starts, epoch_plan, gather, pad_rows
+from zoneout_jax.training import AXIS, Count, DropRate, Evaluation, Positive, Task
+
+LEARNING_RATES = {"LSTM": 2e-3, "GRU": 1e-3, "SRNN": 3e-4}
+"""The paper's, by `rnn_type`."""
+METRICS = ("validation_bpc", "validation_carried_bpc", "test_bpc")
+"""Metrics to tabulate."""
+
+LAPTOP: dict[str, Any] = {
+    "preset": "laptop",
+    "dataset": "stdlib",
+    "train_size": 40_000,
+    "eval_size": 20_000,
+    "hidden_features": 128,
+    "seq_length": 50,
+    "batch_size": 16,
+    "learning_rate": 8e-3,
+    "clip_by": "gradient",
+    "epochs": 40,
+    "patience": 6,
+}
+"""Settings of a preset that takes minutes and needs no files."""
+SMOKE: dict[str, Any] = {
+    "preset": "smoke",
+    "dataset": "stdlib",
+    "train_size": 2_000,
+    "eval_size": 500,
+    "hidden_features": 16,
+    "seq_length": 20,
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "eval_streams": 8,
+    "epochs": 2,
+}
+"""Settings of a preset that takes seconds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CharacterTextConfig(TextConfig):
+    """The text, and how it is read."""
+
+    augment: bool = True
+    """Cut the training text into sequences at another offset in each epoch."""
+    eval_batch_size: Count = 64
+    """Chunks evaluated at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CharacterRegularizerConfig(RegularizerConfig):
+    """Regularizers besides masks."""
+
+    input_drop: DropRate = 0.0
+    """Probability that the model does not see an input symbol, in training."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CharacterOptimizerConfig(OptimizerConfig):
+    """The optimizer."""
+
+    learning_rate: Positive | None = None  # type: ignore[assignment]
+    """Step size; by default 0.002 for the LSTM, 0.001 for the GRU, 0.0003 for the plain RNN. That
+    of presets small and laptop suits the LSTM alone."""
+
+
+class CharacterConfig(LanguageModelConfig, Protocol):
+    """Settings of a character-level experiment."""
+
+    @property
+    def data(self) -> CharacterTextConfig:
+        """The text."""
+
+    @property
+    def regularizers(self) -> CharacterRegularizerConfig:
+        """Regularizers besides masks."""
+
+    @property
+    def optimizer(self) -> CharacterOptimizerConfig:
+        """The optimizer."""
+
+
+def check(config: CharacterConfig) -> None:
+    """Raises ValueError for settings that do not go together."""
+    check_layers(config)
+    if config.regularizers.norm_cost_coeff and config.data.seq_length < 3:
+        raise ValueError(
+            "norm_cost_coeff is about changes between predictions: seq_length must be at least 3, "
+            f"got {config.data.seq_length}"
+        )
+
+
+def model(config: CharacterConfig, corpus: Corpus) -> LanguageModel:
+    """The model: one-hot characters, learned initial states."""
+    return language_model(config, corpus.vocab_size, input_drop=config.regularizers.input_drop)
+
+
+def build(config: CharacterConfig, name: str) -> Task:
+    """Training on shuffled chunks, each from the initial state; metrics in bits per character.
+
+    Validation is over chunks as well; `validation_carried` and `test` carry the state over the
+    whole text.
+
+    Args:
+      config: settings.
+      name: of the experiment.
+    """
+    corpus = config.data.corpus
+    texts = config.data.split(corpus)
+    length, batch_size = config.data.seq_length, config.run.batch_size
+    characters = model(config, corpus)
+
+    def sums(params, batch, **mode):
+        tokens = gather(batch.data, batch.indices, length)
+        inputs, targets = tokens[:-1], tokens[1:]
+        weights = jnp.broadcast_to((batch.indices >= 0).astype(jnp.float32), targets.shape)
+        return characters.sums(params, inputs, targets, weights, **mode)[0]
+
+    def loss(params, model_state, batch, key):
+        rates = model_state.get("rates")
+        return sums(params, batch, key=key, axis_name=AXIS, rates=rates), model_state
+
+    def evaluation_loss(params, model_state, batch):
+        return sums(params, batch, deterministic=True, rates=model_state.get("rates"))
+
+    starts = chunk_starts(len(texts["validation"]), length)
+    carried = functools.partial(carried_evaluation, characters, streams=config.data.eval_streams)
+    rate = config.optimizer.learning_rate or LEARNING_RATES[config.model.rnn_type]
+    return Task(
+        name=f"{name} on {corpus.name}",
+        init=characters.init,
+        optimizer=config.optimizer.optimizer(rate),
+        loss=loss,
+        data=texts["train"],
+        epoch_indices=lambda key: epoch_plan(
+            key, len(texts["train"]), length, batch_size, augment=config.data.augment
+        ),
+        metric="bpc",
+        to_metric=lambda nats: nats / math.log(2),
+        validation=Evaluation(
+            evaluation_loss, texts["validation"], pad_rows(starts, config.data.eval_batch_size)
+        ),
+        test_evaluations={
+            "validation_carried": carried(texts["validation"]),
+            "test": carried(texts["test"]),
+        },
+        metadata={
+            "corpus": corpus.name,
+            "vocabulary": corpus.vocab_size,
+            "characters": {split: len(text) for split, text in texts.items()},
+        },
+    )

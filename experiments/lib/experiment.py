@@ -1,0 +1,115 @@
+"""What an experiment is: all that the programs over experiments need to know of one."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.lib.language_model import LanguageModel
+from zoneout_jax.data import Corpus
+from zoneout_jax.training import Task, command, launch, parse_preset, parse_sweep, program, shown
+
+NAMES = (
+    "char_ptb",
+    "word_ptb",
+    "text8",
+    "permuted_mnist",
+    "gradient_propagation",
+    "seq2seq",
+    "semantic_consistency",
+)
+"""All experiments; each is `experiments.<name>.EXPERIMENT`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+      flags: what makes it, beside the preset.
+      published: the paper's values, by metric.
+    """
+
+    flags: tuple[str, ...] = ()
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A task that is trained, in the variants of a table.
+
+    Attributes:
+      name: as in `python -m experiments.<name>`.
+      about: description for `--help`.
+      presets: settings by name; the first is the default, and the one that figures are published
+        for if there are any.
+      build: `build(config) -> Task`.
+      rows: the rows of the table by name.
+      metrics: what the table has, in order.
+      preset_rows: names of the rows that a preset is for; all by default.
+      curves: further metrics of the validation to draw over the epochs.
+      published_on: what the published figures are of.
+      model: of a language model, `model(config, corpus)` for the corpus `config.data.corpus`.
+    """
+
+    name: str
+    about: str
+    presets: Mapping[str, Any]
+    build: Callable[[Any], Task]
+    rows: Mapping[str, Row]
+    metrics: tuple[str, ...]
+    preset_rows: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    curves: tuple[str, ...] = ()
+    published_on: str | None = None
+    model: Callable[[Any, Corpus], LanguageModel] | None = None
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Trains, and prints the result, beside the paper's if it can be compared."""
+        config, result = launch(self.name, self.presets, self.build, self.about, argv)
+        ours = ", ".join(f"{m.replace('_', ' ')} {shown(result, m)}" for m in self.metrics)
+        best = ", ".join(f"{name} {result[name]:g}" for name in parse_sweep(config.run.sweep))
+        at = f", best at {best}" if best else f", of epoch {result['best_epoch']:g}"
+        print(f"{result['name']}: {ours}{at}{self.paper(config)}")
+
+    def paper(self, config: Any) -> str:
+        """The published figures, for a run whose settings are those of the paper's rows."""
+        free = {"seed", "num_seeds", "rng_impl"}
+        for row in self.rows.values():
+            free |= {flag.lstrip("-").partition("=")[0] for flag in row.flags}
+        start = next(iter(self.presets.values())).identity()
+        settings = config.identity()
+        differing = {n for n in settings.keys() | start if settings.get(n) != start.get(n)}
+        if differing - free:
+            return ""
+        rows = [
+            f"{name} {' / '.join(f'{value:g}' for value in row.published.values())}"
+            for name, row in self.rows.items()
+            if row.published
+        ]
+        return f"; paper: {', '.join(rows)}" if rows else ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """An experiment that measures something else than the rows of a table.
+
+    Attributes:
+      name, about, presets: as of an `Experiment`.
+      measure: `measure(config) -> result`; writes what the experiment's docstring says.
+    """
+
+    name: str
+    about: str
+    presets: Mapping[str, Any]
+    measure: Callable[[Any], Mapping[str, Any]]
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Measures."""
+        config = parse_preset(self.presets, argv, command(), self.about)
+        with program(argv):
+            self.measure(config)
+
+
+def find(name: str) -> Experiment | Study:
+    """The experiment of a name in `NAMES`."""
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT

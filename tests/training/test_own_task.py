@@ -1,0 +1,95 @@
+"""The task of one's own in the documentation."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from zoneout_jax import LSTM, Zoneout, unroll
+from zoneout_jax.training import Evaluation, launch
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+PAGE = pathlib.Path(__file__).parents[2] / "docs/own_task.md"
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The program as a module."""
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    file = tmp_path_factory.mktemp("own") / "mine.py"
+    file.write_text(program)
+    spec = importlib.util.spec_from_file_location("mine", file)
+    module = sys.modules["mine"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["mine"]
+
+
+def run(mine, folder, *flags, build=None):
+    argv = [f"--workdir={folder}", *flags]
+    return launch("waves", mine.Config(), build or mine.build, "about", argv)
+
+
+def test_it_learns_and_goes_on(mine, tmp_path):
+    config, result = run(mine, tmp_path)
+    assert (config.hidden_features, config.run.epochs, result["epochs"]) == (16, 3, 3)
+    assert result["validation_loss"] < 0.2  # chance is 0.69
+    _, more = run(mine, tmp_path, "--epochs=4")
+    assert more["epochs"] == 4
+    history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert history[2]["validation_loss"] == result["validation_loss"]
+
+
+def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
+    def build(config):
+        task = mine.build(config)
+
+        def seen(params, model_state, batch):
+            return model_state["rates"]["z_prob_states"] * 64, jnp.float32(64)
+
+        return dataclasses.replace(
+            task,
+            validation=Evaluation(seen, task.validation.data, task.validation.rows),
+        )
+
+    _, result = run(mine, tmp_path, "--sweep", "z_prob_states=0.5,0.25", "--epochs=1", build=build)
+    assert [cell["validation_loss"] for cell in result["cells"]] == [0.5, 0.25]
+    assert (tmp_path / "sweep.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--hiden=3", "there is no --hiden; did you mean --hidden_features?"),
+        ("--hidden_features=0", "hidden_features must be at least 1, got 0"),
+        ("--batch_size=7", "does not divide by the 8 devices"),
+    ],
+)
+def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(mine, tmp_path / "run", flag)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and words in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_without_the_axis_are_an_error(mine, tmp_path):
+    cell = LSTM(1, 4)
+
+    def build(config):
+        task = mine.build(config)
+
+        def loss(params, model_state, batch, key):
+            (xs, _), weights = batch.take()
+            _, ys = unroll(cell, params, xs.swapaxes(0, 1), zoneout=Zoneout(cells=0.5), key=key)
+            return (jnp.sum(ys), jnp.sum(weights)), model_state
+
+        return dataclasses.replace(task, init=cell.init, loss=loss)
+
+    with pytest.raises(ValueError, match="pass axis_name='data', which is zoneout_jax.training.AX"):
+        run(mine, tmp_path, build=build)

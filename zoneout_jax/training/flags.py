@@ -1,0 +1,155 @@
+"""How settings become flags."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tyro
+
+from zoneout_jax.training.errors import fail
+from zoneout_jax.training.folders import new_folder
+from zoneout_jax.training.settings import Settings
+
+
+def command() -> str:
+    """How the program was called, without its arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return shlex.join(["python", sys.argv[0]])
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
+    """Makes a dataclass from flags.
+
+    Args:
+      start: a dataclass type, or an instance whose values are the defaults.
+      argv: arguments; those of the program if None.
+      prog: name of the program for its help.
+      about: description for its help.
+
+    Raises:
+      SystemExit: code 2 after one line on standard error for flags that are not understood, 0
+        after help.
+    """
+    is_type = isinstance(start, type)
+    defaults = {} if is_type else {"default": start}
+    kind = start if is_type else type(start)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            settings, unknown = tyro.cli(
+                kind,
+                args=sys.argv[1:] if argv is None else argv,
+                prog=prog,
+                description=about,
+                use_underscores=True,
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                **defaults,
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        fail(_sentence(complaint.getvalue()))
+    if unknown:
+        fail(_unknown(unknown[0], kind))
+    return settings
+
+
+def names(kind: type) -> list[str]:
+    """Names of the settings of a dataclass and of its parts."""
+    found = []
+    for field in dataclasses.fields(kind):
+        is_part = isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
+        found += names(field.type) if is_part else [field.name]
+    return found
+
+
+def _unknown(argument: str, kind: type) -> str:
+    """What to say of an argument that is none, with the flags that may be meant."""
+    name = argument.partition("=")[0]
+    wanted = name.lstrip("-").removeprefix("no-").replace("-", "_").lower()
+    known = names(kind)
+    near = [flag for flag in known if "".join(word[0] for word in flag.split("_")) == wanted]
+    near += [flag for flag in known if wanted and flag.endswith(f"_{wanted}")]
+    near += difflib.get_close_matches(wanted, known, cutoff=0.7)
+    near += [flag for flag in known if difflib.get_close_matches(wanted, flag.split("_"))]
+    flags = " or ".join(f"--{flag}" for flag in dict.fromkeys(near[:3]))
+    hint = f"did you mean {flags}? " if flags and argument.startswith("-") else ""
+    return f"there is no {name}; {hint}--help lists the flags"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement(Settings):
+    """The setting of every program that measures."""
+
+    out: pathlib.Path | None = None
+    """Folder of the result, which replaces one that is there; by default a new one below runs."""
+
+
+def parse_measurement(
+    start: Any, argv: Sequence[str] | None, module: str, about: str
+) -> tuple[Any, pathlib.Path]:
+    """Makes settings from flags, and the folder of the result.
+
+    Args:
+      start: a `Measurement` type.
+      argv, about: as in `parse`.
+      module: the program, as in `python -m <module>`.
+
+    Raises:
+      SystemExit: as in `parse`, and code 2 after one line for a folder that cannot be had.
+    """
+    options = parse(start, argv, f"python -m {module}", about)
+    try:
+        return options, new_folder(options.out, module.replace(".", "/"))
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def _sentence(complaint: str) -> str:
+    """Of tyro's framed message of a value the sentence after the title."""
+    complaint = re.sub(r"\x1b\[[0-9;]*m", "", complaint)  # colours of a terminal
+    lines = complaint.splitlines()
+    framed = any(line.startswith("╭") for line in lines)
+    words = [line.strip(" │") for line in lines if not line.startswith(("╭", "╰"))]
+    words = [line for line in words if line]
+    if not framed:
+        del words[:2]  # title and rule
+    first = itertools.takewhile(lambda line: line.strip("-─"), words)
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(first)).rstrip(".")
+    return f"{message}; --help lists the flags"
+
+
+def parse_preset(
+    presets: Mapping[str, Settings], argv: Sequence[str] | None, prog: str, about: str
+) -> Any:
+    """Makes settings from flags, starting from those that `--preset` names.
+
+    Args:
+      presets: settings by name; the first is the default.
+      argv, prog, about: as in `parse`.
+
+    Raises:
+      SystemExit: as in `parse`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--preset", default=next(iter(presets)))
+    try:
+        preset = finder.parse_known_args(argv)[0].preset
+    except argparse.ArgumentError as error:
+        fail(error)
+    if preset not in presets:
+        fail(f"unknown preset {preset!r}; choose one of {', '.join(presets)}")
+    return parse(presets[preset], argv, prog, about)

@@ -1,0 +1,136 @@
+"""Grids of rates: their settings, their table and their figure."""
+
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoneout_jax._needs import needs
+from zoneout_jax.training.metrics import deviation, save_figure
+from zoneout_jax.training.run_directory import replacing, writing
+
+Member = dict[str, Any]
+"""What tells a model from the others that are trained with it: its seed, and its rates by name."""
+
+
+def parse_sweep(sweep: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Reads rates of the form `name=0,0.25,0.5`.
+
+    Raises:
+      ValueError: another form, or a name or a rate that comes twice.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for item in sweep:
+        name, _, values = item.partition("=")
+        try:
+            rates = tuple(float(value) for value in values.split(","))
+        except ValueError:
+            raise ValueError(f"sweep must be name=rate,rate,…, got {item!r}") from None
+        if name in found or len(set(rates)) < len(rates):
+            raise ValueError(f"sweep must have each name and rate once, got {' '.join(sweep)!r}")
+        found[name] = rates
+    return found
+
+
+def members(sweep: Sequence[str], seeds: Sequence[int]) -> list[Member]:
+    """The models of a run: each combination of rates with each seed."""
+    rates = parse_sweep(sweep)
+    return [
+        dict(zip(rates, values, strict=True)) | {"seed": seed}
+        for values in itertools.product(*rates.values())
+        for seed in seeds
+    ]
+
+
+def rates_of(member: Mapping[str, Any]) -> dict[str, float]:
+    """The rates of a member, or of an entry about one of no other content."""
+    return {name: value for name, value in member.items() if name != "seed"}
+
+
+def label(member: Mapping[str, Any]) -> str:
+    """A member for people."""
+    return ", ".join(f"{name} {value:g}" for name, value in member.items())
+
+
+def summarize(
+    metrics: Mapping[str, list], models: Sequence[Member], monitor: str
+) -> dict[str, Any]:
+    """Metrics of each model as a result.
+
+    Args:
+      metrics: by name, a value of each model.
+      models: their seeds and rates.
+      monitor: name of the metric that chooses among rates, the least mean over seeds.
+
+    Returns:
+      The metrics as they are for one model; of several the means over seeds, with deviations
+      `<metric>_sd` and the values of each model as `runs`. For a sweep those of the best rates,
+      with these, and `cells` with the means of all.
+    """
+    if len(models) == 1:
+        return {name: values[0] for name, values in metrics.items()}
+    runs = [
+        model | dict(zip(metrics, values, strict=True))
+        for model, values in zip(models, zip(*metrics.values(), strict=True), strict=True)
+    ]
+    cells = []
+    for rates, group in itertools.groupby(zip(models, runs, strict=True), lambda m: rates_of(m[0])):
+        of_cell = [run for _, run in group]
+        cell: dict[str, Any] = dict(rates)
+        for name in metrics:
+            values = [run[name] for run in of_cell]
+            cell[name] = sum(values) / len(values)
+            cell[f"{name}_sd"] = deviation(values)
+        cells.append(cell)
+    best = min(cells, key=lambda cell: cell[monitor])
+    return best | ({"cells": cells} if len(cells) > 1 else {}) | {"runs": runs}
+
+
+def write_sweep(
+    folder: pathlib.Path, sweep: Sequence[str], result: Mapping[str, Any], metrics: Sequence[str]
+) -> None:
+    """Writes `sweep.md`, a table of metrics by rates, and `sweep.png`, the first one drawn."""
+    rates = parse_sweep(sweep)
+    header = [*rates, *(name.replace("_", " ") for name in metrics)]
+    lines = [header, ["---"] * len(header)]
+    for cell in result["cells"]:
+        row = [f"{cell[name]:g}" for name in rates]
+        for name in metrics:
+            sd = cell[f"{name}_sd"]
+            row.append(f"{cell[name]:.4f}" + ("" if sd is None else f" ± {sd:.4f}"))
+        lines.append(row)
+    table = folder / "sweep.md"
+    with writing(table), replacing(table) as temporary:
+        temporary.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+    _draw(folder / "sweep.png", rates, result["cells"], metrics[0])
+
+
+def _draw(
+    path: pathlib.Path,
+    rates: Mapping[str, Sequence[float]],
+    cells: Sequence[Mapping[str, Any]],
+    metric: str,
+) -> None:
+    """Draws a metric against the first rate, a line for each combination of the others."""
+    with needs("zoneout_jax.training", "training"):
+        from matplotlib.figure import Figure
+
+    first, *others = rates
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for values in itertools.product(*(rates[name] for name in others)):
+        line = [cell for cell in cells if [cell[name] for name in others] == list(values)]
+        axes.errorbar(
+            [cell[first] for cell in line],
+            [cell[metric] for cell in line],
+            [cell[f"{metric}_sd"] or 0 for cell in line],
+            marker="o",
+            capsize=3,
+            label=", ".join(f"{n} {v:g}" for n, v in zip(others, values, strict=True)),
+        )
+    axes.set(xlabel=first, ylabel=metric.replace("_", " "))
+    axes.grid(alpha=0.3)
+    if others:
+        axes.legend(fontsize="small")
+    with writing(path):
+        save_figure(figure, path)
