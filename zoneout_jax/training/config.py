@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import math
-import os
 import pathlib
 import re
 import sys
@@ -16,6 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_ty
 
 import jax
 import tyro
+
+from zoneout_jax._files import local_folder
 
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -201,21 +202,6 @@ class RunConfig:
         changed = [f"{k}={v}" for k, v in self.identity().items() if v != start[k]]
         name = "-".join([self.preset, *changed])
         return pathlib.Path("runs") / experiment / name
-
-
-def local_folder(path: str | os.PathLike, name: str) -> pathlib.Path:
-    """A folder that a user named, with `~` expanded.
-
-    Raises:
-      ValueError: an address such as `gs://…`, which would become a local folder of that name; the
-        home folder of somebody unknown.
-    """
-    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
-        raise ValueError(f"{name} must be a local folder, got {os.fspath(path)}")
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{name}: there is no home folder for {os.fspath(path)}") from error
 
 
 def output_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
