@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from zoneout_jax._needs import needs
-from zoneout_jax.data import images, prepared, raw
+from zoneout_jax.data import prepared, raw
+from zoneout_jax.data.types import Images, ImageSplit
 
 with needs("zoneout_jax.data.mnist", "training"):
     import tensorflow_datasets as tfds
@@ -189,7 +190,7 @@ class MnistInOrder(tfds_mnist.MNIST):
 
 def load(
     *, raw_data_dir: raw.PathLike | None = None, data_dir: raw.PathLike | None = None
-) -> images.Images:
+) -> Images:
     """Loads MNIST, preparing the TFDS dataset the first time.
 
     A prepared dataset is used as it is, but a raw file in a folder that the user names must have
@@ -210,9 +211,9 @@ def load(
         data_dir,
     )
     train, test = _read(builder, "train"), _read(builder, "test")
-    return images.Images(
-        train=images.ImageSplit(*(array[:-VALIDATION] for array in train)),
-        validation=images.ImageSplit(*(array[-VALIDATION:] for array in train)),
+    return Images(
+        train=ImageSplit(*(array[:-VALIDATION] for array in train)),
+        validation=ImageSplit(*(array[-VALIDATION:] for array in train)),
         test=test,
         classes=CLASSES,
         max_value=MAX_VALUE,
@@ -220,7 +221,7 @@ def load(
     )
 
 
-def _read(builder: MnistInOrder, split: str) -> images.ImageSplit:
+def _read(builder: MnistInOrder, split: str) -> ImageSplit:
     """One split of a prepared dataset, checked."""
     damaged = prepared.damaged(builder)
     try:
@@ -236,7 +237,7 @@ def _read(builder: MnistInOrder, split: str) -> images.ImageSplit:
     for array, raw_file in zip((pixels, labels), RAW_FILES[split], strict=True):
         if hashlib.sha256(_header(array.shape) + array.tobytes()).hexdigest() != raw_file.sha256:
             raise damaged
-    return images.ImageSplit(pixels, labels)
+    return ImageSplit(pixels, labels)
 
 
 def _unpack(png: bytes) -> np.ndarray:
