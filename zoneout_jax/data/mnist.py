@@ -12,11 +12,14 @@ That is the split of the papers on permuted MNIST (Cooijmans et al., arXiv:1603.
 et al., arXiv:1606.01305), so that the order of the files counts. The dataset on disk has the two
 splits of the files.
 
-Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", as four gzip files in
-the IDX format: two zero bytes, the type of the numbers (8: unsigned bytes), the number of
-dimensions, each dimension as a big-endian 32-bit number, and then the numbers.
+Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", as four files in the
+IDX format: two zero bytes, the type of the numbers (8: unsigned bytes), the number of dimensions,
+each dimension as a big-endian 32-bit number, and then the numbers. A raw data folder may hold them
+as gzip files or unpacked, as `train-images-idx3-ubyte` or `train-images.idx3-ubyte`, with `.gz`
+where packed.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -80,10 +83,10 @@ _UNSIGNED_BYTE = 8
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...], below: int = 256) -> np.ndarray:
-    """Reads a gzip IDX file of unsigned bytes.
+    """Reads an IDX file of unsigned bytes.
 
     Args:
-      path: the file.
+      path: the file; a gzip file if its name ends in `.gz`.
       shape: what it should hold.
       below: what every number in it should be smaller than.
 
@@ -99,7 +102,7 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...], below: int = 256) -> np
         labels = read_idx(pathlib.Path("t10k-labels-idx1-ubyte.gz"), (10_000,), below=10)
     """
     try:
-        with gzip.open(path) as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _wrong(path, f"not a whole gzip file ({error})") from error
@@ -135,8 +138,9 @@ class MnistInOrder(tfds_mnist.MNIST):
     TensorFlow.
 
     Args:
-      raw_data_dir: folder that may hold `mnist/train-images-idx3-ubyte.gz` and so on; None means
-        `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to `<data_dir>/downloads`.
+      raw_data_dir: folder that may hold `mnist/train-images-idx3-ubyte.gz` and so on, by any of
+        the names above; None means `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to
+        `<data_dir>/downloads`.
       **kwargs: as for any TFDS builder: `data_dir`, `version`.
 
     Raises:
@@ -171,7 +175,7 @@ class MnistInOrder(tfds_mnist.MNIST):
         # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
         paths = {
             split: [raw.fetch(file, self.raw_data_dir, self.data_dir_root) for file in files]
-            for split, files in RAW_FILES.items()
+            for split, files in _present(self.raw_data_dir).items()
         }
         return {
             split: self._generate_examples(EXAMPLES[split], *files)
@@ -206,7 +210,7 @@ def load(
     """
     builder = prepared.open_builder(
         lambda folder: MnistInOrder(raw_data_dir=raw_data_dir, data_dir=folder),
-        [file for files in RAW_FILES.values() for file in files],
+        [file for files in _present(raw_data_dir).values() for file in files],
         raw_data_dir,
         data_dir,
     )
@@ -219,6 +223,22 @@ def load(
         max_value=MAX_VALUE,
         name="mnist",
     )
+
+
+def _present(raw_data_dir: raw.PathLike | None) -> dict[str, list[raw.RawFile]]:
+    """`RAW_FILES`, each by the name that the raw data folder has it by, if it has it."""
+    return {
+        split: [raw.choose(_by_any_name(file), raw_data_dir) for file in files]
+        for split, files in RAW_FILES.items()
+    }
+
+
+def _by_any_name(published: raw.RawFile) -> list[raw.RawFile]:
+    """A file by the names that are in use, the published one last."""
+    unpacked = published.path.removesuffix(".gz")
+    dotted = unpacked.replace("-idx", ".idx")
+    others = (unpacked, dotted, f"{dotted}.gz")
+    return [*(dataclasses.replace(published, path=path, url=None) for path in others), published]
 
 
 def _read(builder: MnistInOrder, split: str) -> ImageSplit:
@@ -253,4 +273,4 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 def _wrong(path: pathlib.Path, what: str) -> raw.DataError:
     """The error for an IDX file that is not as it should be."""
-    return raw.DataError(f"{path}: {what}; replace it by the original from {_ADDRESS}{path.name}")
+    return raw.DataError(f"{path}: {what}; replace it by the original from {_ADDRESS}")
