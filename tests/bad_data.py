@@ -58,7 +58,7 @@ def data_days(runs: Any, note: Callable) -> None:
         code, said = runs.run(folder / "c", *flags, patch=Redirect(f"{address}/cut"))
         again, _ = runs.run(folder / "c", *flags, patch=Redirect(f"{address}/whole"))
         server.shutdown()
-    parts = list((folder / "downloaded").rglob("*.part"))
+    parts = list((folder / "downloaded").rglob("*.tmp"))
     note("interrupted download, then a whole one", code, said, (code, again, parts) == (2, 0, []))
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
+from zoneout_jax._checks import check_choice, check_sizes
 from zoneout_jax._initializers import Initializer, block_orthogonal
 from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
 from zoneout_jax._zoneout import Masks
@@ -358,19 +358,3 @@ def on_arrays(f: Callable[..., jax.Array], *values: Any) -> Any:
     if hasattr(values[0], "raw_value"):  # of `nnx.with_partitioning`
         return dataclasses.replace(values[0], raw_value=f(*(value.raw_value for value in values)))
     return jax.tree.map(f, *values)
-
-
-def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError unless the value is one of those allowed."""
-    if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises ValueError unless all sizes are at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, int | np.integer):
-            raise TypeError(f"{name} must be an integer, got {size!r}")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")

@@ -13,10 +13,10 @@ from zoneout_jax._cell import (
     Gates,
     Output,
     Params,
-    check_choice,
     function,
     scaled,
 )
+from zoneout_jax._checks import check_choice
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._zoneout import Masks, zoneout
 

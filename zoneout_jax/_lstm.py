@@ -13,12 +13,11 @@ from zoneout_jax._cell import (
     Gates,
     Output,
     Params,
-    check_choice,
-    check_sizes,
     function,
     on_arrays,
     scaled,
 )
+from zoneout_jax._checks import check_choice, check_sizes
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import BatchNormalizer, layer_norm
 from zoneout_jax._zoneout import Masks, zoneout

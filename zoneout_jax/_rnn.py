@@ -11,8 +11,8 @@ from zoneout_jax._cell import (
     Gates,
     Output,
     Params,
-    check_choice,
 )
+from zoneout_jax._checks import check_choice
 from zoneout_jax._zoneout import Masks, zoneout
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from zoneout_jax._cell import Carry, Cell, Params, check_choice
+from zoneout_jax._cell import Carry, Cell, Params
+from zoneout_jax._checks import check_choice
 from zoneout_jax._draw import add_noise, draw_masks, required, split_masks
 from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
 from zoneout_jax._normalization import AxisName, Stats

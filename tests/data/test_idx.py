@@ -64,6 +64,15 @@ def test_right_idx_files(tmp_path):
     np.testing.assert_array_equal(mnist.read_idx(path, (3,), below=10), LABEL_ARRAY)
 
 
+def test_unpacked_idx_files(tmp_path):
+    path = tmp_path / "some-images.idx3-ubyte"
+    path.write_bytes(idx(IMAGES))
+    np.testing.assert_array_equal(mnist.read_idx(path, (2, 3, 4)), IMAGES)
+    path.write_bytes(gzip.compress(idx(IMAGES)))
+    with pytest.raises(DataError, match="it starts with 1f8b08.., expected 00000803"):
+        mnist.read_idx(path, (2, 3, 4))
+
+
 def test_labels_out_of_range(tmp_path):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(idx(np.array([9, 0, 10, 255]))))

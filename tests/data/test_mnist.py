@@ -214,6 +214,44 @@ def test_downloads(small, tmp_path, monkeypatch):
     assert requested == [file.url for files in mnist.RAW_FILES.values() for file in files]
 
 
+def rename(folder: pathlib.Path, form: str) -> None:
+    """Gives the files of MNIST in a folder names of another form, unpacked unless `.gz` ends it."""
+    for path in list(folder.iterdir()):
+        content = gzip.decompress(path.read_bytes())
+        path.unlink()
+        name = path.stem if form.startswith("-") else path.stem.replace("-idx", ".idx")
+        if form.endswith(".gz"):
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+        else:
+            (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["-idx", ".idx", ".idx.gz"])
+def test_other_names(small, tmp_path, no_network, form):
+    rename(tmp_path / "raw" / "mnist", form)
+    images = load_small(tmp_path)
+    assert_split(images.train, *(array[:50] for array in small["train"]))
+    assert_split(images.test, *small["test"])
+
+
+@pytest.mark.parametrize("form", ["-idx", ".idx", ".idx.gz"])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_wrong_checksum_by_other_names(small, tmp_path, no_network, form, prepared):
+    if prepared:
+        load_small(tmp_path)
+    folder = tmp_path / "raw" / "mnist"
+    rename(folder, form)
+    path = next(folder.glob("t10k-labels*"))
+    other = idx(small["test"][1] ^ 1)
+    path.write_bytes(gzip.compress(other) if form.endswith(".gz") else other)
+    with pytest.raises(DataError) as error:
+        load_small(tmp_path)
+    assert f"{path} is not the expected mnist/{path.name}: " in str(error.value)
+    assert hashlib.sha256(other).hexdigest() in str(error.value)
+    assert "or remove it" in str(error.value) and "\n" not in str(error.value)
+    assert prepared or prepared_files(tmp_path / "data") == []
+
+
 @pytest.mark.parametrize("use_builder", [True, False])
 def test_missing_without_network(tmp_path, no_network, use_builder):
     with pytest.raises(DataError) as error:

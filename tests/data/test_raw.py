@@ -190,17 +190,49 @@ def test_named_folder_must_exist(tmp_path, monkeypatch, no_network, by):
 
 
 def test_addresses_are_not_folders(tmp_path, monkeypatch):
-    with pytest.raises(raw.DataError, match="--raw_data_dir must be a local folder, not gs://b"):
+    with pytest.raises(raw.DataError, match="--raw_data_dir must be a local folder, got gs://b"):
         raw.fetch(make_raw_file(), "gs://bucket/raw", tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
-    with pytest.raises(raw.DataError, match=r"\$TFDS_DATA_DIR must be a local folder, not gs://b"):
+    with pytest.raises(raw.DataError, match=r"\$TFDS_DATA_DIR must be a local folder, got gs://b"):
         raw.default_data_dir()
+
+
+@pytest.mark.parametrize(
+    "by", ["--raw_data_dir", "$ZONEOUT_RAW_DATA", "--data_dir", "$TFDS_DATA_DIR"]
+)
+def test_home_of_somebody_unknown(tmp_path, monkeypatch, by):
+    folders = {"--raw_data_dir": None, "--data_dir": None}
+    if by in folders:
+        folders[by] = "~nobody at all/x"
+    else:
+        monkeypatch.setenv(by.strip("$"), "~nobody at all/x")
+    with pytest.raises(raw.DataError) as error:
+        raw.fetch(make_raw_file(), folders["--raw_data_dir"], folders["--data_dir"])
+    assert str(error.value) == f"{by}: there is no home folder for ~nobody at all/x"
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path / "raw")
     assert raw.fetch(make_raw_file(), "~/raw", tmp_path / "data") == path
+
+
+def test_one_of_several_files(tmp_path, no_network):
+    unpacked, packed = raw.RawFile(PATH, None, make_raw_file().sha256), make_packed_file()
+    files, folder = [unpacked, packed], tmp_path / "raw"
+    folder.mkdir()
+    assert raw.choose(files, folder) is packed
+    write_packed(folder, gzip.compress(CONTENT))
+    assert raw.choose(files, folder) is packed
+    (folder / PATH).mkdir()
+    assert raw.choose(files, folder) is packed
+    (folder / PATH).rmdir()
+    (folder / PATH).write_bytes(CONTENT)
+    assert raw.choose(files, folder) is unpacked
+    (folder / PATH).write_bytes(b"other")
+    with pytest.raises(raw.DataError) as error:
+        raw.choose(files, folder)
+    assert_one_line(error, f"{folder / PATH} is not the expected {PATH}", "or remove it")
 
 
 def make_packed_file(url: str = "https://nowhere.invalid/part.txt.gz") -> raw.RawFile:

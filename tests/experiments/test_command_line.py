@@ -55,6 +55,21 @@ def test_raw_file_that_is_nowhere(tmp_path, capsys, no_network):
     assert files(tmp_path) == [tmp_path / "raw"]
 
 
+@pytest.mark.parametrize(
+    "by", ["--data_dir", "--raw_data_dir", "TFDS_DATA_DIR", "ZONEOUT_RAW_DATA"]
+)
+@pytest.mark.parametrize("folder", ["~nobody at all/x", "gs://bucket/x"])
+def test_data_folders_that_cannot_be(by, folder, tmp_path, capsys, no_network, monkeypatch):
+    flags = ["--preset=smoke", "--dataset=ptb", f"--workdir={tmp_path / 'run'}"]
+    if by.startswith("--"):
+        flags.append(f"{by}={folder}")
+    else:
+        monkeypatch.setenv(by, folder)
+    error = complaint(char_ptb.main, flags, capsys)
+    assert by in error and folder in error
+    assert files(tmp_path) == []
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_raw_file_with_another_content(split, tmp_path, capsys, no_network, monkeypatch):
     raw = tmp_path / "raw" / "ptb"

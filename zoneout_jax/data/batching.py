@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoneout_jax._checks import check_sizes
+
 
 def chunk_starts(length: int, chunk: int, offset: int = 0) -> np.ndarray:
     """Starts of the non-overlapping chunks of a text, from `offset` on, in order.
@@ -25,7 +27,7 @@ def chunk_starts(length: int, chunk: int, offset: int = 0) -> np.ndarray:
     Raises:
       ValueError: a chunk of no symbols, a negative offset, or a text without one whole chunk.
     """
-    _check_positive(chunk=chunk)
+    check_sizes(chunk=chunk)
     if offset < 0:
         raise ValueError(f"offset must not be negative, got {offset}")
     if length - offset < chunk:
@@ -43,7 +45,7 @@ def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
     Raises:
       ValueError: an argument below one, or a text too short for one batch at every offset.
     """
-    _check_positive(chunk=chunk, batch_size=batch_size)
+    check_sizes(chunk=chunk, batch_size=batch_size)
     steps = (length - (chunk - 1)) // chunk // batch_size
     if steps < 1:
         needed = (batch_size + 1) * chunk - 1
@@ -114,7 +116,7 @@ def stream_plan(length: int, chunk: int, streams: int) -> np.ndarray:
       >>> stream_plan(length=100, chunk=10, streams=3)[:, 1]
       array([30, 40, 50], dtype=int32)
     """
-    _check_positive(chunk=chunk, streams=streams)
+    check_sizes(chunk=chunk, streams=streams)
     steps = length // chunk // streams
     if steps < 1:
         raise ValueError(
@@ -147,12 +149,42 @@ def image_epoch_plan(key: jax.Array, examples: int, batch_size: int) -> jax.Arra
       >>> plan.shape
       (31, 32)
     """
-    _check_positive(examples=examples, batch_size=batch_size)
+    check_sizes(examples=examples, batch_size=batch_size)
     steps = examples // batch_size
     if steps < 1:
         raise ValueError(f"{examples} examples are fewer than one batch of {batch_size}")
     order = jax.random.permutation(key, jnp.arange(examples, dtype=jnp.int32))
     return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def permutation(seed: int, length: int) -> np.ndarray:
+    """The order in which permuted MNIST shows the pixels of an image, one for all its images.
+
+    Every position occurs exactly once. (The repository of the paper drew positions with
+    replacement, so that 501 of the 784 pixels survived.) NumPy keeps the stream of `RandomState`
+    as it is for good: the same seed gives the same order under every version.
+
+    Args:
+      seed: from 0 to 2³² - 1; the permutation depends on nothing else.
+      length: number of pixels, H · W.
+
+    Returns:
+      int32 array `[length]`; step t reads pixel `order[t]` of an image read row by row.
+
+    Raises:
+      ValueError: a seed outside its range, or no pixels.
+
+    Example:
+      >>> order = permutation(seed=0, length=64)
+      >>> steps = np.zeros((10, 8, 8), np.uint8).reshape(-1, 64)[:, order]
+      >>> steps.shape
+      (10, 64)
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    return np.random.RandomState(seed).permutation(length).astype(np.int32)
 
 
 def pad_rows(indices: np.ndarray, batch_size: int) -> np.ndarray:
@@ -167,7 +199,7 @@ def pad_rows(indices: np.ndarray, batch_size: int) -> np.ndarray:
       ValueError: `indices` is not one-dimensional or is empty, or a batch of no places.
     """
     indices = np.asarray(indices)
-    _check_positive(batch_size=batch_size)
+    check_sizes(batch_size=batch_size)
     if indices.ndim != 1 or not indices.size:
         raise ValueError(f"indices must be a list of at least one, got shape {indices.shape}")
     rows = -(-len(indices) // batch_size)
@@ -204,10 +236,3 @@ def gather(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
         raise ValueError(f"cannot read {length} symbols from a text of {corpus.size}")
     positions = jnp.maximum(starts, 0)[None, :] + jnp.arange(length, dtype=jnp.int32)[:, None]
     return corpus[positions].astype(jnp.int32)
-
-
-def _check_positive(**values: int) -> None:
-    """Raises ValueError naming the first value below one."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

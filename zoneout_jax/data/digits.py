@@ -15,7 +15,8 @@ import hashlib
 import numpy as np
 
 from zoneout_jax._needs import needs
-from zoneout_jax.data import images, raw
+from zoneout_jax.data.raw import DataError
+from zoneout_jax.data.types import Images, ImageSplit
 
 with needs("zoneout_jax.data.digits", "training"):
     from sklearn import datasets
@@ -28,7 +29,7 @@ MAX_VALUE = 16
 SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
-def load() -> images.Images:
+def load() -> Images:
     """Loads the digits.
 
     Raises:
@@ -38,14 +39,14 @@ def load() -> images.Images:
     pixels, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
     found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
     if found != SHA256:
-        raise raw.DataError(
+        raise DataError(
             f"the digits of the installed scikit-learn are not the expected ones: their SHA-256 is "
             f"{found}, expected {SHA256}; install the scikit-learn of constraints.txt"
         )
     order = np.random.RandomState(0).permutation(len(labels))
     ends = np.cumsum(list(SIZES.values()))
     splits = {
-        split: images.ImageSplit(pixels[part], labels[part])
+        split: ImageSplit(pixels[part], labels[part])
         for split, part in zip(SIZES, np.split(order, ends[:-1]), strict=True)
     }
-    return images.Images(**splits, classes=CLASSES, max_value=MAX_VALUE, name="digits")
+    return Images(**splits, classes=CLASSES, max_value=MAX_VALUE, name="digits")

@@ -12,11 +12,14 @@ That is the split of the papers on permuted MNIST (Cooijmans et al., arXiv:1603.
 et al., arXiv:1606.01305), so that the order of the files counts. The dataset on disk has the two
 splits of the files.
 
-Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", as four gzip files in
-the IDX format: two zero bytes, the type of the numbers (8: unsigned bytes), the number of
-dimensions, each dimension as a big-endian 32-bit number, and then the numbers.
+Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", as four files in the
+IDX format: two zero bytes, the type of the numbers (8: unsigned bytes), the number of dimensions,
+each dimension as a big-endian 32-bit number, and then the numbers. A raw data folder may hold them
+as gzip files or unpacked, as `train-images-idx3-ubyte` or `train-images.idx3-ubyte`, with `.gz`
+where packed.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -30,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from zoneout_jax._needs import needs
-from zoneout_jax.data import images, prepared, raw
+from zoneout_jax.data import prepared, raw
+from zoneout_jax.data.types import Images, ImageSplit
 
 with needs("zoneout_jax.data.mnist", "training"):
     import tensorflow_datasets as tfds
@@ -79,10 +83,10 @@ _UNSIGNED_BYTE = 8
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...], below: int = 256) -> np.ndarray:
-    """Reads a gzip IDX file of unsigned bytes.
+    """Reads an IDX file of unsigned bytes.
 
     Args:
-      path: the file.
+      path: the file; a gzip file if its name ends in `.gz`.
       shape: what it should hold.
       below: what every number in it should be smaller than.
 
@@ -98,7 +102,7 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...], below: int = 256) -> np
         labels = read_idx(pathlib.Path("t10k-labels-idx1-ubyte.gz"), (10_000,), below=10)
     """
     try:
-        with gzip.open(path) as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _wrong(path, f"not a whole gzip file ({error})") from error
@@ -134,8 +138,9 @@ class MnistInOrder(tfds_mnist.MNIST):
     TensorFlow.
 
     Args:
-      raw_data_dir: folder that may hold `mnist/train-images-idx3-ubyte.gz` and so on; None means
-        `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to `<data_dir>/downloads`.
+      raw_data_dir: folder that may hold `mnist/train-images-idx3-ubyte.gz` and so on, by any of
+        the names above; None means `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to
+        `<data_dir>/downloads`.
       **kwargs: as for any TFDS builder: `data_dir`, `version`.
 
     Raises:
@@ -170,7 +175,7 @@ class MnistInOrder(tfds_mnist.MNIST):
         # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
         paths = {
             split: [raw.fetch(file, self.raw_data_dir, self.data_dir_root) for file in files]
-            for split, files in RAW_FILES.items()
+            for split, files in _present(self.raw_data_dir).items()
         }
         return {
             split: self._generate_examples(EXAMPLES[split], *files)
@@ -189,7 +194,7 @@ class MnistInOrder(tfds_mnist.MNIST):
 
 def load(
     *, raw_data_dir: raw.PathLike | None = None, data_dir: raw.PathLike | None = None
-) -> images.Images:
+) -> Images:
     """Loads MNIST, preparing the TFDS dataset the first time.
 
     A prepared dataset is used as it is, but a raw file in a folder that the user names must have
@@ -205,14 +210,14 @@ def load(
     """
     builder = prepared.open_builder(
         lambda folder: MnistInOrder(raw_data_dir=raw_data_dir, data_dir=folder),
-        [file for files in RAW_FILES.values() for file in files],
+        [file for files in _present(raw_data_dir).values() for file in files],
         raw_data_dir,
         data_dir,
     )
     train, test = _read(builder, "train"), _read(builder, "test")
-    return images.Images(
-        train=images.ImageSplit(*(array[:-VALIDATION] for array in train)),
-        validation=images.ImageSplit(*(array[-VALIDATION:] for array in train)),
+    return Images(
+        train=ImageSplit(*(array[:-VALIDATION] for array in train)),
+        validation=ImageSplit(*(array[-VALIDATION:] for array in train)),
         test=test,
         classes=CLASSES,
         max_value=MAX_VALUE,
@@ -220,7 +225,23 @@ def load(
     )
 
 
-def _read(builder: MnistInOrder, split: str) -> images.ImageSplit:
+def _present(raw_data_dir: raw.PathLike | None) -> dict[str, list[raw.RawFile]]:
+    """`RAW_FILES`, each by the name that the raw data folder has it by, if it has it."""
+    return {
+        split: [raw.choose(_by_any_name(file), raw_data_dir) for file in files]
+        for split, files in RAW_FILES.items()
+    }
+
+
+def _by_any_name(published: raw.RawFile) -> list[raw.RawFile]:
+    """A file by the names that are in use, the published one last."""
+    unpacked = published.path.removesuffix(".gz")
+    dotted = unpacked.replace("-idx", ".idx")
+    others = (unpacked, dotted, f"{dotted}.gz")
+    return [*(dataclasses.replace(published, path=path, url=None) for path in others), published]
+
+
+def _read(builder: MnistInOrder, split: str) -> ImageSplit:
     """One split of a prepared dataset, checked."""
     damaged = prepared.damaged(builder)
     try:
@@ -236,7 +257,7 @@ def _read(builder: MnistInOrder, split: str) -> images.ImageSplit:
     for array, raw_file in zip((pixels, labels), RAW_FILES[split], strict=True):
         if hashlib.sha256(_header(array.shape) + array.tobytes()).hexdigest() != raw_file.sha256:
             raise damaged
-    return images.ImageSplit(pixels, labels)
+    return ImageSplit(pixels, labels)
 
 
 def _unpack(png: bytes) -> np.ndarray:
@@ -252,4 +273,4 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 def _wrong(path: pathlib.Path, what: str) -> raw.DataError:
     """The error for an IDX file that is not as it should be."""
-    return raw.DataError(f"{path}: {what}; replace it by the original from {_ADDRESS}{path.name}")
+    return raw.DataError(f"{path}: {what}; replace it by the original from {_ADDRESS}")

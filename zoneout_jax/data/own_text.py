@@ -9,17 +9,19 @@ The file must be UTF-8. By unit:
 """
 
 import hashlib
+import os.path
 import pathlib
+from typing import Any
 
-import numpy as np
-
-from zoneout_jax.data import corpus, raw
+from zoneout_jax.data.encoding import encode_characters, encode_words, keep_frequent
+from zoneout_jax.data.raw import DataError, PathLike
+from zoneout_jax.data.types import SPLITS, Corpus
 
 KEPT_WORDS = 10_000
 LEAST_SYMBOLS = 100
 
 
-def load(path: raw.PathLike, unit: str = "char") -> corpus.Corpus:
+def load(path: PathLike, unit: str = "char") -> Corpus:
     """Makes the corpus of a file.
 
     Args:
@@ -29,38 +31,29 @@ def load(path: raw.PathLike, unit: str = "char") -> corpus.Corpus:
     Raises:
       DataError: the file is not there, not UTF-8, or shorter than 100 symbols.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise raw.DataError(
+        raise DataError(
             f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv"
         ) from error
     except OSError as error:
-        raise raw.DataError(f"{path} cannot be read: {error.strerror}") from error
-    symbols = list(text) if unit == "char" else _words(text)
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    symbols: Any = text if unit == "char" else _words(text)
     if len(symbols) < LEAST_SYMBOLS:
-        raise raw.DataError(
+        raise DataError(
             f"{path} has {len(symbols)} symbols ({unit}s); a text needs at least {LEAST_SYMBOLS}"
         )
     # A run does not go on with a file that has changed: its name is among what is compared.
     name = f"{path.name} {unit} ({hashlib.sha256(content).hexdigest()[:8]})"
     ends = [len(symbols) * percent // 100 for percent in (90, 95)]
     parts = symbols[: ends[0]], symbols[ends[0] : ends[1]], symbols[ends[1] :]
-    splits = dict(zip(corpus.SPLITS, parts, strict=True))
+    splits = dict(zip(SPLITS, parts, strict=True))
     if unit == "word":
-        return corpus.encode_words(
-            corpus.keep_frequent(splits, KEPT_WORDS), name, marks=("<unk>", "<eos>")
-        )
-    vocabulary = tuple(sorted(set(symbols)))
-    number = {symbol: position for position, symbol in enumerate(vocabulary)}
-    dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
-    streams = {
-        split: np.fromiter((number[symbol] for symbol in part), dtype, len(part))
-        for split, part in splits.items()
-    }
-    return corpus.Corpus(**streams, vocabulary=vocabulary, name=name)
+        return encode_words(keep_frequent(splits, KEPT_WORDS), name, marks=("<unk>", "<eos>"))
+    return encode_characters(splits, sorted(set(text)), name)
 
 
 def _words(text: str) -> list[str]:

@@ -30,7 +30,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoneout_jax._needs import needs
-from zoneout_jax.data import corpus, prepared, raw
+from zoneout_jax.data import prepared, raw
+from zoneout_jax.data.encoding import encode_characters, encode_words
+from zoneout_jax.data.types import SPLITS, Corpus
 
 with needs("zoneout_jax.data.ptb", "training"):
     import tensorflow_datasets as tfds
@@ -172,7 +174,7 @@ def load(
     *,
     raw_data_dir: raw.PathLike | None = None,
     data_dir: raw.PathLike | None = None,
-) -> corpus.Corpus:
+) -> Corpus:
     """Loads the Penn Treebank, preparing the TFDS dataset the first time.
 
     A prepared dataset is used as it is, but a raw file in a folder that the user names must have
@@ -196,10 +198,10 @@ def load(
         raw_data_dir,
         data_dir,
     )
-    texts = {split: _read(builder, split) for split in corpus.SPLITS}
+    texts = {split: _read(builder, split) for split in SPLITS}
     if unit == "word":
-        return corpus.encode_words({split: text.split() for split, text in texts.items()}, name)
-    return corpus.encode_characters(texts, sorted(set(texts["train"])), name)
+        return encode_words({split: text.split() for split, text in texts.items()}, name)
+    return encode_characters(texts, sorted(set(texts["train"])), name)
 
 
 def _read(builder: Ptb, split: str) -> str:

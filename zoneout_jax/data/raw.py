@@ -19,9 +19,11 @@ import os
 import pathlib
 import shutil
 import urllib.request
-import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from zoneout_jax._files import local_folder, replacing
 
 RAW_DATA_VARIABLE = "ZONEOUT_RAW_DATA"
 TIMEOUT_SECONDS = 5.0
@@ -31,6 +33,15 @@ PathLike = str | os.PathLike[str]
 
 class DataError(ValueError):
     """A dataset cannot be had as asked for; the message is one line and names the way out."""
+
+
+@contextlib.contextmanager
+def as_data_error(kind: type[Exception]) -> Iterator[None]:
+    """Turns an error of a kind whose message is one line for people into a DataError."""
+    try:
+        yield
+    except kind as error:
+        raise DataError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +74,9 @@ class RawFile:
             what = "the SHA-256 of what it holds" if self.packed else "its SHA-256"
             return f"{what} is {found}, expected {self.sha256}"
         return None
+
+
+File = TypeVar("File", bound=RawFile)
 
 
 def default_data_dir() -> pathlib.Path:
@@ -109,6 +123,23 @@ def find(raw_file: RawFile, raw_data_dir: PathLike | None = None) -> pathlib.Pat
     instead = f"unset {named_by} to download it" if raw_file.url else "remove it"
     _check(path, raw_file, f"put the original file there, or {instead}")
     return path
+
+
+def choose(files: Sequence[File], raw_data_dir: PathLike | None = None) -> File:
+    """Chooses among files with the same content, of which one is enough.
+
+    Args:
+      files: all but the last are taken from a raw data folder only.
+      raw_data_dir: the folder; None means `$ZONEOUT_RAW_DATA`, which may be unset.
+
+    Returns:
+      The first file that the folder holds, or else the last.
+
+    Raises:
+      DataError: as `find`.
+    """
+    *others, last = files
+    return next((file for file in others if find(file, raw_data_dir)), last)
 
 
 def fetch(
@@ -159,10 +190,10 @@ def _raw_folder(raw_data_dir: PathLike | None) -> tuple[pathlib.Path | None, str
 
 
 def _local(path: PathLike, named_by: str) -> pathlib.Path:
-    """A path with `~` expanded; DataError if it is an address, which pathlib would mangle."""
-    if "://" in os.fspath(path):
-        raise DataError(f"{named_by} must be a local folder, not {os.fspath(path)}")
-    return pathlib.Path(path).expanduser()
+    """A folder that a user named; DataError if it cannot be a local one."""
+    with as_data_error(ValueError):
+        folder = local_folder(path, named_by)
+    return folder
 
 
 def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
@@ -173,28 +204,14 @@ def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
 
 def _download(raw_file: RawFile, url: str, target: pathlib.Path) -> None:
     """Downloads a file to `target`, which appears only once it is whole and checked."""
-    with (
-        urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
-        _temporary_beside(target) as partial,
-    ):
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            shutil.copyfileobj(response, file)
-        _check(
-            partial,
-            raw_file,
-            f"{url} was cut short or has changed: try again, or set --raw_data_dir or "
-            f"${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}",
-        )
-        os.replace(partial, target)
-
-
-@contextlib.contextmanager
-def _temporary_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A fresh path in the folder of `target`, removed on the way out if anything is still there."""
-    # Several hosts may share the folder, so that a process id would not do as a unique name.
-    path = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+        with replacing(target) as partial:
+            with partial.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            _check(
+                partial,
+                raw_file,
+                f"{url} was cut short or has changed: try again, or set --raw_data_dir or "
+                f"${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}",
+            )

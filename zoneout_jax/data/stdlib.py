@@ -29,7 +29,9 @@ import re
 import string
 import sysconfig
 
-from zoneout_jax.data import corpus, raw
+from zoneout_jax.data.encoding import encode_characters, encode_words, keep_frequent
+from zoneout_jax.data.raw import DataError, PathLike
+from zoneout_jax.data.types import SPLITS, Corpus
 
 ALPHABETS = {
     "char": ("\n", *map(chr, range(ord(" "), ord("~") + 1))),
@@ -43,7 +45,7 @@ _EXCLUDED_FOLDERS = frozenset(
 _EXCLUDED_FILES = re.compile(r"_sysconfigdata.*|sitecustomize\.py|usercustomize\.py")
 
 
-def load(unit: str = "char", library: raw.PathLike | None = None) -> corpus.Corpus:
+def load(unit: str = "char", library: PathLike | None = None) -> Corpus:
     """Makes the corpus.
 
     Args:
@@ -58,10 +60,10 @@ def load(unit: str = "char", library: raw.PathLike | None = None) -> corpus.Corp
     texts = {split: "".join(map(_clean, files)) for split, files in paths.items()}
     name = f"stdlib {unit} (Python {platform.python_version()})"
     if unit == "word":
-        return corpus.encode_words(_frequent_words(texts), name, marks=("<unk>", "<eos>"))
+        return encode_words(_frequent_words(texts), name, marks=("<unk>", "<eos>"))
     if unit == "text8":
         texts = {split: re.sub("[^a-z]+", " ", text.lower()) for split, text in texts.items()}
-    return corpus.encode_characters(texts, ALPHABETS[unit], name)
+    return encode_characters(texts, ALPHABETS[unit], name)
 
 
 def split_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
@@ -78,13 +80,13 @@ def split_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
                 path = pathlib.Path(folder, name)
                 relative = path.relative_to(root).as_posix()
                 digests[path] = hashlib.sha256(relative.encode()).hexdigest()
-    splits: dict[str, list[pathlib.Path]] = {split: [] for split in corpus.SPLITS}
+    splits: dict[str, list[pathlib.Path]] = {split: [] for split in SPLITS}
     # The first digits of a digest choose the split, the others the place: the two are independent.
     for path in sorted(digests, key=lambda path: digests[path][8:]):
         tenth = int(digests[path][:8], 16) % 10
         splits[{8: "validation", 9: "test"}.get(tenth, "train")].append(path)
     if not all(splits.values()):
-        raise raw.DataError(
+        raise DataError(
             f"too few source files (*.py) of the Python standard library in {root}: this Python "
             "may keep it in a zip file or compiled only; choose another dataset or Python"
         )
@@ -103,7 +105,7 @@ def _clean(path: pathlib.Path) -> str:
 def _frequent_words(texts: dict[str, str]) -> dict[str, list[str]]:
     """The words of each split, with those that are not frequent in train replaced."""
     words = {split: _words(text) for split, text in texts.items()}
-    return corpus.keep_frequent(words, KEPT_WORDS)
+    return keep_frequent(words, KEPT_WORDS)
 
 
 def _words(text: str) -> list[str]:

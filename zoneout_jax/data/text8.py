@@ -40,7 +40,8 @@ from typing import IO, Any
 import numpy as np
 
 from zoneout_jax._needs import needs
-from zoneout_jax.data import corpus, prepared, raw
+from zoneout_jax.data import prepared, raw
+from zoneout_jax.data.types import SPLITS, Corpus
 
 with needs("zoneout_jax.data.text8", "training"):
     import tensorflow_datasets as tfds
@@ -150,20 +151,11 @@ class Text8Config(tfds.core.BuilderConfig):
     files: tuple[TextFile, ...]
     corpus_name: str
 
-    def file(self, raw_data_dir: raw.PathLike | None = None) -> TextFile:
-        """The first file that the raw data folder holds, or else the last.
-
-        Raises:
-          DataError: the folder does not exist, or a file in it is not the expected one.
-        """
-        *others, last = self.files
-        return next((file for file in others if raw.find(file, raw_data_dir)), last)
-
     def bounds(self) -> dict[str, tuple[int, int]]:
         """First symbol of each split, and the one after its last."""
         length = self.files[0].length
         cuts = (0, length - 2 * (length // 20), length - length // 20, length)
-        return dict(zip(corpus.SPLITS, itertools.pairwise(cuts), strict=True))
+        return dict(zip(SPLITS, itertools.pairwise(cuts), strict=True))
 
 
 # The sum is the one that many projects which read the file publish, as they do that of its zip,
@@ -241,7 +233,7 @@ class Text8(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
-        file = self.builder_config.file(self.raw_data_dir)
+        file = raw.choose(self.builder_config.files, self.raw_data_dir)
         path = raw.fetch(file, self.raw_data_dir, self.data_dir_root)
         return {
             split: self._generate_examples(file, path, *bounds)
@@ -263,7 +255,7 @@ def load(
     *,
     raw_data_dir: raw.PathLike | None = None,
     data_dir: raw.PathLike | None = None,
-) -> corpus.Corpus:
+) -> Corpus:
     """Loads text8 or another text of its form, preparing the TFDS dataset the first time.
 
     A prepared dataset is used as it is, but a raw file in a folder that the user names must be the
@@ -282,11 +274,11 @@ def load(
     chosen: Text8Config = Text8.builder_configs[config] if isinstance(config, str) else config
     builder = prepared.open_builder(
         lambda folder: Text8(config=chosen, raw_data_dir=raw_data_dir, data_dir=folder),
-        [chosen.file(raw_data_dir)],
+        [raw.choose(chosen.files, raw_data_dir)],
         raw_data_dir,
         data_dir,
     )
-    return corpus.Corpus(**_read(builder), vocabulary=VOCABULARY, name=chosen.corpus_name)
+    return Corpus(**_read(builder), vocabulary=VOCABULARY, name=chosen.corpus_name)
 
 
 def _read(builder: Text8) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from zoneout_jax._needs import needs
 
 with needs("zoneout_jax.training", "training"):
+    from zoneout_jax._files import replacing as replacing
     from zoneout_jax.training.cli import launch as launch
     from zoneout_jax.training.cli import prepare as prepare
     from zoneout_jax.training.cli import program as program
@@ -29,7 +30,6 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
     from zoneout_jax.training.run_directory import commit as commit
     from zoneout_jax.training.run_directory import exclusive as exclusive
-    from zoneout_jax.training.run_directory import replacing as replacing
     from zoneout_jax.training.run_directory import versions as versions
     from zoneout_jax.training.run_directory import write_json as write_json
     from zoneout_jax.training.run_directory import writing as writing

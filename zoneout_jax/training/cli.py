@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import absl.logging
 import jax
 
+from zoneout_jax._files import local_folder
 from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.config import RunConfig
 from zoneout_jax.training.errors import RunError, Stopped, fail, one_line
 from zoneout_jax.training.flags import command, parse, parse_preset
-from zoneout_jax.training.folders import local_folder
 from zoneout_jax.training.loop import fit
 from zoneout_jax.training.run_directory import RunDirectory
 from zoneout_jax.training.settings import Settings

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 
-from zoneout_jax.training.folders import local_folder
+from zoneout_jax._files import local_folder
 from zoneout_jax.training.settings import Count, NotNegative, Positive, Range, Settings
 from zoneout_jax.training.sweep import Member, members, parse_sweep
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from zoneout_jax._files import replacing
 from zoneout_jax._needs import needs
-from zoneout_jax.training.run_directory import RunDirectory, replacing, writing
+from zoneout_jax.training.run_directory import RunDirectory, writing
 
 
 class MetricLog:

@@ -14,26 +14,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from zoneout_jax._files import replacing
 from zoneout_jax.training.errors import RunError
 
 BEFORE_CONFIG = (".lock", ".config.json.*.tmp")
 """What a run that is killed at its very start may leave."""
 PACKAGES = ("zoneout_jax", "jax", "optax", "orbax-checkpoint", "numpy")
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a file to write, which takes the place of `path` when it is whole.
-
-    Its name is this process's own, as several may write a table or a figure of the same runs.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

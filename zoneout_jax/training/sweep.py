@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zoneout_jax._files import replacing
 from zoneout_jax._needs import needs
 from zoneout_jax.training.metrics import deviation, save_figure
-from zoneout_jax.training.run_directory import replacing, writing
+from zoneout_jax.training.run_directory import writing
 
 Member = dict[str, Any]
 """What tells a model from the others that are trained with it: its seed, and its rates by name."""

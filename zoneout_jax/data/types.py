@@ -1,0 +1,139 @@
+"""What a dataset is once loaded: integer arrays in three splits."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from zoneout_jax._checks import check_sizes
+
+SPLITS = ("train", "validation", "test")
+
+
+class ImageSplit(NamedTuple):
+    """A pair of arrays.
+
+    Attributes:
+      images: uint8 `[N, H, W]`.
+      labels: uint8 `[N]`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+Split = TypeVar("Split", np.ndarray, ImageSplit)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """Three streams of symbol numbers over one vocabulary.
+
+    Attributes:
+      train, validation, test: 1-D arrays of positions in `vocabulary`; uint8 for up to 256
+        symbols, int32 for more.
+      vocabulary: the symbols; characters sorted by code point, words by decreasing frequency in
+        train and alphabetically where frequencies are equal.
+      name: dataset, unit and convention, to be printed beside every figure.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    vocabulary: tuple[str, ...]
+    name: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols."""
+        return len(self.vocabulary)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of each split in symbols."""
+        return {split: len(getattr(self, split)) for split in SPLITS}
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the splits and the vocabulary: what is trained on, by any name."""
+        return _sha256(self.vocabulary, (getattr(self, split) for split in SPLITS))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """Three splits of grey images, each with its labels.
+
+    Attributes:
+      train, validation, test: pairs of images, uint8 `[N, H, W]` with values 0…`max_value`, and
+        labels, uint8 `[N]` with values 0…`classes` - 1.
+      classes: number of classes.
+      max_value: the value of full ink; images divided by it lie in [0, 1].
+      name: the dataset, to be printed beside every figure.
+    """
+
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
+    classes: int
+    max_value: int
+    name: str
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.train.images.shape[1:]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images in each split."""
+        return {split: len(getattr(self, split).labels) for split in SPLITS}
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of all but the name: what is trained on, by any name."""
+        arrays = (array for split in SPLITS for array in getattr(self, split))
+        return _sha256((self.classes, self.max_value), arrays)
+
+
+def cut_split(split: Split, size: int | None, name: str) -> Split:
+    """Cuts a split to its first symbols or images.
+
+    Args:
+      split: a stream of a `Corpus`, or a pair of `Images`.
+      size: how many; None means all.
+      name: what the size is called, for the message, such as `train_size`.
+
+    Raises:
+      ValueError: a size below one, or more than there are.
+
+    Example:
+      >>> cut_split(np.arange(5), 3, "train_size")
+      array([0, 1, 2])
+    """
+    if size is None:
+        return split
+    check_sizes(**{name: size})
+    available = len(split.labels if isinstance(split, ImageSplit) else split)
+    if size > available:
+        raise ValueError(
+            f"{name} is {size}, but the data has only {available}; give at most that, or leave it "
+            "out to use all"
+        )
+    if isinstance(split, ImageSplit):
+        return ImageSplit(split.images[:size], split.labels[:size])
+    return split[:size]
+
+
+def _sha256(facts: Any, arrays: Iterable[np.ndarray]) -> str:
+    """Hexadecimal SHA-256 of facts, which JSON can hold, and of arrays; the same everywhere."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for array in arrays:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        # Types and shapes too: the same bytes may be other numbers, or cut in other places.
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.ravel().data)
+    return digest.hexdigest()
