@@ -303,7 +303,7 @@ class LRU(LinearCell):
     r_max: float = 1.0
     max_phase: float = 6.28
 
-    gates: ClassVar[tuple[None, None]] = (None, None)  # type: ignore[misc]
+    gates: ClassVar[tuple[None, None]] = (None, None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -352,7 +352,9 @@ def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carr
 
 
 def _as_array(array: Any, dtype: Any) -> jax.Array:
-    """An array of JAX as it is; other real numbers in the type."""
-    if not isinstance(array, jax.Array) and jnp.issubdtype(np.asarray(array).dtype, jnp.floating):
-        return jnp.asarray(array, dtype)
+    """An array of JAX as it is; others in the type, if they are of its kind, real or complex."""
+    if not isinstance(array, jax.Array):
+        given, kinds = np.asarray(array).dtype, (jnp.floating, jnp.complexfloating)
+        if any(jnp.issubdtype(given, k) and jnp.issubdtype(dtype, k) for k in kinds):
+            return jnp.asarray(array, dtype)
     return jnp.asarray(array)
