@@ -263,7 +263,7 @@ def test_short_and_empty(name, steps, batch):
     cell, params, _ = build(name, jnp.float32)
     xs = jax.random.normal(KEY, (steps, batch, F))
     carry = jax.random.normal(KEY, (batch, H), cell.state_dtype)
-    options = {"zoneout": Zoneout(states=0.3), "key": KEY, "seq_lengths": [steps] * batch}
+    options = {"zoneout": Zoneout(states=0.3), "key": KEY, "seq_lengths": jnp.full(batch, steps)}
 
     def loss(params, carry, **more):
         last, ys = unroll(cell, params, xs, carry, **options, **more)
