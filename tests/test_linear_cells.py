@@ -409,7 +409,7 @@ def test_the_expectation_is_exactly_the_mean_over_masks(name, kind):
     ],
 )
 def test_it_is_not_where_gates_see_the_state_or_masks_stay(cell, spec):
-    assert mean_and_expectation(cell, spec).max() > 20
+    assert mean_and_expectation(cell, spec).max() > 8
 
 
 # The Flax modules.
@@ -587,9 +587,9 @@ def test_memory_grows_with_the_chunk():
 
 
 def test_initial_values():
-    ring = LRU(100, 20_000, r_min=0.5, r_max=0.9, max_phase=1.0)
-    params = ring.init(KEY)
-    nu, theta, gamma = np.split(np.asarray(params["diagonal"], np.float64), 3)
+    ring = LRU(F, 20_000, r_min=0.5, r_max=0.9, max_phase=1.0)
+    init, shape = ring.parameters()["diagonal"]
+    nu, theta, gamma = np.split(np.asarray(init(KEY, shape, jnp.float32), np.float64), 3)
     radius, phase = np.exp(-np.exp(nu)), np.exp(theta)
     # Uniform on the ring: the squared radius is, and so is the phase.
     for values, low, high in ((radius**2, 0.25, 0.81), (phase, 0.0, 1.0)):
@@ -640,7 +640,7 @@ class Nothing(LinearCell):
             "implementation must be one of 'fused', 'scan', 'associative', None",
         ),
         (
-            lambda: run(MinGRU(F, H), zoneout=Zoneout(cells=0.5)),
+            lambda: run(MinGRU(F, H), zoneout=Zoneout(cells=0.5), key=KEY),
             ValueError,
             "MinGRU has no cells to mask, only states and update",
         ),
