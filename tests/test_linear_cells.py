@@ -290,6 +290,7 @@ def test_nan_in_padding_reaches_nothing():
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.usefixtures("x64")  # where arrays of NumPy are wider than the carry
 @pytest.mark.parametrize("name", ["min_lstm", "lru"])
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_emit_and_carries_in_two_pieces(name, chunk):
