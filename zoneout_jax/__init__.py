@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 from zoneout_jax._cell import Cell
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer, block_orthogonal, tiled_orthogonal
+from zoneout_jax._linear import LRU, RGLRU, LinearCell, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._normalization import update_stats
 from zoneout_jax._regularizers import norm_stabilizer, weight_noise
@@ -18,11 +19,16 @@ from zoneout_jax._zoneout import Masks, Zoneout, zoneout
 
 __all__ = [
     "GRU",
+    "LRU",
     "LSTM",
+    "RGLRU",
     "RNN",
     "Cell",
     "Initializer",
+    "LinearCell",
     "Masks",
+    "MinGRU",
+    "MinLSTM",
     "Zoneout",
     "block_orthogonal",
     "norm_stabilizer",

@@ -111,6 +111,11 @@ class Cell:
         return self.carry_names
 
     @property
+    def state_dtype(self) -> Any:
+        """Type of the carry: `param_dtype`, unless a cell has another."""
+        return self.param_dtype
+
+    @property
     def gates(self) -> tuple[Activation | None, ...]:
         """The activation of each block."""
         raise NotImplementedError("a cell must say what its gates are")
@@ -168,7 +173,7 @@ class Cell:
             "recurrent": (self.recurrent_kernel_init, hidden),
         }
         made: dict[str, tuple[Initializer, tuple[int, ...]]] = {
-            name: (_in_blocks(init or block_orthogonal(), blocks), (rows, blocks * hidden))
+            name: (in_blocks(init or block_orthogonal(), blocks), (rows, blocks * hidden))
             for name, (init, rows) in kernels.items()
         }
         made["bias"] = self.bias_init or jax.nn.initializers.zeros, (blocks * hidden,)
@@ -192,7 +197,7 @@ class Cell:
     def initial_carry(self, params: Params, batch: int) -> Carry:
         """The carry before the first step, arrays `[B, H]`: learned or zeros."""
         arrays = dict.fromkeys(
-            self.carry_names, jnp.zeros((batch, self.hidden_features), self.param_dtype)
+            self.carry_names, jnp.zeros((batch, self.hidden_features), self.state_dtype)
         )
         for name in self.state_names if self.learned_carry else ():
             row = params[f"initial_{name}"].astype(self.param_dtype)
@@ -338,7 +343,7 @@ def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
     return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
 
 
-def _in_blocks(init: Initializer, blocks: int) -> Initializer:
+def in_blocks(init: Initializer, blocks: int) -> Initializer:
     """An initializer of blocks side by side, from one of all of them or of a single one."""
     parameters = inspect.signature(init).parameters.values()
     if any(p.name == "blocks" for p in parameters):

@@ -21,7 +21,8 @@ from zoneout_jax._zoneout import Zoneout
 def make_cell(kind: type[Cell], module: Any, in_features: int, hidden_features: int) -> Cell:
     """The pure cell with the settings that a module has attributes of."""
     names = [field.name for field in dataclasses.fields(kind)]
-    options = {name: getattr(module, name) for name in names if not name.endswith("_features")}
+    offered = [name for name in names if not name.endswith("_features") and hasattr(module, name)]
+    options = {name: getattr(module, name) for name in offered}
     return kind(in_features, hidden_features, **options)
 
 
@@ -205,7 +206,7 @@ def start_carry(
         arrays = dict(zip(cell.carry_names, jax.tree.leaves(carry), strict=True))
         keys = jax.random.split(key(), len(cell.state_names))
         for k, name in zip(keys, cell.state_names, strict=True):
-            arrays[name] = carry_init(k, shape, cell.param_dtype)
+            arrays[name] = carry_init(k, shape, cell.state_dtype)
         carry = jax.tree.unflatten(jax.tree.structure(carry), arrays.values())
     return _from_pure(cell, carry, 0, shape)
 

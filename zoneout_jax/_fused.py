@@ -84,13 +84,14 @@ class Inputs(NamedTuple):
     """What a step reads besides carry and parameters; None is "nothing of the kind".
 
     Attributes:
-      xs: `cell.project` of the inputs `[T, B, kH]`, or the inputs `[T, B, F]` themselves.
+      xs: `cell.project` of the inputs, `[T, B, kH]` or what else the cell makes of them; or the
+        inputs `[T, B, F]` themselves.
       masks: masks by name with a leading axis T.
       valid: booleans `[T, B, 1]`; where False the carry stands still and the output is zero.
       number: numbers of the steps `[T]`, for a batch-normalized cell.
     """
 
-    xs: jax.Array
+    xs: Any
     masks: dict[str, jax.Array]
     valid: jax.Array | None
     number: jax.Array | None
@@ -115,7 +116,7 @@ def scan(
 
     def body(carry, inputs):
         own = params
-        if explicit_sharding(inputs.xs):
+        if explicit_sharding(jax.tree.leaves(inputs.xs)[0]):
             # JAX 0.12 does not find the gradient of a product with what a scan closes over there.
             own = jax.lax.optimization_barrier(params)
         advance = functools.partial(how.cell.advance, own, carry, inputs.xs)

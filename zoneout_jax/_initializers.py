@@ -37,7 +37,7 @@ def block_orthogonal(scale: float = 1.0) -> Initializer:
     ) -> jax.Array:
         rows, columns = _block_shape(shape, blocks)
         keys = jax.random.split(key, blocks)
-        parts = [orthogonal(k, (rows, columns), _wide(dtype)) for k in keys]
+        parts = [orthogonal(k, (rows, columns), wide(dtype)) for k in keys]
         return jnp.concatenate(parts, 1).astype(dtype)
 
     return init
@@ -76,7 +76,7 @@ def tiled_orthogonal(scale: float = 1.0) -> Initializer:
         rows, columns = _block_shape(shape, blocks)
         side = min(rows, columns)
         down, across = -(-rows // side), -(-columns // side)
-        tiles = jax.random.orthogonal(key, side, (blocks, down, across), _wide(dtype))
+        tiles = jax.random.orthogonal(key, side, (blocks, down, across), wide(dtype))
         whole = tiles.transpose(1, 3, 0, 2, 4).reshape(down * side, blocks, across * side)
         return (scale * whole[:rows, :, :columns].reshape(shape)).astype(dtype)
 
@@ -91,6 +91,6 @@ def _block_shape(shape: tuple[int, int], blocks: int) -> tuple[int, int]:
     return rows, columns // blocks
 
 
-def _wide(dtype):
+def wide(dtype):
     """The type to draw in: QR knows none below 32 bits."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

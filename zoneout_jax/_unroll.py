@@ -9,16 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from zoneout_jax._associative import scan_associative
 from zoneout_jax._cell import Carry, Cell, Params
 from zoneout_jax._checks import check_choice
 from zoneout_jax._draw import add_noise, draw_masks, required, split_masks
 from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
+from zoneout_jax._linear import LinearCell
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._sharding import batch_offset, check_spread, spread_as, vary_alike
 from zoneout_jax._zoneout import Masks, Zoneout
 
 Lengths = ArrayLike | Sequence[int]
 """Lengths of sequences, integers `[B]`."""
+
+Implementation = Literal["fused", "scan", "associative"]
+"""How a cell is run over time."""
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -46,10 +51,10 @@ def unroll(
     emit: Callable[[Carry, jax.Array], Emitted] | None = None,
     chunk: int | None = None,
     unroll: int = 1,
-    implementation: Literal["fused", "scan"] = "fused",
+    implementation: Implementation | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Carry, Emitted]:
-    """Runs a cell over a batch of sequences with `lax.scan`.
+    """Runs a cell over a batch of sequences.
 
     Training (`deterministic=False`) samples the masks of `zoneout` from `key`; evaluation
     (`deterministic=True`) uses their expectation. Masks given as `masks` are used as they are.
@@ -78,9 +83,11 @@ def unroll(
         Scalars are the whole batch's: padding does not make them zero.
       chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
         computed anew. None keeps everything.
-      unroll: steps in one iteration of the compiled loop.
+      unroll: steps in one iteration of the compiled loop; of no effect on an associative scan.
       implementation: "fused" makes each weight gradient in a single product; "scan" leaves
-        derivatives to JAX, forward mode and higher orders included.
+        derivatives to JAX, forward mode and higher orders included; "associative" runs all steps of
+        a `LinearCell`, or of each chunk, at once. None takes "associative" for linear cells and
+        "fused" for others; where a step is not one product and `update`, "fused" is "scan".
       axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
         it is, or names: masks and batch statistics are then those of the whole batch on a single
         device.
@@ -113,7 +120,7 @@ def unroll(
             raise ValueError(f"{name} must be at least 1, got {size}")
     if carry_noise < 0:
         raise ValueError(f"carry_noise must be at least 0, got {carry_noise}")
-    check_choice("implementation", implementation, ("fused", "scan"))
+    implementation = _checked_implementation(implementation, cell, xs.shape[0])
     if masks is not None and zoneout is not None:
         raise ValueError("masks are either injected or drawn: pass masks= or zoneout=, not both")
     if stats is not None and not cell.statistics:
@@ -166,7 +173,8 @@ def unroll(
         transposed=fused and _is_better_transposed(cell, batch),
         own_input=fused and _multiplies_own_input(cell),
     )
-    run = functools.partial(_run, how, scan_fused if fused else scan, emit)
+    runner = scan_associative if implementation == "associative" else scan
+    run = functools.partial(_run, how, scan_fused if fused else runner, emit)
     constants = Constants(constant, stats if deterministic else None)
     inputs: Any = Inputs(jnp.asarray(xs), varying, valid, number)
     params, carry, constants, inputs = vary_alike((params, carry, constants, inputs))
@@ -181,6 +189,27 @@ def unroll(
         ys = _flip(ys, flipped)
     results: Any = (carry, ys) if found is None else (carry, ys, found)
     return results
+
+
+def _checked_implementation(
+    implementation: Implementation | None, cell: Cell, steps: Any
+) -> Implementation:
+    """The implementation, that of the cell if None; ValueError where it does not fit."""
+    check_choice("implementation", implementation, ("fused", "scan", "associative", None))
+    linear, known = isinstance(cell, LinearCell), isinstance(steps, int)
+    if implementation is None:
+        return ("associative" if known else "scan") if linear else "fused"
+    if implementation == "associative" and not linear:
+        raise ValueError(
+            f'implementation="associative" is for linear cells, got {type(cell).__name__}; leave it'
+            " out"
+        )
+    if implementation == "associative" and not known:
+        raise ValueError(
+            'implementation="associative" needs a known number of steps, and T is symbolic; pass'
+            ' "scan"'
+        )
+    return implementation
 
 
 def _run(how, scan, emit, params, constants, carry, inputs):
@@ -324,7 +353,9 @@ def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carr
 
 
 def _as_array(array: Any, dtype: Any) -> jax.Array:
-    """An array of JAX as it is; other real numbers in the type."""
-    if not isinstance(array, jax.Array) and jnp.issubdtype(np.asarray(array).dtype, jnp.floating):
-        return jnp.asarray(array, dtype)
+    """An array of JAX as it is; others in the type, if they are of its kind, real or complex."""
+    if not isinstance(array, jax.Array):
+        given, kinds = np.asarray(array).dtype, (jnp.floating, jnp.complexfloating)
+        if any(jnp.issubdtype(given, k) and jnp.issubdtype(dtype, k) for k in kinds):
+            return jnp.asarray(array, dtype)
     return jnp.asarray(array)

@@ -1,8 +1,8 @@
 """Flax Linen modules for zoneout.
 
 `ZoneoutRNN(ZoneoutLSTMCell(256))` takes the place of `nn.RNN(nn.OptimizedLSTMCell(256))`. The
-modules only hold parameters, statistics and random streams; the equations are those of
-`zoneout_jax.LSTM`, `zoneout_jax.GRU` and `zoneout_jax.RNN`.
+modules only hold parameters, statistics and random streams; the equations are those of the pure
+cells, `zoneout_jax.LSTM` and so on.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from zoneout_jax._cell import Activation, Carry, Cell, Output
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
+from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN
-from zoneout_jax._unroll import Lengths
+from zoneout_jax._unroll import Implementation, Lengths
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.linen", "flax"):
@@ -30,7 +31,11 @@ with needs("zoneout_jax.linen", "flax"):
 __all__ = [
     "ZoneoutCell",
     "ZoneoutGRUCell",
+    "ZoneoutLRUCell",
     "ZoneoutLSTMCell",
+    "ZoneoutMinGRUCell",
+    "ZoneoutMinLSTMCell",
+    "ZoneoutRGLRUCell",
     "ZoneoutRNN",
     "ZoneoutSimpleCell",
 ]
@@ -196,17 +201,13 @@ class ZoneoutCell(_Base):
         return self.cell.learned_carry
 
 
-class _SizedCell(_Base):
+class _AnyCell(_Base):
     """The options that all cells have whose input size shows in the first input."""
 
     features: int
     zoneout: Zoneout = Zoneout()
     deterministic: bool | None = None
-    activation_fn: Activation = "tanh"
-    output: Output = "state"
     kernel_init: Initializer | None = None
-    recurrent_kernel_init: Initializer | None = None
-    bias_init: Initializer | None = None
     carry_init: Initializer | None = None
     learned_carry: bool = False
     carry_noise: float = 0.0
@@ -219,6 +220,15 @@ class _SizedCell(_Base):
     def pure(self, in_features: int) -> Cell:
         """The pure cell for inputs of F features."""
         return _flax.make_cell(self.kind, self, in_features, self.features)
+
+
+class _SizedCell(_AnyCell):
+    """The further options of cells with a recurrent product."""
+
+    activation_fn: Activation = "tanh"
+    output: Output = "state"
+    recurrent_kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
 
 class ZoneoutLSTMCell(_SizedCell):
@@ -283,6 +293,70 @@ class ZoneoutSimpleCell(_SizedCell):
     kind = RNN
 
 
+class ZoneoutMinGRUCell(_AnyCell):
+    """One step of a minGRU with zoneout; `zoneout_jax.MinGRU` has the equations.
+
+    `ZoneoutRNN` runs the steps of this and the other linear cells all at once.
+
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.MinGRU`.
+    """
+
+    activation_fn: Activation | None = None
+    bias_init: Initializer | None = None
+
+    kind = MinGRU
+
+
+class ZoneoutMinLSTMCell(_AnyCell):
+    """One step of a minLSTM with zoneout; `zoneout_jax.MinLSTM` has the equations.
+
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.MinLSTM`.
+    """
+
+    activation_fn: Activation | None = None
+    bias_init: Initializer | None = None
+
+    kind = MinLSTM
+
+
+class ZoneoutRGLRUCell(_AnyCell):
+    """One step of an RG-LRU with zoneout; `zoneout_jax.RGLRU` has the equations.
+
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.RGLRU`.
+    """
+
+    bias_init: Initializer | None = None
+
+    kind = RGLRU
+
+
+class ZoneoutLRUCell(_AnyCell):
+    """One step of an LRU with zoneout; `zoneout_jax.LRU` has the equations.
+
+    The carry is complex.
+
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.LRU`.
+    """
+
+    r_min: float = 0.0
+    r_max: float = 1.0
+    max_phase: float = 6.28
+
+    kind = LRU
+
+
 class ZoneoutRNN(nn.Module):
     """Runs cells over sequences, as `nn.RNN` does; several cells are stacked.
 
@@ -306,7 +380,8 @@ class ZoneoutRNN(nn.Module):
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
         before them; None keeps everything.
-      implementation: "fused", or "scan" for derivatives in forward mode.
+      implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
+        own if None.
       deterministic: False in training, True in evaluation; the cell's own if None.
 
     Raises:
@@ -330,7 +405,7 @@ class ZoneoutRNN(nn.Module):
     keep_order: bool = False
     unroll: int = 1
     chunk: int | None = None
-    implementation: Literal["fused", "scan"] = "fused"
+    implementation: Implementation | None = None
     deterministic: bool | None = None
 
     def __call__(

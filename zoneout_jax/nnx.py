@@ -2,8 +2,7 @@
 
 `ZoneoutRNN(ZoneoutLSTMCell(32, 256, rngs=rngs))` takes the place of
 `nnx.RNN(nnx.OptimizedLSTMCell(32, 256, rngs=rngs))`. The modules only hold parameters, statistics
-and random streams; the equations are those of `zoneout_jax.LSTM`, `zoneout_jax.GRU` and
-`zoneout_jax.RNN`.
+and random streams; the equations are those of the pure cells, `zoneout_jax.LSTM` and so on.
 """
 
 import dataclasses
@@ -17,11 +16,12 @@ import numpy as np
 from zoneout_jax._cell import Activation, Carry, Cell, Output
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
+from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN
-from zoneout_jax._unroll import Lengths
+from zoneout_jax._unroll import Implementation, Lengths
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.nnx", "flax"):
@@ -32,7 +32,11 @@ with needs("zoneout_jax.nnx", "flax"):
 __all__ = [
     "ZoneoutCell",
     "ZoneoutGRUCell",
+    "ZoneoutLRUCell",
     "ZoneoutLSTMCell",
+    "ZoneoutMinGRUCell",
+    "ZoneoutMinLSTMCell",
+    "ZoneoutRGLRUCell",
     "ZoneoutRNN",
     "ZoneoutSimpleCell",
 ]
@@ -322,6 +326,134 @@ class ZoneoutSimpleCell(ZoneoutCell):
         super().__init__(_pure(RNN, given), **_shared(given))
 
 
+class ZoneoutMinGRUCell(ZoneoutCell):
+    """One step of a minGRU with zoneout; `zoneout_jax.MinGRU` has the equations.
+
+    `ZoneoutRNN` runs the steps of this and the other linear cells all at once.
+
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.MinGRU`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        activation_fn: Activation | None = None,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        given = locals()
+        super().__init__(_pure(MinGRU, given), **_shared(given))
+
+
+class ZoneoutMinLSTMCell(ZoneoutCell):
+    """One step of a minLSTM with zoneout; `zoneout_jax.MinLSTM` has the equations.
+
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.MinLSTM`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        activation_fn: Activation | None = None,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        given = locals()
+        super().__init__(_pure(MinLSTM, given), **_shared(given))
+
+
+class ZoneoutRGLRUCell(ZoneoutCell):
+    """One step of an RG-LRU with zoneout; `zoneout_jax.RGLRU` has the equations.
+
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.RGLRU`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        given = locals()
+        super().__init__(_pure(RGLRU, given), **_shared(given))
+
+
+class ZoneoutLRUCell(ZoneoutCell):
+    """One step of an LRU with zoneout; `zoneout_jax.LRU` has the equations.
+
+    The carry is complex.
+
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.LRU`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        max_phase: float = 6.28,
+        kernel_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        given = locals()
+        super().__init__(_pure(LRU, given), **_shared(given))
+
+
 class ZoneoutRNN(nnx.Module):
     """Runs cells over sequences, as `nnx.RNN` does; several cells are stacked.
 
@@ -345,7 +477,8 @@ class ZoneoutRNN(nnx.Module):
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
         before them; None keeps everything.
-      implementation: "fused", or "scan" for derivatives in forward mode.
+      implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
+        own if None.
 
     Raises:
       TypeError: another kind of cell.
@@ -368,7 +501,7 @@ class ZoneoutRNN(nnx.Module):
         keep_order: bool = False,
         unroll: int = 1,
         chunk: int | None = None,
-        implementation: Literal["fused", "scan"] = "fused",
+        implementation: Implementation | None = None,
     ):
         stack = cell if isinstance(cell, Sequence) else (cell,)
         _flax.check_cells(stack, ZoneoutCell)
@@ -461,7 +594,8 @@ SHARED = "zoneout deterministic momentum carry_init carry_noise axis_name rngs".
 
 def _pure(kind: type[Cell], given: dict[str, Any]) -> Cell:
     """The pure cell of the arguments that are its own."""
-    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: given[name] for name in names if name in given})
 
 
 def _shared(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Linear cells over time, all steps at once.
+
+    h_t = a_t∘h_{t−1} + b_t
+
+is a system of linear equations in all h_t. An associative scan solves it by the rule that two steps
+in a row are a step again,
+
+    (a, b) then (a', b')  =  (a'∘a, a'∘b + b')
+
+and the transposed system, which the way back asks for, by the same scan from the other end. So the
+derivatives need no more of the forward pass than a and h, whatever the scan computes in between.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zoneout_jax._cell import Carry, Params
+from zoneout_jax._fused import Constants, How, Inputs
+from zoneout_jax._zoneout import Masks
+
+
+def scan_associative(
+    how: How, params: Params, carry: Carry, inputs: Inputs, constants: Constants
+) -> tuple[Carry, tuple[Any, None]]:
+    """Runs a linear cell over time; see `_fused.scan`."""
+    cell: Any = how.cell
+    a, b, xs = inputs.xs
+    constant = {name: mask[None] if mask.ndim else mask for name, mask in constants.masks.items()}
+    a, b = cell.zoned_out(a, b, Masks(**constant, **inputs.masks))
+    if inputs.valid is not None:
+        a, b = jnp.where(inputs.valid, a, 1), jnp.where(inputs.valid, b, 0)
+    hs = linear_recurrence(a, b, carry, how.reverse)
+    ys = cell.readout(params, hs, xs)
+    if inputs.valid is not None:
+        ys = jnp.where(inputs.valid, ys, jnp.zeros_like(ys))
+    last = carry if not hs.shape[0] else hs[0 if how.reverse else -1]
+    return last, ((hs, ys) if how.emit_carry else ys, None)
+
+
+def linear_recurrence(
+    a: jax.Array, b: jax.Array, start: jax.Array, reverse: bool = False
+) -> jax.Array:
+    """The states h_t = a_t∘h_{t−1} + b_t, `[T, B, H]`.
+
+    Args:
+      a: `[T, B or 1, H or 1]`.
+      b: `[T, B, H]`.
+      start: the state before the first step, `[B, H]`.
+      reverse: from the last element to the first.
+    """
+    if not b.shape[0]:
+        return b
+    if reverse:
+        b = jnp.concatenate([b[:-1], a[-1:] * start[None] + b[-1:]])
+    else:
+        b = jnp.concatenate([a[:1] * start[None] + b[:1], b[1:]])
+    return jax.lax.custom_linear_solve(
+        lambda h: h - a * _shifted(h, reverse),
+        b,
+        lambda _, b: _scan(a, b, reverse),
+        lambda _, b: _scan(_shifted(a, not reverse), b, not reverse),
+    )
+
+
+def _shifted(array: jax.Array, reverse: bool) -> jax.Array:
+    """What each step finds of the step before it: zeros in the first."""
+    none = jnp.zeros_like(array[:1])
+    return jnp.concatenate([array[1:], none] if reverse else [none, array[:-1]])
+
+
+def _scan(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:
+    """The states h_t = a_t∘h_{t−1} + b_t, from zero."""
+
+    def join(one, other):
+        return other[0] * one[0], other[0] * one[1] + other[1]
+
+    return jax.lax.associative_scan(join, (a, b), reverse=reverse)[1]

@@ -1,0 +1,373 @@
+"""Cells that are linear in their state, so that all steps can run at once."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from zoneout_jax._cell import (
+    Activation,
+    Carry,
+    Cell,
+    Gates,
+    Params,
+    as_row,
+    function,
+    in_blocks,
+    scaled,
+)
+from zoneout_jax._initializers import Initializer, wide
+from zoneout_jax._zoneout import Masks, zoneout
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearCell(Cell):
+    """A recurrent cell whose step is linear in the state.
+
+        a, b = coefficients(x)
+        ĥ = a∘h + u∘b
+        h' = d∘h + (1 − d)∘ĥ
+           = (d + (1 − d)∘a)∘h + (1 − d)∘u∘b
+        y = readout(h', x)
+
+    a and b depend on the input alone, so the step stays linear when zoned out. `unroll` then runs
+    all steps at once, by an associative scan, and the masks of evaluation give the exact mean over
+    the masks of training, as long as these are fresh at each step.
+
+    A subclass says what a and b are. `blocks` makes W x + b for it and applies the activations in
+    `gates`; a cell that needs other parameters lists them in `parameters`.
+
+        @dataclasses.dataclass(frozen=True)
+        class Accumulator(LinearCell):
+            gates = ("sigmoid", "tanh")
+
+            def coefficients(self, params, xs):
+                keep, new = self.blocks(params, xs)
+                return keep, new
+
+    The carry is h', and so is the output unless `readout` says otherwise. Masks are those of states
+    and of the update. Parameters are `input` [F, kH] and `bias` [kH] for k blocks, and `initial_h`
+    [H] with a learned carry.
+
+    Attributes:
+      in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
+        for `Cell`.
+      recurrent_kernel_init: must stay None, for there is no recurrent kernel.
+
+    Raises:
+      ValueError: a size below one, or an initializer of something that the cell does not have.
+      TypeError: coefficients of another type than the state's.
+    """
+
+    mask_names: ClassVar[tuple[str, ...]] = ("states", "update")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._has_no("recurrent_kernel_init")
+
+    def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The coefficients a and b of inputs `[…, F]`, of the type of the state.
+
+        Returns:
+          Arrays `[…, H]`; axes over which they are constant may have size 1.
+        """
+        raise NotImplementedError("a linear cell must say what its coefficients are")
+
+    def readout(self, params: Params, hs: jax.Array, xs: jax.Array) -> jax.Array:
+        """The outputs `[…, H]` of states `[…, H]` and inputs `[…, F]`: the states."""
+        return hs
+
+    def blocks(self, params: Params, xs: jax.Array) -> Gates:
+        """The blocks `[…, H]` of W x + b, activated as `gates` says."""
+        parts = jnp.split(super().project(params, xs), len(self.gates), -1)
+        return tuple(
+            part if activation is None else function(activation)(part)
+            for activation, part in zip(self.gates, parts, strict=True)
+        )
+
+    def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
+        """Initializer and shape of each parameter."""
+        made = super().parameters()
+        del made["recurrent"]
+        return made
+
+    def project(self, params: Params, xs: jax.Array) -> Any:
+        """What steps need of inputs `[…, F]`: a, b, and the inputs for `readout`."""
+        a, b = self.coefficients(params, xs)
+        if not a.dtype == b.dtype == self.state_dtype:
+            raise TypeError(
+                f"{type(self).__name__}.coefficients must return arrays of {self.state_dtype}, got"
+                f" {a.dtype} and {b.dtype}"
+            )
+        # The first axis may be that of time, over which both are cut into steps.
+        a = jnp.broadcast_to(a, (*xs.shape[:1], *a.shape[1:]))
+        return a, jnp.broadcast_to(b, (*xs.shape[:-1], self.hidden_features)), xs
+
+    def zoned_out(self, a: jax.Array, b: jax.Array, masks: Masks) -> tuple[jax.Array, jax.Array]:
+        """The coefficients of the zoned-out step."""
+        b = scaled(masks.update, b)
+        kept = zoneout(jnp.ones_like(a), a, masks.states)
+        return kept, zoneout(jnp.zeros_like(b), b, masks.states)
+
+    def advance(
+        self, params: Params, carry: Carry, projected: Any, masks: Masks, *normalize: Any
+    ) -> tuple[Carry, jax.Array]:
+        """A step from the result of `project` on."""
+        a, b, x = projected
+        a, b = self.zoned_out(a, b, masks)
+        h = a * carry + b
+        return h, self.readout(params, h, x)
+
+    def _has_no(self, name: str) -> None:
+        """Raises ValueError if the initializer of something that is not there is given."""
+        if getattr(self, name) is not None:
+            what = name.removesuffix("_init").replace("_", " ")
+            raise ValueError(f"{type(self).__name__} has no {what}: leave {name} out")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Minimal(LinearCell):
+    """What minGRU and minLSTM share."""
+
+    activation_fn: Activation | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation_fn is not None:
+            self._name_activations("activation_fn")
+
+
+@dataclasses.dataclass(frozen=True)
+class MinGRU(_Minimal):
+    """Minimal gated recurrent unit with zoneout.
+
+        z = σ(W_z x + b_z)
+        n = W_n x + b_n
+        ĥ = (1 − z)∘h + z∘u∘n
+        h' = d_h∘h + (1 − d_h)∘ĥ
+
+    Feng et al. 2024 (arXiv:2410.01201), section 3.1. Carry and output are h'. Parameters are
+    `input` [F, 2H] and `bias` [2H] in the order z, n; `initial_h` [H] with a learned carry.
+
+    Attributes:
+      activation_fn: "tanh", "relu" or another function of n; None for none. The form in logarithms
+        of the paper's appendix B has g(x) = x + 1/2 for x ≥ 0, σ(x) otherwise.
+      in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
+        for `Cell`.
+
+    Raises:
+      ValueError: a size below one, or an unknown option.
+
+    Example:
+      >>> cell = MinGRU(3, 4)
+      >>> params = cell.init(jax.random.key(0))
+      >>> xs, spec = jnp.ones((7, 2, 3)), Zoneout(states=0.1)
+      >>> carry, ys = unroll(cell, params, xs, zoneout=spec, key=jax.random.key(1))
+      >>> ys.shape
+      (7, 2, 4)
+    """
+
+    @property
+    def gates(self) -> tuple[Activation | None, ...]:
+        """The activations of z and n."""
+        return "sigmoid", self.activation_fn
+
+    def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The equations of the class."""
+        z, n = self.blocks(params, xs)
+        return 1 - z, z * n
+
+
+@dataclasses.dataclass(frozen=True)
+class MinLSTM(_Minimal):
+    """Minimal long short-term memory with zoneout.
+
+        f = σ(W_f x + b_f)
+        i = σ(W_i x + b_i)
+        n = W_n x + b_n
+        ĥ = f/(f + i)∘h + i/(f + i)∘u∘n
+        h' = d_h∘h + (1 − d_h)∘ĥ
+
+    Feng et al. 2024 (arXiv:2410.01201), section 3.2. There are no memory cells; carry and output
+    are h'. Parameters are `input` [F, 3H] and `bias` [3H] in the order f, i, n; `initial_h` [H]
+    with a learned carry.
+
+    Attributes:
+      activation_fn: as for `MinGRU`.
+      in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
+        for `Cell`.
+
+    Raises:
+      ValueError: a size below one, or an unknown option.
+    """
+
+    @property
+    def gates(self) -> tuple[Activation | None, ...]:
+        """The activation of n; f and i stay logarithms of odds."""
+        return None, None, self.activation_fn
+
+    def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The equations of the class."""
+        f, i, n = self.blocks(params, xs)
+        # σ(log f − log i) is f/(f + i) even where both gates round to 0.
+        keep = jax.nn.sigmoid(jax.nn.softplus(-i) - jax.nn.softplus(-f))
+        return keep, (1 - keep) * n
+
+
+@dataclasses.dataclass(frozen=True)
+class RGLRU(LinearCell):
+    """Real-gated linear recurrent unit with zoneout.
+
+        r = σ(W_r x + b_r)
+        i = σ(W_i x + b_i)
+        a = σ(Λ)^(8r)
+        ĥ = a∘h + √(1 − a²)∘i∘u∘x
+        h' = d_h∘h + (1 − d_h)∘ĥ
+
+    De et al. 2024, "Griffin" (arXiv:2402.19427), section 2.4. Carry and output are h'. Where
+    F ≠ H, W_x x + b_x takes the place of the last x, as the linear layer does that comes before the
+    unit in the paper's recurrent block. Parameters are `input` [F, 2H] or [F, 3H] and `bias` [2H]
+    or [3H] in the order r, i, x, and `decay` [H], Λ; `initial_h` [H] with a learned carry. The
+    kernel starts by LeCun's initializer, and σ(Λ)^8 uniform in [0.9, 0.999].
+
+    Attributes:
+      in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
+        for `Cell`.
+
+    Raises:
+      ValueError: a size below one, or an unknown option.
+    """
+
+    @property
+    def gates(self) -> tuple[Activation | None, ...]:
+        """The activations of r and i, and of x where it is projected."""
+        projected = self.in_features != self.hidden_features
+        return ("sigmoid", "sigmoid", None) if projected else ("sigmoid", "sigmoid")
+
+    def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
+        """Initializer and shape of each parameter."""
+        made = super().parameters()
+        kernel_init = self.kernel_init or jax.nn.initializers.lecun_normal()
+        made["input"] = in_blocks(kernel_init, len(self.gates)), made["input"][1]
+        return made | {"decay": (_init_decay, (self.hidden_features,))}
+
+    def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The equations of the class."""
+        r, i, *projected = self.blocks(params, xs)
+        x = projected[0] if projected else xs.astype(self.param_dtype)
+        decay = as_row(params["decay"].astype(self.param_dtype), xs.ndim)
+        log_a = -8 * r * jax.nn.softplus(-decay)
+        # The root has no derivative at 0, which is where r rounds to 0.
+        rest = jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(self.param_dtype).tiny)
+        return jnp.exp(log_a), jnp.sqrt(rest) * i * x
+
+
+def _init_decay(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The logarithm of the odds of v^(1/8), v uniform in [0.9, 0.999]."""
+    log_a = jnp.log(jax.random.uniform(key, shape, wide(dtype), 0.9, 0.999)) / 8
+    return (log_a - jnp.log(-jnp.expm1(log_a))).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LRU(LinearCell):
+    """Linear recurrent unit, of complex numbers, with zoneout.
+
+        λ = exp(−exp(ν) + i exp(θ))
+        ĥ = λ∘h + exp(γ)∘u∘(B x)
+        h' = d_h∘h + (1 − d_h)∘ĥ
+        y = Re(C h') + D x
+
+    Orvieto et al. 2023 (arXiv:2303.06349), section 3. The carry is h', H complex numbers, each with
+    a mask of its own, `complex64` or, for parameters of 64 bits, `complex128`; the output is y, H
+    real numbers. Parameters are real: `input` [F, 2H], B as real and imaginary parts side by side;
+    `output` [H, 2H], C likewise; `skip` [F, H], D; `diagonal` [3H], ν, θ and γ; `initial_h` [2H]
+    with a learned carry, real and imaginary parts. There is no bias.
+
+    At the start λ is uniform on a ring of the complex plane and exp(γ) = √(1 − |λ|²). B, C and D
+    are normal, with variances 1/(2F), 1/H and 1/F. (Appendix A of the paper takes a diagonal D; it
+    is a matrix here, as in the paper's equations, for F and H may differ.)
+
+    Attributes:
+      r_min, r_max: radii of the ring, 0 ≤ r_min ≤ r_max ≤ 1.
+      max_phase: largest angle of λ, in radians.
+      kernel_init: initializer of `input`, for each part.
+      in_features, hidden_features, learned_carry, param_dtype, dtype: as for `Cell`.
+      bias_init: must stay None.
+
+    Raises:
+      ValueError: a size below one, radii or an angle out of bounds, or an unknown option.
+    """
+
+    r_min: float = 0.0
+    r_max: float = 1.0
+    max_phase: float = 6.28
+
+    gates: ClassVar[tuple[None, None]] = (None, None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._has_no("bias_init")
+        if not 0 <= self.r_min <= self.r_max <= 1:
+            raise ValueError(
+                f"radii must be 0 ≤ r_min ≤ r_max ≤ 1, got r_min={self.r_min}, r_max={self.r_max}"
+            )
+        if self.max_phase <= 0:
+            raise ValueError(f"max_phase must be above 0, got {self.max_phase}")
+
+    @property
+    def state_dtype(self) -> Any:
+        """Type of the carry: complex numbers."""
+        return jnp.dtype(jnp.complex128 if self.param_dtype == jnp.float64 else jnp.complex64)
+
+    def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
+        """Initializer and shape of each parameter."""
+        features, hidden = self.in_features, self.hidden_features
+        normal = jax.nn.initializers.variance_scaling
+        half, whole = normal(0.5, "fan_in", "normal"), normal(1.0, "fan_in", "normal")
+        made: dict[str, tuple[Initializer, tuple[int, ...]]] = {
+            "input": (in_blocks(self.kernel_init or half, 2), (features, 2 * hidden)),
+            "diagonal": (self._init_diagonal, (3 * hidden,)),
+            "output": (in_blocks(whole, 2), (hidden, 2 * hidden)),
+            "skip": (whole, (features, hidden)),
+        }
+        if self.learned_carry:
+            made["initial_h"] = jax.nn.initializers.zeros, (2 * hidden,)
+        return made
+
+    def initial_carry(self, params: Params, batch: int) -> Carry:
+        """The carry before the first step, `[B, H]`: learned or zeros."""
+        shape = batch, self.hidden_features
+        if not self.learned_carry:
+            return jnp.zeros(shape, self.state_dtype)
+        row = self._complex(*jnp.split(params["initial_h"], 2))
+        return jnp.broadcast_to(row[None], shape)
+
+    def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The equations of the class."""
+        nu, theta, gamma = jnp.split(params["diagonal"], 3)
+        decay = jnp.exp(self._complex(-jnp.exp(nu), jnp.exp(theta)))
+        parts = jnp.split(self.product(xs, params["input"]), 2, -1)
+        scale = as_row(jnp.exp(gamma), xs.ndim).astype(self.param_dtype)
+        return as_row(decay, xs.ndim), self._complex(*(scale * part for part in parts))
+
+    def readout(self, params: Params, hs: jax.Array, xs: jax.Array) -> jax.Array:
+        """The outputs Re(C h) + D x."""
+        real, imaginary = jnp.split(params["output"], 2, -1)
+        kernel, parts = jnp.concatenate([real, -imaginary]), jnp.concatenate([hs.real, hs.imag], -1)
+        return self.product(parts, kernel) + self.product(xs, params["skip"])
+
+    def _complex(self, real: jax.Array, imaginary: jax.Array) -> jax.Array:
+        """Complex numbers of the type of the state."""
+        part = jnp.finfo(self.state_dtype).dtype
+        return jax.lax.complex(real.astype(part), imaginary.astype(part))
+
+    def _init_diagonal(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """The initial ν, θ and γ side by side: γ needs ν."""
+        kind = wide(dtype)
+        # Zeros would have no logarithm.
+        one, other = jax.random.uniform(key, (2, shape[0] // 3), kind, jnp.finfo(kind).tiny)
+        squared = one * (self.r_max**2 - self.r_min**2) + self.r_min**2
+        nu = jnp.log(-0.5 * jnp.log(squared))
+        theta = jnp.log(self.max_phase * other)
+        return jnp.concatenate([nu, theta, 0.5 * jnp.log1p(-squared)]).astype(dtype)
