@@ -37,7 +37,7 @@ from experiments.lib.language_model import readout_init
 from experiments.lib.optimizers import clipped, rmsprop
 from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
 from zoneout_jax import LSTM, Zoneout, unroll, update_stats
-from zoneout_jax.data import Images, image_epoch_plan, load_images, pad_rows, permutation
+from zoneout_jax.data import Images, cut_split, image_epoch_plan, load_images, pad_rows, permutation
 from zoneout_jax.training import (
     AXIS,
     Count,
@@ -142,8 +142,8 @@ class ImageConfig(DataConfig):
         order = np.arange(steps) if self.unpermuted else permutation(self.permutation_seed, steps)
 
         def split(name, size=None):
-            pixels, labels = getattr(images, name)
-            return pixels.reshape(-1, steps)[:size, order], labels[:size]
+            pixels, labels = cut_split(getattr(images, name), size, f"{name}_size")
+            return pixels.reshape(-1, steps)[:, order], labels
 
         return images, {
             "train": split("train", self.train_size),
@@ -330,6 +330,7 @@ def build(config: Config, sampled: bool = True) -> Task:
         ),
         calibration=calibration,
         test_evaluations={"test": evaluation("test")},
+        data_sha256=images.sha256,
         metadata={"dataset": images.name, "images": sizes},
     )
 

@@ -89,13 +89,10 @@ def read_config(options: Options) -> tuple[Experiment, Any]:
         experiment = find(name)
         if not isinstance(experiment, Experiment) or experiment.model is None:
             raise ValueError(f"{options.workdir} holds a run of {name}, which is no language model")
-        text = settings.pop("text_sha256", None)
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
         config = experiment.presets["smoke"].replace(**settings)
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{options.workdir} is no run directory: {file}: {error}") from error
-    if config.identity().get("text_sha256") != text:
-        raise ValueError(f"{config.data.dataset} has changed since the run was trained on it")
     return experiment, config.replace(**options.folders())
 
 

@@ -235,6 +235,7 @@ def build(config: Config) -> Task:
         test_evaluations={"test": carried(texts["test"])},
         model_state=lambda params: {"carry": words.initial_carry(params, batch_size)},
         end_epoch=end_epoch,
+        data_sha256=corpus.sha256,
         metadata={
             "corpus": corpus.name,
             "vocabulary": corpus.vocab_size,

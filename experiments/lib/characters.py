@@ -159,6 +159,7 @@ def build(config: CharacterConfig, name: str) -> Task:
             "validation_carried": carried(texts["validation"]),
             "test": carried(texts["test"]),
         },
+        data_sha256=corpus.sha256,
         metadata={
             "corpus": corpus.name,
             "vocabulary": corpus.vocab_size,

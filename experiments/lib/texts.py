@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 
 from experiments.lib.language_model import LanguageModel
 from experiments.lib.settings import DataConfig
-from zoneout_jax.data import Corpus, load_corpus
+from zoneout_jax.data import Corpus, cut_split, load_corpus
 from zoneout_jax.training import Count, Evaluation, Range
 
 BLOCK = 100
@@ -44,22 +43,11 @@ class TextConfig(DataConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.dataset not in self.corpora and not self._file.is_file():
+        if not (self.dataset in self.corpora or pathlib.Path(self.dataset).expanduser().is_file()):
             raise ValueError(
                 f"dataset must be {', '.join(self.corpora)} or a text file, got {self.dataset!r},"
                 " which is no file here"
             )
-
-    @property
-    def _file(self) -> pathlib.Path:
-        return pathlib.Path(self.dataset).expanduser()
-
-    def flat(self, incidental: bool = True) -> dict[str, Any]:
-        """All settings; what decides the numbers of a run includes what the own text holds."""
-        settings = super().flat(incidental)
-        if not incidental and self.dataset not in self.corpora:
-            settings["text_sha256"] = hashlib.sha256(self._file.read_bytes()).hexdigest()
-        return settings
 
     def load(self) -> Corpus:
         """The corpus."""
@@ -71,11 +59,23 @@ class TextConfig(DataConfig):
         return self.load()
 
     def split(self, corpus: Corpus) -> dict[str, np.ndarray]:
-        """The texts by split, cut to the sizes that the settings ask for."""
+        """The texts by split, cut to the sizes that the settings ask for.
+
+        A text of one's own may be shorter than a preset asks for.
+
+        Raises:
+          ValueError: another one is.
+        """
+
+        def cut(name, size, text):
+            if size is not None and self.dataset not in self.corpora:
+                size = min(size, len(text))
+            return cut_split(text, size, name)
+
         return {
-            "train": corpus.train[: self.train_size],
-            "validation": corpus.validation[: self.eval_size],
-            "test": corpus.test[: self.eval_size],
+            "train": cut("train_size", self.train_size, corpus.train),
+            "validation": cut("eval_size", self.eval_size, corpus.validation),
+            "test": cut("eval_size", self.eval_size, corpus.test),
         }
 
 

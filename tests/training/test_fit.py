@@ -183,7 +183,7 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path):
         start(other, tmp_path)
     assert start(quadratic(), tmp_path) == result
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["arrays"]  # as before there were any
+    del config["task"]  # as before there were any
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match="of an older zoneout_jax") as error:
         start(quadratic(), tmp_path)

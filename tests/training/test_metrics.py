@@ -43,7 +43,7 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
     assert config == {
         "experiment": None,
         "settings": SETTINGS | {"sizes": [1, 2]},
-        "arrays": {"a": "float32[2]"},
+        "task": {"a": "float32[2]"},
         "commit": commit(),
         "versions": versions(),
     }

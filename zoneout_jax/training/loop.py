@@ -22,7 +22,7 @@ from zoneout_jax.training.metrics import MetricLog, describe, draw_curves
 from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
 from zoneout_jax.training.run_directory import (
     RunDirectory,
-    check_arrays,
+    check_task,
     commit,
     versions,
     write_json,
@@ -64,13 +64,13 @@ def fit(
         loss or gradient is not finite.
       KeyboardInterrupt: at a second SIGINT.
     """
-    arrays = task.arrays()
-    processes.run_on_host0(lambda: check_arrays(run.path, arrays))
+    identity = task.identity()
+    processes.run_on_host0(lambda: check_task(run.path, identity))
     done = processes.run_on_host0(lambda: None if run.extends() else run.result())
     if done is not None:
         return done
     with contextlib.ExitStack() as stack:
-        processes.run_on_host0(lambda: stack.enter_context(run.opened(arrays)) and None)
+        processes.run_on_host0(lambda: stack.enter_context(run.opened(identity)) and None)
         stack.enter_context(config.matmul_precision())
         reset_peak_memory()
         stop = stop or stack.enter_context(StopRequest(config.max_minutes))

@@ -91,30 +91,31 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def check_arrays(path: pathlib.Path, arrays: Mapping[str, str]) -> None:
-    """Checks that the run in a directory, if there is one, trains arrays like these.
+def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
+    """Checks that the run in a directory, if there is one, trains this model on these data.
 
     Args:
       path: run directory.
-      arrays: types and shapes by name.
+      task: the identity of the task.
 
     Raises:
       RunError: it trains others, or its checkpoints are of an older form; exit code 2.
     """
     if not (path / "config.json").exists():
         return
-    there = read_config(path).get("arrays")
+    there = read_config(path).get("task")
     if there is None:
         raise RunError(
             f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another "
             "form; end it with that version, or give another --workdir",
             exit_code=2,
         )
-    for name in there | dict(arrays):
-        if there.get(name) != arrays.get(name):
+    for name in there | dict(task):
+        if there.get(name) != task.get(name):
+            other = "on other data" if name == "data" else "of another model"
             raise RunError(
-                f"workdir {path} holds a run of another model ({name} is {there.get(name)} there, "
-                f"{arrays.get(name)} here); give another --workdir",
+                f"workdir {path} holds a run {other} ({name} is {there.get(name)} there, "
+                f"{task.get(name)} here); give another --workdir",
                 exit_code=2,
             )
 
@@ -122,8 +123,8 @@ def check_arrays(path: pathlib.Path, arrays: Mapping[str, str]) -> None:
 class RunDirectory:
     """A directory that holds one run.
 
-    config.json      experiment, settings that decide its numbers, shapes of all that it trains,
-                     commit and versions it began with
+    config.json      experiment, settings that decide its numbers, its data and the shapes of all
+                     that it trains, commit and versions it began with
     metrics.jsonl    one JSON object an epoch (and seed); nothing in it depends on the clock
     times.jsonl      how long each epoch took
     checkpoints/     what it takes to go on
@@ -226,11 +227,11 @@ class RunDirectory:
         return self.path / "times.jsonl"
 
     @contextlib.contextmanager
-    def opened(self, arrays: Mapping[str, str]) -> Iterator[None]:
+    def opened(self, task: Mapping[str, str]) -> Iterator[None]:
         """Makes the directory and its configuration, and keeps other processes out.
 
         Args:
-          arrays: types and shapes of all that is trained, by name.
+          task: its identity.
 
         Raises:
           RunError: another process has it open or has begun another run in it, or it cannot be
@@ -245,7 +246,7 @@ class RunDirectory:
                     content = {
                         "experiment": self._experiment,
                         "settings": self._settings,
-                        "arrays": dict(arrays),
+                        "task": dict(task),
                         "commit": commit(),
                         "versions": versions(),
                     }

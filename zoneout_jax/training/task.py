@@ -74,6 +74,7 @@ class Task:
         epoch, given the validation's metrics by name and a key of the epoch. Compiled.
       describe: `describe(params, model_state) -> text`, what to tell people now and then, and at
         the end.
+      data_sha256: of the data, as `Corpus.sha256`: a run does not go on with others.
       metadata: what else to keep beside the result, such as sizes of the data.
     """
 
@@ -92,6 +93,7 @@ class Task:
     calibration: Evaluation | None = None
     end_epoch: Callable[[TrainState, Mapping[str, jax.Array], jax.Array], TrainState] | None = None
     describe: Callable[[Any, Any], str] | None = None
+    data_sha256: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -100,11 +102,12 @@ class Task:
         rows = jax.eval_shape(self.epoch_indices, jax.random.key(0))
         return jax.tree.leaves(rows)[0].shape[0]
 
-    def arrays(self) -> dict[str, str]:
-        """Types and shapes of all that is trained or carried, by name."""
+    def identity(self) -> dict[str, str]:
+        """The data, and types and shapes of all that is trained or carried, by name."""
         state = jax.eval_shape(self.first_state, jax.random.key(0))
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-        return {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
+        found = {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
+        return ({"data": self.data_sha256} if self.data_sha256 else {}) | found
 
     def first_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
         """The state before the first step.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig
-from zoneout_jax.training.run_directory import check_arrays
+from zoneout_jax.training.run_directory import check_task
 from zoneout_jax.training.state import TrainState
 from zoneout_jax.training.sweep import rates_of
 from zoneout_jax.training.task import Task
@@ -38,7 +38,7 @@ def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int 
 
     Raises:
       ValueError: there is no checkpoint, or no such model.
-      RunError: no checkpoint can be read, or it is of another model.
+      RunError: no checkpoint can be read, or it is of another model or other data.
     """
     models = config.members
     if not 0 <= number < len(models):
@@ -47,7 +47,7 @@ def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int 
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     if checkpoints is None or checkpoints.latest is None:
         raise ValueError(f"{path} holds no checkpoint; train first, with --workdir={path}")
-    check_arrays(path, task.arrays())
+    check_task(path, task.identity())
     state = jax.eval_shape(
         lambda key: task.first_state(key, rates_of(models[0])), jax.random.key(0)
     )
