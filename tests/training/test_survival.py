@@ -4,6 +4,7 @@ import importlib
 import random
 import re
 
+import jax
 import pytest
 
 from tests import bad_commands, fault_injection, scaling
@@ -44,9 +45,11 @@ def test_two_processes_are_one_run_and_outlive_a_kill(tmp_path):
     assert whole["exit codes"] == [0, 0]
     assert whole["curve, relative"] < 1e-5 and whole["parameters, absolute"] < 1e-4
     for end in killed:
-        # JAX may end a process itself, with SIGABRT, before it can say more.
-        assert end["exit codes"][1 - end["killed"]] in (1, -6)
+        # JAX may end a process itself, with SIGABRT, before it can say more; 0.7 without a word.
+        code, said = end["exit codes"][1 - end["killed"]], end["said"][1 - end["killed"]]
+        assert code in (1, -6)
         assert end["seconds until all had ended"] < 60
-        assert re.search("another (process|task)", end["said"][1 - end["killed"]])
+        silent = code == -6 and jax.__version_info__ < (0, 8)
+        assert silent or re.search("another (process|task)", said)
         assert end["exit codes of the restart"] == [0, 0] and end["restart resumed"]
     assert preempted["exit codes"] == [143, 143]
