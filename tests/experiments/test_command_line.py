@@ -65,7 +65,7 @@ def test_data_folders_that_cannot_be(by, folder, tmp_path, capsys, no_network, m
         flags.append(f"{by}={folder}")
     else:
         monkeypatch.setenv(by, folder)
-    error = complaint(char_ptb.main, flags, capsys)
+    error = complaint(CHAR.main, flags, capsys)
     assert by in error and folder in error
     assert files(tmp_path) == []
 

@@ -60,8 +60,9 @@ def launch(
         `exits` for the others.
     """
     called = command()
+    start: Any = presets
     if isinstance(presets, Settings):
-        start, config = presets, parse(presets, argv, called, about)
+        config = parse(presets, argv, called, about)
     else:
         config = parse_preset(presets, argv, called, about)
         start = presets[config.preset]

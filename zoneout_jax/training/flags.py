@@ -70,8 +70,11 @@ def names(kind: type) -> list[str]:
     """Names of the settings of a dataclass and of its parts."""
     found = []
     for field in dataclasses.fields(kind):
-        is_part = isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
-        found += names(field.type) if is_part else [field.name]
+        part = field.type
+        if isinstance(part, type) and issubclass(part, Settings):
+            found += names(part)
+        else:
+            found.append(field.name)
     return found
 
 

@@ -1,6 +1,5 @@
 """The training loop: epochs, evaluation, early stopping, checkpoints and the result."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import math
@@ -18,7 +17,7 @@ from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig
 from zoneout_jax.training.errors import Diverged
 from zoneout_jax.training.evaluation import calibrator, evaluator
-from zoneout_jax.training.metrics import MetricLog, describe, draw_curves
+from zoneout_jax.training.metrics import Drawing, MetricLog, describe, draw_curves
 from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
 from zoneout_jax.training.run_directory import (
     RunDirectory,
@@ -30,7 +29,7 @@ from zoneout_jax.training.run_directory import (
 )
 from zoneout_jax.training.state import RunProgress, Streams, TrainState
 from zoneout_jax.training.stop import StopRequest
-from zoneout_jax.training.sweep import label, rates_of, summarize, write_sweep
+from zoneout_jax.training.sweep import by_rates, label, rates_of, summarize, write_sweep
 from zoneout_jax.training.task import Task, check_indices
 
 
@@ -80,8 +79,6 @@ def fit(
 class _Fit:
     """One run in progress. Arrays that differ between models have them along their first axis."""
 
-    DRAW_SECONDS = 10.0
-
     def __init__(
         self,
         task: Task,
@@ -113,13 +110,12 @@ class _Fit:
             stack.callback(self.checkpoints.close)
         if processes.run_on_host0(lambda: self.checkpoints.latest) is not None:
             state = self._restore(state)
-        self.saved_at = self.drawn_at = time.monotonic()
+        self.saved_at = time.monotonic()
         if self.first:
             made = self.progress
             self.log = MetricLog(run, made.step, made.history, made.times)
             stack.callback(self.log.close)
-        self.drawing = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        self.drawn: concurrent.futures.Future[Any] = self.drawing.submit(int)
+        self.drawing = stack.enter_context(Drawing(self._draw))
         self.placement = parallel.Placement(many)
         self.state = self.placement.put(state)
         self.data = parallel.replicate(task.data)
@@ -306,8 +302,8 @@ class _Fit:
         progress.begin_epoch()
         for entry in entries:
             self.bar.say(describe(entry))
-        if self.first and time.monotonic() >= self.drawn_at + self.DRAW_SECONDS:
-            self._draw(wait=False)
+        if self.first and self.drawing.is_due():
+            self.drawing.draw(progress.history)
 
     def _describe(self, describe: Callable[[Any, Any], str], best: tuple[Any, Any]) -> None:
         """Tells people what the first seed's model does."""
@@ -322,7 +318,7 @@ class _Fit:
             # Copied, as it is written while the run goes on.
             arrays = (self.placement.get(self.state), jax.tree.map(np.copy, self.best))
             self.checkpoints.save(self.progress.step, arrays, dataclasses.asdict(self.progress))
-            self._draw(wait)
+            self.drawing.draw(self.progress.history, wait)
             if wait:
                 self.checkpoints.wait()
 
@@ -346,32 +342,12 @@ class _Fit:
         if self.first:
             self.checkpoints.check()
 
-    def _draw(self, wait: bool) -> None:
-        """Draws the curves in the background, unless that is still being done."""
-        if not (wait or self.drawn.done()):
-            return
-        self.drawn.result()  # raises what went wrong
-        if entries := list(self.progress.history):
-
-            def draw():
-                path = self.run.path / "curves.png"
-                draw_curves(path, self._curves(entries), self.task.metric)
-                if self.on_history is not None:
-                    self.on_history(entries)
-
-            self.drawn = self.drawing.submit(draw)
-        self.drawn_at = time.monotonic()
-        if wait:
-            self.drawn.result()
-
-    def _curves(self, entries: list[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:
-        """The histories of each seed, by rates."""
-        curves: dict[str, list[list[dict[str, Any]]]] = {}
-        for member in self.members:
-            name = label(rates_of(member)) or self.task.name
-            mine = [e for e in entries if all(e.get(k, v) == v for k, v in member.items())]
-            curves.setdefault(name, []).append(mine)
-        return curves
+    def _draw(self, entries: list[dict[str, Any]]) -> None:
+        """Draws the curves of a history."""
+        curves = by_rates(entries, self.members, self.task.name)
+        draw_curves(self.run.path / "curves.png", curves, self.task.metric)
+        if self.on_history is not None:
+            self.on_history(entries)
 
     def _finish(self) -> dict[str, Any]:
         """Makes the test evaluations with the best parameters."""
@@ -380,9 +356,9 @@ class _Fit:
             self._describe(task.describe, self.best)
         best = self.placement.put(self.best)
         start = time.monotonic()
-        metrics = {
+        metrics: dict[str, list[Any]] = {
             f"validation_{name}": [best.get(name, math.inf) for best in progress.best_metrics]
-            for name in max(progress.best_metrics, key=len) or {task.metric: None}
+            for name in [*max(progress.best_metrics, key=len)] or [task.metric]
         }
         for name, evaluation in task.test_evaluations.items():
             for total, means in evaluator(task, evaluation, self.placement)(*best).items():
@@ -407,8 +383,8 @@ class _Fit:
         }
         if self.first:
             if self.config.sweep:
-                means = [n for n in metrics if n not in ("best_epoch", "epochs")]
-                write_sweep(self.run.path, self.config.sweep, result, means)
+                tabulated = [n for n in metrics if n not in ("best_epoch", "epochs")]
+                write_sweep(self.run.path, self.config.sweep, result, tabulated)
             with writing(self.run.result_file):
                 write_json(self.run.result_file, result)
         return result

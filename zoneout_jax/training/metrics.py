@@ -1,10 +1,11 @@
 """What a run measures: its logs and its curves."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,47 @@ def describe(entry: Mapping[str, Any]) -> str:
     shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", "seed")}
     words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
     return f"{seed}epoch {entry['epoch']}: {words}"
+
+
+class Drawing:
+    """Draws a run's history in the background.
+
+    Args:
+      draw: `draw(history)`.
+    """
+
+    SECONDS = 10.0
+
+    def __init__(self, draw: Callable[[list[dict[str, Any]]], None]):
+        self._draw = draw
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._last: concurrent.futures.Future[Any] = self._thread.submit(int)
+        self._begun_at = time.monotonic()
+
+    def __enter__(self) -> "Drawing":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown()
+
+    def is_due(self) -> bool:
+        """Whether the last drawing was begun some time ago."""
+        return time.monotonic() >= self._begun_at + self.SECONDS
+
+    def draw(self, history: Sequence[dict[str, Any]], wait: bool = False) -> None:
+        """Begins to draw, unless that is still being done; `wait` until it is.
+
+        Raises:
+          Exception: what went wrong in the background, in this drawing or the one before.
+        """
+        if not (wait or self._last.done()):
+            return
+        self._last.result()
+        if history:
+            self._last = self._thread.submit(self._draw, list(history))
+        self._begun_at = time.monotonic()
+        if wait:
+            self._last.result()
 
 
 def draw_curves(

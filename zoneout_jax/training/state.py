@@ -71,25 +71,31 @@ class RunProgress:
       resumed: how often the run was resumed.
     """
 
-    step: int
     epoch_totals: list[float]
     epoch_counts: list[float]
     skipped: list[int]
-    epoch_seconds: float
-    checkpoint_seconds: float
     best: list[float]
     best_epoch: list[int]
     best_metrics: list[dict[str, float]]
-    history: list[dict[str, Any]]
-    times: list[dict[str, Any]]
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    times: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    step: int = 0
+    epoch_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
     seconds: float = 0.0
     resumed: int = 0
 
     @classmethod
     def begin(cls, seeds: int) -> "RunProgress":
         """The progress before the first step."""
-        epoch: tuple[Any, ...] = ([0.0] * seeds, [0.0] * seeds, [0] * seeds, 0.0, 0.0)
-        return cls(0, *epoch, [math.inf] * seeds, [0] * seeds, [{}] * seeds, [], [])
+        return cls(
+            epoch_totals=[0.0] * seeds,
+            epoch_counts=[0.0] * seeds,
+            skipped=[0] * seeds,
+            best=[math.inf] * seeds,
+            best_epoch=[0] * seeds,
+            best_metrics=[{} for _ in range(seeds)],
+        )
 
     def begin_epoch(self) -> None:
         """Begins the sums of an epoch."""

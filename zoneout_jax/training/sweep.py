@@ -53,6 +53,17 @@ def label(member: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in member.items())
 
 
+def by_rates(
+    entries: Sequence[dict[str, Any]], models: Sequence[Member], name: str
+) -> dict[str, list[list[dict[str, Any]]]]:
+    """The histories of each seed, by rates; all under a name where there are none."""
+    curves: dict[str, list[list[dict[str, Any]]]] = {}
+    for model in models:
+        mine = [e for e in entries if all(e.get(k, v) == v for k, v in model.items())]
+        curves.setdefault(label(rates_of(model)) or name, []).append(mine)
+    return curves
+
+
 def summarize(
     metrics: Mapping[str, list], models: Sequence[Member], monitor: str
 ) -> dict[str, Any]:
