@@ -60,10 +60,10 @@ def sample(options: Options) -> str:
     """
     experiment, config = read_config(options)
     corpus = config.data.corpus
-    prompt = encode(options.prompt, corpus)
     model = experiment.model(config, corpus)
     task = experiment.build(config)
     params, state = read_trained(task, config.run, options.workdir, options.number).best
+    prompt = encode(options.prompt, corpus)  # now that the text is known to be that of the run
     key = jax.random.key(options.seed)
     with config.run.matmul_precision():
         symbols = continuation(

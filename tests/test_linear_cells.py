@@ -223,6 +223,7 @@ def test_gradients_by_finite_differences(name):
     test_util.check_grads(real, (params, xs, masks), 1, ["fwd", "rev"], 1e-6, 1e-6, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["min_gru", "lru"])
 def test_second_derivatives(name):
@@ -258,7 +259,10 @@ def test_vmap_over_seeds(name):
 
 
 @pytest.mark.parametrize("name", ["min_gru", "min_lstm", "rg_lru projected", "lru"])
-@pytest.mark.parametrize(("steps", "batch"), [(0, B), (1, 1), (T, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("steps", "batch"),
+    [(0, B), (1, 1), (T, 0), pytest.param(2, 1, marks=pytest.mark.slow)],
+)
 def test_short_and_empty(name, steps, batch):
     cell, params, _ = build(name, jnp.float32)
     xs = jax.random.normal(KEY, (steps, batch, F))
@@ -393,7 +397,10 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("kind", [{}, {"per_layer": True}, {"gaussian": True}])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, *(pytest.param({k: True}, marks=pytest.mark.slow) for k in ("per_layer", "gaussian"))],
+)
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_expectation_is_exactly_the_mean_over_masks(name, kind):
     # 5 standard errors: a chance of 3e-7 for each of the 25 outputs of each case.
@@ -538,7 +545,9 @@ def test_shard_map_gives_the_numbers_of_one_device(name, chunk):
 
 
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-@pytest.mark.parametrize("implementation", ["associative", "scan"])
+@pytest.mark.parametrize(
+    "implementation", ["associative", pytest.param("scan", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["min_gru", "lru"])
 def test_meshes(name, implementation, axis_type):
     cell, params, xs = build(name, jnp.float32)
@@ -571,6 +580,7 @@ def test_symbolic_shapes():
         export.export(run)(jax.ShapeDtypeStruct((t, b, F), jnp.float32))
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_chunk():
     cell = MinGRU(1, 32)
     params = cell.init(KEY)

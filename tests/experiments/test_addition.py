@@ -68,7 +68,7 @@ def test_every_pair_belongs_to_one_part(all_pairs):
 )
 def test_draws_are_those_of_the_task_and_of_no_other_part(part, digits, all_pairs):
     pairs, parts = all_pairs
-    draws = 100_000
+    draws = 50_000
     # Here it is running that takes long, not compiling, which the tests else do in haste.
     optimized = {"xla_backend_optimization_level": 3}
     drawn = jax.jit(addition.draw_pairs, static_argnames="part", compiler_options=optimized)(

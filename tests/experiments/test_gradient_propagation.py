@@ -103,6 +103,7 @@ def test_reach(norms, steps):
     assert propagation.reach(np.array(norms)) == steps
 
 
+@pytest.mark.slow
 def test_measure(tmp_path, monkeypatch, capsys):
     flags = ["--preset=smoke", "--train_size=32", "--examples=8", f"--out={tmp_path}"]
     flags += ["--models", "static identity"]

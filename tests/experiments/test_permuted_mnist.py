@@ -319,6 +319,7 @@ def test_rows_of_the_table_are_flags_that_are_understood():
         assert json.loads(json.dumps(preset.identity())) == listed(preset.identity())
 
 
+@pytest.mark.slow
 def test_a_run_and_its_table(tmp_path, capsys):
     row = "zoneout + recurrent batch norm"
     options = reproduce.Options(

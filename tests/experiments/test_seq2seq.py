@@ -148,7 +148,9 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    "settings", [*(pytest.param(s, marks=pytest.mark.slow) for s in SETTINGS[:-1]), SETTINGS[-1]]
+)
 def test_a_hundred_steps_are_those_of_a_loop(settings):
     sizes = {"batches_per_epoch": 100, "batch_size": 4, "hidden_features": 6}
     config = smoke(**ZONEOUT, **sizes, **settings, learning_rate=2e-3)

@@ -233,10 +233,10 @@ def swept(params, model_state, batch, *key):
 def test_a_sweep_is_each_of_its_models_alone(tmp_path):
     rows = np.zeros((1, 3), np.int32)
     task = quadratic(loss=swept, validation=Evaluation(towards(0.68), np.zeros(1), rows))
-    sweep = ("target=0.5,0.75,1", "steepness=1,0.5")
+    sweep = ("target=0.5,1", "steepness=1,0.5")
     config = CONFIG.replace(epochs=12, patience=2, seed=5, num_seeds=2, sweep=sweep)
     result = start(task, tmp_path / "sweep", config)
-    grid = list(itertools.product((0.5, 0.75, 1.0), (1.0, 0.5)))
+    grid = list(itertools.product((0.5, 1.0), (1.0, 0.5)))
     assert [(c["target"], c["steepness"]) for c in result["cells"]] == grid
     epochs = set()
     for number, ((target, steepness), seed) in enumerate(itertools.product(grid, (5, 6))):
@@ -257,7 +257,7 @@ def test_a_sweep_is_each_of_its_models_alone(tmp_path):
     best = min(result["cells"], key=lambda cell: cell["validation_cost"])
     assert best.items() <= result.items()
     table = (tmp_path / "sweep/sweep.md").read_text().splitlines()
-    assert table[0] == "| target | steepness | validation cost | test cost |" and len(table) == 8
+    assert table[0] == "| target | steepness | validation cost | test cost |" and len(table) == 6
     cell = result["cells"][0]
     values = [f"{cell[n]:.4f} ± {cell[f'{n}_sd']:.4f}" for n in ("validation_cost", "test_cost")]
     assert table[2] == f"| 0.5 | 1 | {' | '.join(values)} |"
