@@ -72,21 +72,18 @@ class Experiment:
         print(f"{result['name']}: {ours}{at}{self.paper(config)}")
 
     def paper(self, config: Any) -> str:
-        """The published figures, for a run whose settings are those of the paper's rows."""
-        free = {"seed", "num_seeds", "rng_impl"}
-        for row in self.rows.values():
-            free |= {flag.lstrip("-").partition("=")[0] for flag in row.flags}
-        start = next(iter(self.presets.values())).identity()
-        settings = config.identity()
-        differing = {n for n in settings.keys() | start if settings.get(n) != start.get(n)}
-        if differing - free:
-            return ""
-        rows = [
-            f"{name} {' / '.join(f'{value:g}' for value in row.published.values())}"
-            for name, row in self.rows.items()
-            if row.published
-        ]
-        return f"; paper: {', '.join(rows)}" if rows else ""
+        """The published values, for a run with the settings of a row of the paper."""
+
+        def settings(config: Any) -> dict[str, Any]:
+            free = ("seed", "num_seeds", "rng_impl")
+            return {name: v for name, v in config.identity().items() if name not in free}
+
+        for name, row in self.rows.items():
+            published = " / ".join(f"{value:g}" for value in row.published.values())
+            of_row = parse_preset(self.presets, row.flags, self.name, self.about)
+            if published and settings(of_row) == settings(config):
+                return f"; paper, {name}: {published}"
+        return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
