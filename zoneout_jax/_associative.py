@@ -31,9 +31,6 @@ def scan_associative(
     a, b = cell.zoned_out(a, b, Masks(**constant, **inputs.masks))
     if inputs.valid is not None:
         a, b = jnp.where(inputs.valid, a, 1), jnp.where(inputs.valid, b, 0)
-    if inputs.resets is not None:  # the step then depends on what is before it no more
-        b = jnp.where(inputs.resets, a * constants.start[None] + b, b)
-        a = jnp.where(inputs.resets, 0, a)
     hs = linear_recurrence(a, b, carry, how.reverse)
     ys = cell.readout(params, hs, xs)
     if inputs.valid is not None:
