@@ -285,9 +285,8 @@ def test_without_biases(layer, kind, options, convert):
 
 def load(torch, module, state, **options):
     """The documented line."""
-    return module.load_state_dict(
-        {name: torch.tensor(array) for name, array in state.items()}, **options
-    )
+    tensors = {name: torch.tensor(array) for name, array in state.items()}
+    return module.load_state_dict(tensors, **options)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
@@ -339,6 +338,13 @@ def test_torch_in_a_larger_model(prefix):
     result = load(torch, model, converted, strict=False)
     assert not result.unexpected_keys and result.missing_keys == ["encoder.embed.weight"]
     assert_same(interop.from_torch(model.state_dict(), prefix), [random_params("gru")])
+
+
+def test_haste_in_a_larger_model():
+    params = random_params("gru")
+    converted = interop.to_haste(params, "encoder.rnn")
+    assert {name.rpartition(".")[0] for name in converted} == {"encoder.rnn"}
+    assert_same(interop.from_haste(converted | {"embed.weight": 0}, "encoder.rnn."), params)
 
 
 def test_torch_tensors_are_copied():
@@ -395,8 +401,3 @@ def test_conversions_compile(library, kind):
     many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
     mapped = jax.vmap(lambda p: back(there(p)))(many)
     assert_same(jax.tree.map(lambda p: np.asarray(p[0]), mapped), plain)
-
-
-def test_whether_a_bias_is_zero_must_be_known():
-    with pytest.raises(TypeError, match="recurrent_bias must be known"):
-        jax.jit(interop.to_nnx)(random_params("gru"))

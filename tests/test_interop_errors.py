@@ -142,3 +142,8 @@ def test_layers_and_cells_of_torch_are_not_mixed_up():
     for layers in ([params, params], [(params, params)]):
         with pytest.raises(ValueError, match="a cell has one layer and one direction"):
             interop.to_torch(layers, cell=True)
+
+
+def test_whether_a_bias_is_zero_must_be_known():
+    with pytest.raises(TypeError, match="recurrent_bias must be known"):
+        jax.jit(interop.to_nnx)(GRU(F, H).init(jax.random.key(0)))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zoneout_jax.interop._weights import Arrays, Library, select, to_array
+from zoneout_jax.interop._weights import Arrays, Library, ended, select, to_array
 
 HASTE = Library("Haste", {4: "igfo", 3: "zrn"})
 NAMES = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
@@ -42,8 +42,5 @@ def to_haste(params: Mapping[str, Any], prefix: str = "") -> Arrays:
       ValueError: parameters that those layers do not have, as those of a plain RNN.
     """
     *arrays, _ = HASTE.theirs(params)
-    if prefix and not prefix.endswith("."):
-        prefix += "."
-    return {
-        prefix + name: array for name, array in zip(NAMES, arrays, strict=True) if array is not None
-    }
+    named = zip(NAMES, arrays, strict=True)
+    return {ended(prefix) + name: array for name, array in named if array is not None}

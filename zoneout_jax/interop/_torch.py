@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoneout_jax.interop._weights import GATES, Arrays, Library, select, to_array
+from zoneout_jax.interop._weights import GATES, Arrays, Library, ended, select, to_array
 
 TORCH = Library("torch", GATES, transposed=True)
 NAMES = r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?|weight_hr_l\d+(_reverse)?"
@@ -92,8 +92,6 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
         )
     if cell and (len(layers) != 1 or not isinstance(layers[0], Mapping)):
         raise ValueError(f"a cell has one layer and one direction; got {len(layers)} layers")
-    if prefix and not prefix.endswith("."):
-        prefix += "."
     state = {}
     for number, layer in enumerate(layers):
         pair = (layer,) if isinstance(layer, Mapping) else layer
@@ -111,5 +109,7 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
                 if array.dtype == jnp.bfloat16:
                     array = array.astype(np.float32)
                 traced = isinstance(array, jax.core.Tracer)
-                state[f"{prefix}{name}{suffix}"] = array if traced else np.array(array, order="C")
+                state[f"{ended(prefix)}{name}{suffix}"] = (
+                    array if traced else np.array(array, order="C")
+                )
     return state

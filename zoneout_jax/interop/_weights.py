@@ -152,8 +152,7 @@ def select(
       required: names that must be there.
       separator: between the parts of a name.
     """
-    if prefix and not prefix.endswith(separator):
-        prefix += separator
+    prefix = ended(prefix, separator)
     found = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
     if found and set(required) <= set(found) and all(re.fullmatch(pattern, n) for n in found):
         return found
@@ -162,6 +161,11 @@ def select(
     places = {m.string[: m.start()] for m in matches if m} - {prefix.removesuffix(separator)}
     hint = f"; set `prefix`, to {' or '.join(map(repr, sorted(places)))}" if places else ""
     raise ValueError(f"not the weights of {what}: got {got}; known names are {known}{hint}")
+
+
+def ended(prefix: str, separator: str = ".") -> str:
+    """A prefix with the separator at its end, unless it is empty."""
+    return prefix if not prefix or prefix.endswith(separator) else prefix + separator
 
 
 def check_shape(name: str, array: Any, *shape: int | None) -> None:
