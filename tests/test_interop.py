@@ -1,4 +1,7 @@
-"""Weights from and to Flax and torch: outputs equal, round trips exact."""
+"""Weights from and to other libraries: outputs equal, round trips exact."""
+
+import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -10,82 +13,283 @@ from flax import nnx
 from zoneout_jax import GRU, LSTM, RNN, interop, unroll
 
 T, B, F, H = 7, 3, 4, 5
-CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CELLS = {
+    "lstm": LSTM(F, H),
+    "gru": GRU(F, H),
+    "gru before": GRU(F, H, reset_after=False),
+    "rnn": RNN(F, H),
+    "rnn relu": RNN(F, H, activation_fn="relu"),
+}
+TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 
-def random_params(cell, seed=0):
-    keys = iter(jax.random.split(jax.random.key(seed), 9))
+@pytest.fixture(params=TOLERANCE)
+def dtype(request):
+    if request.param == "float64":
+        request.getfixturevalue("x64")
+    return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keras_on_jax(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "jax")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        yield
+
+
+def noisy(tree, seed=0):
+    """Values that differ everywhere, in place of zeros and the like."""
+    rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), cell.init(next(keys))
+        lambda a: np.asarray(a) + rng.normal(scale=0.3, size=a.shape).astype(a.dtype), tree
     )
 
 
-def inputs(features=F):
-    return jax.random.normal(jax.random.key(9), (T, B, features))
+def random_params(kind, dtype="float32"):
+    return noisy(dataclasses.replace(CELLS[kind], param_dtype=dtype).init(jax.random.key(0)))
 
 
-def assert_same(one, other):
+def inputs(features=F, dtype="float32"):
+    return np.random.default_rng(9).normal(size=(T, B, features)).astype(dtype)
+
+
+def outputs(kind, params, xs):
+    cell = dataclasses.replace(CELLS[kind], param_dtype=xs.dtype)
+    return unroll(cell, jax.tree.map(jnp.asarray, params), jnp.asarray(xs))[1]
+
+
+def assert_same(one, other, tolerance=0.0):
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert [a.dtype for a in jax.tree.leaves(one)] == [a.dtype for a in jax.tree.leaves(other)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), one, other)
 
 
-LINEN = [
-    ("lstm", nn.OptimizedLSTMCell),
-    ("lstm", nn.LSTMCell),
-    ("gru", nn.GRUCell),
-    ("rnn", nn.SimpleCell),
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# Each function makes a layer and returns its weights and a function from weights to outputs.
+
+
+def linen(kind, dtype, cell=None):
+    names = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
+    cell = (cell or names[kind])(H, dtype=dtype, param_dtype=dtype)
+    layer = nn.RNN(cell, time_major=True)
+    xs = inputs(dtype=dtype)
+    made = layer.init(jax.random.key(1), xs)["params"]["cell"]
+    return noisy(made), lambda params: layer.apply({"params": {"cell": params}}, xs)
+
+
+def flax_nnx(kind, dtype, cell=None):
+    names = {"lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
+    cell = (cell or names[kind])(F, H, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    layer = nnx.RNN(cell, time_major=True)
+
+    def run(params):
+        nnx.update(layer.cell, params)
+        return layer(jnp.asarray(inputs(dtype=dtype)))
+
+    return noisy(nnx.to_pure_dict(nnx.state(layer.cell, nnx.Param))), run
+
+
+def torch_cell(kind, dtype, **options):
+    torch = pytest.importorskip("torch")
+    names = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn": "RNNCell", "rnn relu": "RNNCell"}
+    cell = getattr(torch.nn, names[kind])(F, H, dtype=getattr(torch, dtype), **options)
+
+    def run(state):
+        cell.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+        carry, ys = None, []
+        with torch.no_grad():
+            for x in torch.tensor(inputs(dtype=dtype)):
+                carry = cell(x, carry)
+                ys.append(carry[0] if kind == "lstm" else carry)
+        return torch.stack(ys).numpy()
+
+    return {name: value.numpy().copy() for name, value in cell.state_dict().items()}, run
+
+
+def haste(kind, dtype):
+    """Its equations in NumPy: frameworks/pytorch/lstm.py and gru.py."""
+    k = {"lstm": 4, "gru": 3}[kind]
+    shapes = {"kernel": (F, k * H), "recurrent_kernel": (H, k * H), "bias": (k * H,)}
+    if kind == "gru":
+        shapes["recurrent_bias"] = (k * H,)
+
+    def run(state):
+        c = h = np.zeros((B, H), dtype)
+        ys = []
+        for x in inputs(dtype=dtype):
+            from_x = x @ state["kernel"] + state["bias"]
+            from_h = h @ state["recurrent_kernel"]
+            if kind == "lstm":
+                i, g, f, o = np.split(from_x + from_h, 4, -1)
+                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                h = sigmoid(o) * np.tanh(c)
+            else:
+                x_z, x_r, x_n = np.split(from_x, 3, -1)
+                h_z, h_r, h_n = np.split(from_h + state["recurrent_bias"], 3, -1)
+                z = sigmoid(x_z + h_z)
+                h = z * h + (1 - z) * np.tanh(x_n + sigmoid(x_r + h_r) * h_n)
+            ys.append(h)
+        return np.stack(ys)
+
+    return noisy({name: np.zeros(shape, dtype) for name, shape in shapes.items()}), run
+
+
+def keras(kind, dtype, use_bias=True):
+    layers = pytest.importorskip("keras").layers
+    if dtype == "float64":
+        pytest.skip("Keras on JAX computes tanh in float32")
+    made = {
+        "lstm": layers.LSTM,
+        "gru": layers.GRU,
+        "gru before": functools.partial(layers.GRU, reset_after=False),
+        "rnn": layers.SimpleRNN,
+    }
+    layer = made[kind](H, return_sequences=True, dtype=dtype, use_bias=use_bias)
+    layer.build((B, T, F))
+
+    def run(weights):
+        layer.set_weights(weights)
+        return np.asarray(layer(inputs(dtype=dtype).swapaxes(0, 1))).swapaxes(0, 1)
+
+    return noisy(layer.get_weights()), run
+
+
+def haiku(kind, dtype, **options):
+    hk = pytest.importorskip("haiku")
+    names = {"lstm": hk.LSTM, "gru before": hk.GRU, "rnn relu": hk.VanillaRNN}
+
+    def unrolled(xs):
+        core = names[kind](H, **options)
+        return hk.dynamic_unroll(core, xs, core.initial_state(B))[0]
+
+    layer = hk.without_apply_rng(hk.transform(unrolled))
+    xs = inputs(dtype=dtype)
+    return noisy(layer.init(jax.random.key(0), xs)), lambda params: layer.apply(params, xs)
+
+
+def equinox(kind, dtype, use_bias=True):
+    eqx = pytest.importorskip("equinox")
+    made = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}[kind]
+    cell = made(F, H, use_bias, jnp.dtype(dtype), key=jax.random.key(0))
+
+    def run(fields):
+        fields = {name: array for name, array in fields.items() if array is not None}
+        full = eqx.tree_at(
+            lambda c: [getattr(c, name) for name in fields], cell, [*fields.values()]
+        )
+
+        def step(carry, x):
+            carry = jax.vmap(full)(x, carry)
+            return carry, carry[0] if kind == "lstm" else carry
+
+        zeros = jnp.zeros((B, H), dtype)
+        carry = (zeros, zeros) if kind == "lstm" else zeros
+        return jax.lax.scan(step, carry, inputs(dtype=dtype))[1]
+
+    arrays = {
+        name: value for name, value in vars(cell).items() if name.startswith(("weight", "bias"))
+    }
+    return noisy(arrays), run
+
+
+MODULES = {"lstm": "lstm", "gru before": "gru", "rnn relu": "vanilla_rnn"}
+IN_LISTS = (lambda state: interop.from_torch(state)[0]), lambda p: interop.to_torch([p], cell=True)
+PEERS = [
+    *[(linen, kind, {}, interop.from_flax, interop.to_linen) for kind in ("lstm", "gru", "rnn")],
+    (linen, "lstm", {"cell": nn.LSTMCell}, interop.from_flax, interop.to_linen),
+    *[(flax_nnx, kind, {}, interop.from_flax, interop.to_nnx) for kind in ("lstm", "gru", "rnn")],
+    (
+        flax_nnx,
+        "lstm",
+        {"cell": nnx.LSTMCell},
+        interop.from_flax,
+        functools.partial(interop.to_nnx, optimized=False),
+    ),
+    *[(torch_cell, kind, {}, *IN_LISTS) for kind in ("lstm", "gru", "rnn")],
+    (torch_cell, "rnn relu", {"nonlinearity": "relu"}, *IN_LISTS),
+    *[(haste, kind, {}, interop.from_haste, interop.to_haste) for kind in ("lstm", "gru")],
+    *[
+        (keras, kind, {}, interop.from_keras, interop.to_keras)
+        for kind in ("lstm", "gru", "gru before", "rnn")
+    ],
+    *[
+        (haiku, kind, {}, functools.partial(interop.from_haiku, prefix=module), interop.to_haiku)
+        for kind, module in MODULES.items()
+    ],
+    *[(equinox, kind, {}, interop.from_equinox, interop.to_equinox) for kind in ("lstm", "gru")],
 ]
 
 
-@pytest.mark.parametrize(("kind", "theirs"), LINEN)
-def test_linen(kind, theirs):
-    cell = CELLS[kind](F, H)
-    params = random_params(cell)
-    layer = nn.RNN(theirs(H), time_major=True)
-    converted = interop.to_linen(params)
-    wanted = layer.apply({"params": {"cell": converted}}, inputs())
-    np.testing.assert_allclose(unroll(cell, params, inputs())[1], wanted, rtol=0, atol=1e-6)
-    assert_same(interop.from_flax(converted), params)
-    # And from weights that Flax made itself.
-    made = layer.init(jax.random.key(1), inputs())
-    found = interop.from_flax(made["params"]["cell"])
-    ys = unroll(cell, found, inputs())[1]
-    np.testing.assert_allclose(ys, layer.apply(made, inputs()), rtol=0, atol=1e-6)
-    assert jax.tree.structure(interop.to_linen(found)) == jax.tree.structure(
-        jax.tree.map(np.asarray, dict(made["params"]["cell"]))
-    )
-
-
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
-    ("kind", "theirs", "options"),
+    ("layer", "kind", "options", "convert", "back"),
+    [pytest.param(*peer, id=f"{peer[0].__name__} {peer[1]} {[*peer[2]]}") for peer in PEERS],
+)
+def test_outputs_are_theirs(layer, kind, options, convert, back, dtype):
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=TOLERANCE[dtype])
+    made, run = layer(kind, dtype, **options)
+    params = convert(made)
+    assert jax.tree.structure(params) == jax.tree.structure(random_params(kind))
+    same(outputs(kind, params, inputs(dtype=dtype)), run(made))
+
+    params = random_params(kind, dtype)
+    if (layer, kind) == (flax_nnx, "gru"):
+        with pytest.raises(ValueError, match="no recurrent_bias"):
+            back(params)
+        params["recurrent_bias"] *= 0
+    converted = back(params)
+    assert jax.tree.map(np.shape, converted) == jax.tree.map(np.shape, made)
+    same(outputs(kind, params, inputs(dtype=dtype)), run(converted))
+    # Haiku's LSTM adds 1 to a bias, which rounds.
+    assert_same(convert(converted), params, TOLERANCE[dtype] if layer is haiku else 0)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    ("layer", "kind", "options", "convert"),
     [
-        ("lstm", nnx.OptimizedLSTMCell, {}),
-        ("lstm", nnx.LSTMCell, {"optimized": False}),
-        ("gru", nnx.GRUCell, {}),
-        ("rnn", nnx.SimpleCell, {}),
+        (torch_cell, "lstm", {"bias": False}, IN_LISTS[0]),
+        (torch_cell, "gru", {"bias": False}, IN_LISTS[0]),
+        (keras, "lstm", {"use_bias": False}, interop.from_keras),
+        (keras, "gru", {"use_bias": False}, lambda w: interop.from_keras(w, reset_after=True)),
+        (
+            keras,
+            "gru before",
+            {"use_bias": False},
+            lambda w: interop.from_keras(w, reset_after=False),
+        ),
+        (
+            haiku,
+            "rnn relu",
+            {"double_bias": False},
+            lambda p: interop.from_haiku(p, "vanilla_rnn/"),
+        ),
+        (equinox, "lstm", {"use_bias": False}, lambda f: interop.from_equinox({**f, "bias": None})),
+        (
+            equinox,
+            "gru",
+            {"use_bias": False},
+            lambda f: interop.from_equinox({**f, "bias_n": None}),
+        ),
     ],
 )
-def test_nnx(kind, theirs, options):
-    cell = CELLS[kind](F, H)
-    layer = nnx.RNN(theirs(F, H, rngs=nnx.Rngs(0)), time_major=True)
-    made = nnx.to_pure_dict(nnx.state(layer.cell, nnx.Param))
-    found = interop.from_flax(made)
-    ys = unroll(cell, found, inputs())[1]
-    np.testing.assert_allclose(ys, layer(inputs()), rtol=0, atol=1e-6)
-    params = random_params(cell)
-    if kind == "gru":
-        with pytest.raises(ValueError, match="no recurrent_bias"):
-            interop.to_nnx(params)
-        params["recurrent_bias"] = jnp.zeros(H)
-    converted = interop.to_nnx(params, **options)
-    assert_same(interop.from_flax(converted), params)
-    nnx.update(layer.cell, converted)
-    np.testing.assert_allclose(
-        unroll(cell, params, inputs())[1], layer(inputs()), rtol=0, atol=1e-6
-    )
+def test_without_biases(layer, kind, options, convert):
+    made, run = layer(kind, "float32", **options)
+    found = outputs(kind, convert(made), inputs())
+    np.testing.assert_allclose(found, run(made), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+def load(torch, module, state, **options):
+    """The documented line."""
+    tensors = {name: torch.tensor(array) for name, array in state.items()}
+    return module.load_state_dict(tensors, **options)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_torch_with_two_layers(kind, bidirectional, bias):
@@ -93,78 +297,107 @@ def test_torch_with_two_layers(kind, bidirectional, bias):
     layer = getattr(torch.nn, kind.upper())(
         F, H, num_layers=2, bidirectional=bidirectional, bias=bias
     )
-    with torch.no_grad():
-        wanted = layer(torch.tensor(np.array(inputs())))[0].numpy()
+
+    def run():
+        with torch.no_grad():
+            return layer(torch.tensor(inputs()))[0].numpy()
+
+    wanted = run()
     state = {name: value.numpy() for name, value in layer.state_dict().items()}
     layers = interop.from_torch(state)
     assert len(layers) == 2
-    xs = inputs()
+    xs = jnp.asarray(inputs())
     for params in layers:
-        cell = CELLS[kind](xs.shape[-1], H)
+        cell = {"lstm": LSTM, "gru": GRU, "rnn": RNN}[kind](xs.shape[-1], H)
         pair = params if bidirectional else (params,)
         ys = [unroll(cell, p, xs, reverse=bool(n))[1] for n, p in enumerate(pair)]
         xs = jnp.concatenate(ys, -1)
-    np.testing.assert_allclose(xs, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(xs, wanted, rtol=0, atol=1e-6)
     # Back: torch has two biases where we have their sum, so what it computes is compared.
     if bias:
         converted = interop.to_torch(layers)
         assert {n: a.shape for n, a in converted.items()} == {n: a.shape for n, a in state.items()}
-        layer.load_state_dict({n: torch.tensor(a.copy()) for n, a in converted.items()})
-        with torch.no_grad():
-            again = layer(torch.tensor(np.array(inputs())))[0].numpy()
-        np.testing.assert_allclose(again, wanted, rtol=0, atol=1e-5)
+        load(torch, layer, converted)
+        np.testing.assert_allclose(run(), wanted, rtol=0, atol=1e-6)
         assert_same(interop.from_torch(converted), layers)
 
 
+@pytest.mark.parametrize("prefix", ["encoder.rnn.", "encoder.rnn"])
+def test_torch_in_a_larger_model(prefix):
+    torch = pytest.importorskip("torch")
+    parts = {"embed": torch.nn.Embedding(9, F), "rnn": torch.nn.GRU(F, H)}
+    model = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict(parts)})
+    state = model.state_dict()
+    (params,) = interop.from_torch(state, prefix)
+    assert_same([params], interop.from_torch(parts["rnn"].state_dict()))
+    with pytest.raises(ValueError, match="set `prefix`, to 'encoder.rnn'$"):
+        interop.from_torch(state)
+    with pytest.raises(ValueError, match=r"none of them below 'decoder\.'"):
+        interop.from_torch(state, "decoder")
+    converted = interop.to_torch([random_params("gru")], prefix)
+    result = load(torch, model, converted, strict=False)
+    assert not result.unexpected_keys and result.missing_keys == ["encoder.embed.weight"]
+    assert_same(interop.from_torch(model.state_dict(), prefix), [random_params("gru")])
+
+
+def test_haste_in_a_larger_model():
+    params = random_params("gru")
+    converted = interop.to_haste(params, "encoder.rnn")
+    assert {name.rpartition(".")[0] for name in converted} == {"encoder.rnn"}
+    assert_same(interop.from_haste(converted | {"embed.weight": 0}, "encoder.rnn."), params)
+
+
+def test_torch_tensors_are_copied():
+    torch = pytest.importorskip("torch")
+    cell = torch.nn.RNNCell(F, H)
+    (params,) = interop.from_torch(dict(cell.named_parameters()))  # with gradients
+    before = params["input"].copy()
+    with torch.no_grad():
+        cell.weight_ih += 1
+    np.testing.assert_array_equal(params["input"], before)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_torch_bfloat16(kind):
+    torch = pytest.importorskip("torch")
+    layer = getattr(torch.nn, kind.upper())(F, H).to(torch.bfloat16)
+    state = layer.state_dict()
+    (params,) = interop.from_torch(state)
+    assert {a.dtype for a in params.values()} == {jnp.dtype(jnp.bfloat16)}
+    (wide,) = interop.from_torch({name: value.float() for name, value in state.items()})
+    for name, array in params.items():
+        np.testing.assert_array_equal(array, wide[name].astype(jnp.bfloat16))
+    load(torch, layer, interop.to_torch([params]))
+    assert layer.weight_ih_l0.dtype == torch.bfloat16
+    assert_same(interop.from_torch(layer.state_dict()), [params])
+
+
+WAYS = {
+    "torch": (lambda p: interop.to_torch([p]), lambda s: interop.from_torch(s)[0]),
+    "linen": (interop.to_linen, interop.from_flax),
+    "haste": (interop.to_haste, interop.from_haste),
+    "keras": (interop.to_keras, interop.from_keras),
+    "haiku": (lambda p: interop.to_haiku(p, "m"), lambda p: interop.from_haiku(p, "m")),
+    "equinox": (interop.to_equinox, interop.from_equinox),
+}
+
+
 @pytest.mark.parametrize(
-    ("convert", "params", "message"),
+    ("library", "kind"),
     [
-        (interop.to_linen, {"input": np.zeros((F, 4 * H))}, "lack bias, recurrent"),
-        (interop.to_torch, [GRU(F, H, reset_after=False)], "reset_after=True"),
-        (interop.to_nnx, LSTM(F, H, learned_carry=True), "initial_c, initial_h"),
-        (interop.to_linen, LSTM(F, H, normalization="layer"), "cell_beta"),
-        (interop.from_flax, {"q": {}}, "not the parameters"),
-        (interop.from_torch, {"weight_hr_l0": np.zeros((2, 2))}, "projections .proj_size."),
-        (interop.from_torch, {"weight_xx_l0": np.zeros((2, 2))}, "not the state"),
-        (
-            interop.from_torch,
-            {"weight_ih_l0": np.zeros((20, F)), "weight_hh_l0": np.zeros((20, 7))},
-            "must be .H, 4H.",
-        ),
-        (
-            interop.from_torch,
-            {"weight_ih_l0": np.zeros((16, F)), "weight_hh_l0": np.zeros((20, 5))},
-            "weights must be",
-        ),
+        *[(library, "lstm") for library in WAYS],
+        *[(library, "gru") for library in WAYS if library != "haiku"],
+        *[(library, "gru before") for library in ("keras", "haiku")],
+        *[(library, "rnn") for library in ("torch", "linen", "keras", "haiku")],
     ],
 )
-def test_errors(convert, params, message):
-    def made(value):
-        return value.init(jax.random.key(0)) if hasattr(value, "init") else value
-
-    params = [made(p) for p in params] if isinstance(params, list) else made(params)
-    with pytest.raises(ValueError, match=message):
-        convert(params)
-
-
-def test_a_dict_in_place_of_layers():
-    with pytest.raises(TypeError, match=r"to_torch\(\[params\]\)"):
-        interop.to_torch(LSTM(F, H).init(jax.random.key(0)))
-
-
-@pytest.mark.parametrize("kind", CELLS)
-def test_conversions_compile(kind):
-    params = CELLS[kind](F, H).init(jax.random.key(0))
-    for there, back in (
-        (lambda p: interop.to_torch([p]), lambda s: interop.from_torch(s)[0]),
-        (interop.to_linen, interop.from_flax),
-    ):
-        plain = back(there(params))
-        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(plain))
-        traced = jax.jit(lambda p, there=there, back=back: back(there(p)))(params)
-        assert_same(jax.tree.map(np.asarray, traced), plain)
-        many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
-        mapped = jax.vmap(lambda p, there=there, back=back: back(there(p)))(many)
-        assert_same(jax.tree.map(lambda p: np.asarray(p[0]), mapped), plain)
-    with pytest.raises(TypeError, match="recurrent_bias must be known"):
-        jax.jit(interop.to_nnx)(GRU(F, H).init(jax.random.key(0)))
+def test_conversions_compile(library, kind):
+    there, back = WAYS[library]
+    params = random_params(kind)
+    plain = back(there(params))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(plain))
+    traced = jax.jit(lambda p: back(there(p)))(params)
+    assert_same(jax.tree.map(np.asarray, traced), plain)
+    many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    mapped = jax.vmap(lambda p: back(there(p)))(many)
+    assert_same(jax.tree.map(lambda p: np.asarray(p[0]), mapped), plain)

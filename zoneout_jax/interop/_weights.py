@@ -1,0 +1,212 @@
+"""What the converters share: names, shapes and the order of gates."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = dict[str, Any]
+Named = tuple[str, Any]
+"""An array and its name in the other library, for messages."""
+
+GATES = {4: "ifgo", 3: "rzn", 1: "h"}
+"""Gates by their number, in our order."""
+
+KINDS = {4: "LSTM", 3: "GRU", 1: "plain RNN"}
+
+
+class Weights(NamedTuple):
+    """A cell's weights: [F, kH], [H, kH], [kH], [kH] and k.
+
+    `recurrent_bias`, added to the recurrent product, is 0 but for n; None where the cell has none.
+    """
+
+    kernel: Any
+    recurrent: Any
+    bias: Any
+    recurrent_bias: Any
+    k: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """How a library lays out its weights.
+
+    Attributes:
+      name: for messages.
+      gates: their order, in our letters, by their number; no entry for cells that it lacks.
+      transposed: whether its kernels are [kH, F] and [kH, H].
+      reset_after: of its GRU; None if it has both.
+    """
+
+    name: str
+    gates: Mapping[int, str]
+    transposed: bool = False
+    reset_after: bool | None = True
+
+    def ours(
+        self,
+        kernel: Named,
+        recurrent: Named,
+        bias: Named | None = None,
+        recurrent_bias: Named | None = None,
+        *,
+        features: int | None = None,
+        reset_after: bool = True,
+    ) -> Arrays:
+        """Our parameters; biases that are None are 0, features that are None any number."""
+        count = self.count(*recurrent)
+        hidden = min(recurrent[1].shape)
+        width = count * hidden
+        check_shape(*kernel, *((width, features) if self.transposed else (features, width)))
+        none = np.zeros(width, recurrent[1].dtype)
+        biases = []
+        for named in (bias, recurrent_bias):
+            if named:
+                check_shape(*named, width)
+            biases.append(named[1] if named else none)
+        arrays = kernel[1], recurrent[1], *biases
+        if self.transposed:
+            arrays = kernel[1].T, recurrent[1].T, *biases
+        x, h, b_x, b_h = (reorder(array, self.gates[count], GATES[count]) for array in arrays)
+        params = {"input": x, "recurrent": h, "bias": b_x + b_h}
+        if count == 3 and reset_after:
+            params["bias"] = concatenate([params["bias"][:-hidden], b_x[-hidden:]])
+            params["recurrent_bias"] = b_h[-hidden:]
+        return params
+
+    def theirs(self, params: Mapping[str, Any]) -> Weights:
+        """The weights of our parameters in the library's order, not transposed."""
+        missing = {"input", "recurrent", "bias"} - set(params)
+        if missing:
+            raise ValueError(f"parameters lack {', '.join(sorted(missing))}: got {[*params]}")
+        arrays = {name: to_array(array) for name, array in params.items()}
+        count = self.count("recurrent", arrays["recurrent"], transposed=False)
+        hidden = arrays["recurrent"].shape[0]
+        after = "recurrent_bias" in arrays
+        if count == 3 and self.reset_after not in (after, None):
+            raise ValueError(
+                f"the GRU of {self.name} has its reset gate"
+                f" {'before' if after else 'after'} the recurrent product: no exact counterpart;"
+                f" use GRU(reset_after={self.reset_after})"
+            )
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "input": (None, count * hidden),
+            "recurrent": (hidden, count * hidden),
+            "bias": (count * hidden,),
+        }
+        if count == 3 and after:
+            shapes["recurrent_bias"] = (hidden,)
+        unknown = set(params) - set(shapes)
+        if unknown:
+            raise ValueError(f"{self.name} has no place for {', '.join(sorted(unknown))}")
+        for name, shape in shapes.items():
+            check_shape(name, arrays[name], *shape)
+        recurrent_bias = None
+        if count == 3 and after:
+            none = np.zeros(2 * hidden, arrays["bias"].dtype)
+            recurrent_bias = concatenate([none, arrays["recurrent_bias"]])
+        kernel, recurrent, bias = (
+            reorder(arrays[name], GATES[count], self.gates[count])
+            for name in ("input", "recurrent", "bias")
+        )
+        return Weights(kernel, recurrent, bias, recurrent_bias, count)
+
+    def count(self, name: str, recurrent: Any, *, transposed: bool | None = None) -> int:
+        """Number of gates by the shape of recurrent weights, transposed as the library's or not."""
+        transposed = self.transposed if transposed is None else transposed
+        shape = recurrent.shape[::-1] if transposed else recurrent.shape
+        for count in self.gates:
+            if len(shape) == 2 and shape[0] and shape[1] == count * shape[0]:
+                return count
+        known = []
+        for count in self.gates:
+            wide = f"{count}H" if count > 1 else "H"
+            known.append(f"[{f'{wide}, H' if transposed else f'H, {wide}'}] ({KINDS[count]})")
+        raise ValueError(
+            f"{name} must be {' or '.join(known)} for {self.name}, got {list(recurrent.shape)}"
+        )
+
+
+def select(
+    state: Mapping[str, Any],
+    prefix: str,
+    what: str,
+    pattern: str,
+    known: str,
+    required: Sequence[str] = (),
+    separator: str = ".",
+) -> Arrays:
+    """The entries below a prefix, without it.
+
+    Args:
+      state: arrays by name.
+      prefix: with or without a separator at its end.
+      what: what the names belong to, for messages.
+      pattern: regular expression that names must match.
+      known: such names, for messages.
+      required: names that must be there.
+      separator: between the parts of a name.
+    """
+    prefix = ended(prefix, separator)
+    found = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
+    if found and set(required) <= set(found) and all(re.fullmatch(pattern, n) for n in found):
+        return found
+    got = f"{[*found]}" if found else f"{[*state]}, none of them below {prefix!r}"
+    matches = (re.search(rf"(?:^|{separator})(?:{pattern})$", name) for name in state)
+    places = {m.string[: m.start()] for m in matches if m} - {prefix.removesuffix(separator)}
+    hint = f"; set `prefix`, to {' or '.join(map(repr, sorted(places)))}" if places else ""
+    raise ValueError(f"not the weights of {what}: got {got}; known names are {known}{hint}")
+
+
+def ended(prefix: str, separator: str = ".") -> str:
+    """A prefix with the separator at its end, unless it is empty."""
+    return prefix if not prefix or prefix.endswith(separator) else prefix + separator
+
+
+def check_shape(name: str, array: Any, *shape: int | None) -> None:
+    """Raises ValueError for another shape; None stands for any size."""
+    if len(array.shape) != len(shape) or any(
+        want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
+    ):
+        wanted = ", ".join("F" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must be [{wanted}], got {list(array.shape)}")
+
+
+def to_array(value: Any) -> Any:
+    """A NumPy array, but for what is traced; a copy of a torch tensor."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which torch does not hand to NumPy
+            return value.float().numpy().astype(jnp.bfloat16)
+        return value.numpy().copy()
+    return np.asarray(value)
+
+
+def reorder(array: Any, given: str, wanted: str) -> Any:
+    """The blocks of the last axis in another order."""
+    if given == wanted:
+        return array
+    blocks = dict(zip(given, split(array, len(given)), strict=True))
+    return concatenate([blocks[gate] for gate in wanted], -1)
+
+
+def split(array: Any, count: int) -> Any:
+    """As many equal blocks of the last axis."""
+    return modules(array).split(array, count, -1)
+
+
+def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """The arrays in one."""
+    return modules(*arrays).concatenate(arrays, axis)
+
+
+def modules(*arrays: Any) -> Any:
+    """The module of functions for arrays."""
+    return jnp if any(isinstance(array, jax.core.Tracer) for array in arrays) else np
