@@ -128,7 +128,7 @@ def reproduce(options: Options) -> dict[str, Any]:
         table.train(*part, config)
     print(f"table: {table.out / 'table.md'} and table.json; picture: {table.out / 'curves.png'}")
     if table.failed:
-        raise RunError(f"{len(table.failed)} rows have diverged: {', '.join(table.failed)}")
+        raise RunError(f"diverged: {', '.join(table.failed)}; the other rows are done")
     return table.content()
 
 
@@ -197,9 +197,9 @@ class Table:
         curves = {row: runs for row, runs in curves.items() if any(runs)}
         if curves:
             draw_curves(self.out / "curves.png", curves, self._metric)
-        for metric in self.experiment.curves:
-            path = self.out / f"curves-{metric}.png"
-            draw_curves(path, curves, metric, ("validation",))
+            for metric in self.experiment.curves:
+                path = self.out / f"curves-{metric}.png"
+                draw_curves(path, curves, metric, ("validation",))
 
     def write(self) -> None:
         """Writes `table.json` and `table.md`."""

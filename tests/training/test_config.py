@@ -30,6 +30,8 @@ class Model(Settings):
     """Units of a layer."""
     learning_rate: float = 0.1
     """Step size."""
+    text: str = "own.txt"
+    """A file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,8 @@ def test_run_directory_is_named_after_what_was_changed():
     assert path("x", changed.replace(workdir="a/b"), smoke) == pathlib.Path("a/b")
     at_home = changed.replace(workdir="~/runs/a:b")
     assert path("x", at_home, smoke) == pathlib.Path.home() / "runs" / "a:b"
+    swept = smoke.replace(sweep=("a=1,2", "b=3"), text="../a.txt")
+    assert path("x", swept, smoke) == runs / "x" / "smoke-text=.._a.txt-sweep=a=1,2+b=3"
     longer = changed.replace(epochs=9)  # the run goes on where it is
     assert path("x", longer, smoke) == path("x", changed, smoke)
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,21 @@ def test_an_extension_that_is_cut_off_goes_on(tmp_path, monkeypatch):
     assert start(quadratic(), tmp_path, CONFIG.replace(checkpoint_steps=1))["epochs"] == 6
 
 
+@pytest.mark.parametrize("damage", ["removed", "unreadable"])
+def test_an_extension_without_a_checkpoint_loses_nothing(damage, tmp_path):
+    result = start(quadratic(), tmp_path, CONFIG.replace(epochs=2))
+    before = (tmp_path / "metrics.jsonl").read_text()
+    for folder in (tmp_path / "checkpoints").iterdir():
+        if damage == "removed":
+            shutil.rmtree(folder)
+        else:
+            shutil.rmtree(folder / "arrays")
+    with pytest.raises(RunError, match="no checkpoint"):
+        start(quadratic(), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert start(quadratic(), tmp_path, CONFIG.replace(epochs=2)) == result
+
+
 def raise_cut():
     raise Cut
 
@@ -185,9 +201,8 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["task"]  # as before there were any
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match="of an older zoneout_jax") as error:
+    with pytest.raises(ValueError, match="of an older zoneout_jax"):
         start(quadratic(), tmp_path)
-    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -222,6 +237,49 @@ def test_examples_past_the_end_are_refused(tmp_path):
         ValueError, match="an evaluation asks for example 2, but the data ends with 1"
     ):
         Evaluation(towards(1.0), (np.zeros(2), np.zeros((3, 1))), np.array([[0, -1, 2]]))
+
+
+def test_indices_of_any_epoch_are_looked_at(tmp_path):
+    last = jax.random.fold_in(Streams.from_seed(0).data, 5)
+
+    def indices(key):
+        same = jnp.all(jax.random.key_data(key) == jax.random.key_data(last))
+        return jnp.full((STEPS, DEVICES), jnp.where(same, 4, 0))
+
+    with pytest.raises(ValueError, match="epoch_indices asks for example 4"):
+        start(quadratic(epoch_indices=indices), tmp_path)
+    assert [entry["epoch"] for entry in history(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("shape", [(0, DEVICES), (DEVICES,)])
+def test_epochs_without_steps_or_batches(shape):
+    with pytest.raises(ValueError, match=r"epoch_indices must be \[steps, batch, …\], got"):
+        _ = quadratic(epoch_indices=lambda key: jnp.zeros(shape, int)).steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "words"),
+    [
+        (lambda total, count: total, TypeError, r"must return \(total, count\), got float32"),
+        (lambda total, count: ((total, count), {}), TypeError, "scalars|must return"),
+        (lambda total, count: (total[None], count), TypeError, "must be scalars"),
+        (lambda total, count: ({"other": total}, count), ValueError, "'cost' among its totals"),
+    ],
+)
+def test_evaluations_of_another_form(returned, error, words, tmp_path):
+    def loss(params, model_state, batch):
+        return returned(*towards(1.0)(params, model_state, batch))
+
+    evaluation = Evaluation(loss, np.zeros(1), np.zeros((1, 3), np.int32))
+    with pytest.raises(error, match=words):
+        start(quadratic(validation=evaluation), tmp_path)
+
+
+def test_a_sweep_of_one_rate(tmp_path):
+    config = CONFIG.replace(sweep=("target=0.5", "steepness=1"))
+    result = start(quadratic(loss=swept), tmp_path, config)
+    assert [cell["target"] for cell in result["cells"]] == [0.5] and result["target"] == 0.5
+    assert (tmp_path / "result.json").exists() and (tmp_path / "sweep.md").exists()
 
 
 def swept(params, model_state, batch, *key):

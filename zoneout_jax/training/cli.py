@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -181,7 +182,8 @@ def path(name: str, config: Config, start: Config) -> pathlib.Path:
     unnamed = ("preset", "epochs")  # a run with more epochs goes on where it is
 
     def text(value: Any) -> str:
-        return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return words.replace(os.sep, "_")  # a path is not to lead elsewhere
 
     changed = [
         f"{k}={text(v)}" for k, v in settings.items() if k not in unnamed and v != before.get(k)

@@ -8,17 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoneout_jax.training import parallel
+from zoneout_jax.training.parallel import form
 from zoneout_jax.training.task import Evaluation, Task
 
 
 def evaluator(
-    task: Task, evaluation: Evaluation, placement: parallel.Placement
+    task: Task,
+    evaluation: Evaluation,
+    placement: parallel.Placement,
+    monitor: str | None = None,
 ) -> Callable[[Any, Any], dict[str, list[float]]]:
-    """Compiles an evaluation: placed params and model state to metrics of each seed, by name."""
+    """Compiles an evaluation: placed params and model state to metrics of each seed, by name.
+
+    It must have a total of the task's metric, and of the one to monitor if there is one.
+    """
 
     def named(params, model_state, batch):
-        total, count = evaluation.loss(params, model_state, batch)
-        return total if isinstance(total, dict) else {task.metric: total}, count
+        found = evaluation.loss(params, model_state, batch)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise TypeError(f"an evaluation's loss must return (total, count), got {form(found)}")
+        total, count = found
+        totals = total if isinstance(total, dict) else {task.metric: total}
+        values = [*totals.values(), count]
+        if not jax.tree_util.all_leaves(values) or any(map(jnp.shape, values)):
+            raise TypeError(f"an evaluation's total and count must be scalars, got {form(found)}")
+        for name in {task.metric, monitor or task.metric}:
+            if name not in totals:
+                raise ValueError(f"an evaluation must have {name!r} among its totals: {[*totals]}")
+        return totals, count
 
     sums = parallel.evaluation_sums(named, placement)
     data = parallel.replicate(evaluation.data)

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -69,8 +69,9 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
 def names(kind: type) -> list[str]:
     """Names of the settings of a dataclass and of its parts."""
     found = []
+    hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        part = field.type
+        part = hints[field.name]
         if isinstance(part, type) and issubclass(part, Settings):
             found += names(part)
         else:

@@ -15,7 +15,7 @@ import numpy as np
 from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig
-from zoneout_jax.training.errors import Diverged
+from zoneout_jax.training.errors import Diverged, RunError
 from zoneout_jax.training.evaluation import calibrator, evaluator
 from zoneout_jax.training.metrics import Drawing, MetricLog, describe, draw_curves
 from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
@@ -110,10 +110,17 @@ class _Fit:
             stack.callback(self.checkpoints.close)
         if processes.run_on_host0(lambda: self.checkpoints.latest) is not None:
             state = self._restore(state)
+            processes.run_on_host0(lambda: run.extend() if run.extends() else None)
+        elif processes.run_on_host0(run.extends):
+            raise RunError(
+                f"workdir {run.path} holds a run of fewer epochs, and no checkpoint to go on from; "
+                "give another --workdir",
+                exit_code=2,
+            )
         self.saved_at = time.monotonic()
         if self.first:
             made = self.progress
-            self.log = MetricLog(run, made.step, made.history, made.times)
+            self.log = MetricLog(run, made.step, made.history, made.times, (*self.members[0],))
             stack.callback(self.log.close)
         self.drawing = stack.enter_context(Drawing(self._draw))
         self.placement = parallel.Placement(many)
@@ -128,9 +135,8 @@ class _Fit:
             skip_not_finite=config.on_nan == "skip",
         )
         self.epoch_indices = jax.jit(task.epoch_indices)
-        check_indices(self.epoch_indices(self.streams[0].data), task.data, "epoch_indices")
         self.calibrate = calibrator(task.calibration, self.placement)
-        self.validate = evaluator(task, task.validation, self.placement)
+        self.validate = evaluator(task, task.validation, self.placement, task.monitor)
         self.end_epoch = task.end_epoch and parallel.each_state(task.end_epoch, self.placement)
 
     def _restore(self, state: TrainState) -> TrainState:
@@ -174,6 +180,7 @@ class _Fit:
         progress, per_epoch = self.progress, self.task.steps_per_epoch
         epoch = progress.step // per_epoch
         indices = [self.epoch_indices(jax.random.fold_in(s.data, epoch)) for s in self.streams]
+        check_indices(indices, self.task.data, "epoch_indices")
         rows = self.placement.rows(jax.tree.map(lambda *leaves: jnp.stack(leaves), *indices))
         going = self.placement.put(np.array(self._going()))
         while (done := progress.step - epoch * per_epoch) < per_epoch:
@@ -301,7 +308,7 @@ class _Fit:
         progress.times.append(times)
         progress.begin_epoch()
         for entry in entries:
-            self.bar.say(describe(entry))
+            self.bar.say(describe(entry, (*self.members[0],)))
         if self.first and self.drawing.is_due():
             self.drawing.draw(progress.history)
 
@@ -366,9 +373,10 @@ class _Fit:
         whole = progress.step // task.steps_per_epoch
         metrics["best_epoch"] = progress.best_epoch
         metrics["epochs"] = [min(whole, b + self.config.patience) for b in progress.best_epoch]
+        monitor = f"validation_{task.monitor or task.metric}"
         result = {
             "name": task.name,
-            **summarize(metrics, self.members, f"validation_{task.monitor or task.metric}"),
+            **summarize(metrics, self.members, monitor),
             "steps": progress.step,
             "steps_per_second": statistics.median(
                 entry["steps_per_second"] for entry in progress.times
@@ -384,7 +392,7 @@ class _Fit:
         if self.first:
             if self.config.sweep:
                 tabulated = [n for n in metrics if n not in ("best_epoch", "epochs")]
-                write_sweep(self.run.path, self.config.sweep, result, tabulated)
+                write_sweep(self.run.path, self.config.sweep, result, tabulated, monitor)
             with writing(self.run.result_file):
                 write_json(self.run.result_file, result)
         return result

@@ -19,18 +19,23 @@ class MetricLog:
     """Appends to `metrics.jsonl`, `times.jsonl` and TensorBoard events."""
 
     def __init__(
-        self, run: RunDirectory, step: int, metrics: list[dict[str, Any]], times: list[dict]
+        self,
+        run: RunDirectory,
+        step: int,
+        metrics: list[dict[str, Any]],
+        times: list[dict],
+        labels: Sequence[str] = ("seed",),
     ):
         """Writes the two files anew from what the checkpoint of `step` knows.
 
         What a run logged after that checkpoint will be computed again; what a kill cut off, or a
-        full disk left out, is mended.
+        full disk left out, is mended. `labels` are what tells the models of a run apart.
         """
         with needs("zoneout_jax.training", "training"):
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._run = run
+        self._run, self._labels = run, labels
         for path, entries in ((run.metrics_file, metrics), (run.times_file, times)):
             with writing(path), replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
@@ -61,9 +66,9 @@ class MetricLog:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        suffix = f"/seed{entry['seed']}" if "seed" in entry else ""
+        suffix = "".join(f"/{name}{entry[name]}" for name in self._labels if name in entry)
         for name, value in entry.items():
-            if name not in ("step", "epoch", "seed"):
+            if name not in ("step", "epoch", *self._labels):
                 summary = scalar(name + suffix, value)
                 event = Event(wall_time=time.time(), step=entry["step"], summary=summary)
                 self._events.write_event(event)
@@ -86,12 +91,12 @@ def deviation(values: Sequence[float]) -> float | None:
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def describe(entry: Mapping[str, Any]) -> str:
-    """One line for people."""
-    seed = f"seed {entry['seed']}, " if "seed" in entry else ""
-    shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", "seed")}
+def describe(entry: Mapping[str, Any], labels: Sequence[str] = ("seed",)) -> str:
+    """One line for people; `labels` are what tells the models of a run apart."""
+    model = "".join(f"{name} {entry[name]}, " for name in labels if name in entry)
+    shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", *labels)}
     words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
-    return f"{seed}epoch {entry['epoch']}: {words}"
+    return f"{model}epoch {entry['epoch']}: {words}"
 
 
 class Drawing:

@@ -256,6 +256,11 @@ def train_steps(
     return jax.pmap(run, axis_name=placement.axis, in_axes=axes, donate_argnums=(0,))
 
 
+def form(tree: Any) -> Any:
+    """Types and shapes of arrays, for messages."""
+    return jax.tree.map(lambda x: f"{jnp.result_type(x).name}{list(jnp.shape(x))}", tree)
+
+
 def checked(found: Any, model_state: Any) -> tuple[Sums, Any]:
     """What a loss returned, if it has the form ((total, count), model_state).
 
@@ -263,10 +268,6 @@ def checked(found: Any, model_state: Any) -> tuple[Sums, Any]:
       TypeError: it has another; sums that are no scalars; a model state of another structure, or
         with arrays of other shapes or types than before the step.
     """
-
-    def form(tree):
-        return jax.tree.map(lambda x: f"{jnp.result_type(x).name}{list(jnp.shape(x))}", tree)
-
     try:
         (total, count), new = found
         scalars = jnp.shape(total) == jnp.shape(count) == ()

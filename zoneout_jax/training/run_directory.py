@@ -99,17 +99,11 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
       task: the identity of the task.
 
     Raises:
-      RunError: it trains others, or its checkpoints are of an older form; exit code 2.
+      RunError: it trains others; exit code 2.
     """
     if not (path / "config.json").exists():
         return
-    there = read_config(path).get("task")
-    if there is None:
-        raise RunError(
-            f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another "
-            "form; end it with that version, or give another --workdir",
-            exit_code=2,
-        )
+    there = read_config(path)["task"]
     for name in there | dict(task):
         if there.get(name) != task.get(name):
             other = "on other data" if name == "data" else "of another model"
@@ -170,7 +164,13 @@ class RunDirectory:
 
     def _compare(self) -> None:
         """Raises ValueError if the directory is of a run with other settings, or of more epochs."""
-        there = read_config(self.path)["settings"]
+        config = read_config(self.path)
+        if "task" not in config:
+            raise ValueError(
+                f"workdir {self.path} holds a run of an older zoneout_jax, whose checkpoints have "
+                "another form; end it with that version, or give another --workdir"
+            )
+        there = config["settings"]
         here, done = self._settings.get("epochs"), there.get("epochs")
         if here is not None and done is not None and here < done:
             raise ValueError(
@@ -195,6 +195,11 @@ class RunDirectory:
             return False
         there = read_config(self.path)["settings"].get("epochs")
         return there is not None and there < self._settings.get("epochs", there)
+
+    def extend(self) -> None:
+        """Takes note of more epochs, once the run can go on; its result is made anew."""
+        self.result_file.unlink(missing_ok=True)
+        write_json(self.config_file, read_config(self.path) | {"settings": self._settings})
 
     def changed_versions(self) -> list[str]:
         """What the run began with that is of another version now, a few words each."""
@@ -253,10 +258,7 @@ class RunDirectory:
                     write_json(self.config_file, content)
                 else:
                     self._compare()  # another run may have begun in the meantime
-                    if self.extends():
-                        self.result_file.unlink(missing_ok=True)
-                        content = read_config(self.path) | {"settings": self._settings}
-                        write_json(self.config_file, content)
+                    check_task(self.path, task)
             except ValueError as error:
                 raise RunError(str(error), exit_code=2) from error
             except OSError as error:

@@ -1,6 +1,7 @@
 """Grids of rates: their settings, their table and their figure."""
 
 import itertools
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ def parse_sweep(sweep: Sequence[str]) -> dict[str, tuple[float, ...]]:
             rates = tuple(float(value) for value in values.split(","))
         except ValueError:
             raise ValueError(f"sweep must be name=rate,rate,…, got {item!r}") from None
+        if not name.isidentifier() or name == "seed" or not all(map(math.isfinite, rates)):
+            raise ValueError(f"sweep must be name=rate,rate,…, got {item!r}")
         if name in found or len(set(rates)) < len(rates):
             raise ValueError(f"sweep must have each name and rate once, got {' '.join(sweep)!r}")
         found[name] = rates
@@ -50,7 +53,7 @@ def rates_of(member: Mapping[str, Any]) -> dict[str, float]:
 
 def label(member: Mapping[str, Any]) -> str:
     """A member for people."""
-    return ", ".join(f"{name} {value:g}" for name, value in member.items())
+    return ", ".join(f"{name} {value}" for name, value in member.items())
 
 
 def by_rates(
@@ -79,7 +82,8 @@ def summarize(
       `<metric>_sd` and the values of each model as `runs`. For a sweep those of the best rates,
       with these, and `cells` with the means of all.
     """
-    if len(models) == 1:
+    swept = bool(rates_of(models[0]))
+    if len(models) == 1 and not swept:
         return {name: values[0] for name, values in metrics.items()}
     runs = [
         model | dict(zip(metrics, values, strict=True))
@@ -95,13 +99,17 @@ def summarize(
             cell[f"{name}_sd"] = deviation(values)
         cells.append(cell)
     best = min(cells, key=lambda cell: cell[monitor])
-    return best | ({"cells": cells} if len(cells) > 1 else {}) | {"runs": runs}
+    return best | ({"cells": cells} if swept else {}) | {"runs": runs}
 
 
 def write_sweep(
-    folder: pathlib.Path, sweep: Sequence[str], result: Mapping[str, Any], metrics: Sequence[str]
+    folder: pathlib.Path,
+    sweep: Sequence[str],
+    result: Mapping[str, Any],
+    metrics: Sequence[str],
+    monitor: str,
 ) -> None:
-    """Writes `sweep.md`, a table of metrics by rates, and `sweep.png`, the first one drawn."""
+    """Writes `sweep.md`, a table of metrics by rates, and `sweep.png`, of the monitored one."""
     rates = parse_sweep(sweep)
     header = [*rates, *(name.replace("_", " ") for name in metrics)]
     lines = [header, ["---"] * len(header)]
@@ -114,7 +122,7 @@ def write_sweep(
     table = folder / "sweep.md"
     with writing(table), replacing(table) as temporary:
         temporary.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
-    _draw(folder / "sweep.png", rates, result["cells"], metrics[0])
+    _draw(folder / "sweep.png", rates, result["cells"], monitor)
 
 
 def _draw(
@@ -132,6 +140,7 @@ def _draw(
     axes = figure.add_subplot()
     for values in itertools.product(*(rates[name] for name in others)):
         line = [cell for cell in cells if [cell[name] for name in others] == list(values)]
+        line.sort(key=lambda cell: cell[first])
         axes.errorbar(
             [cell[first] for cell in line],
             [cell[metric] for cell in line],

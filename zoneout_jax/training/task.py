@@ -98,9 +98,15 @@ class Task:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        """Rows of an epoch."""
-        rows = jax.eval_shape(self.epoch_indices, jax.random.key(0))
-        return jax.tree.leaves(rows)[0].shape[0]
+        """Steps of an epoch.
+
+        Raises:
+          ValueError: there are none, or the indices have no axis of the batch.
+        """
+        shape = jax.tree.leaves(jax.eval_shape(self.epoch_indices, jax.random.key(0)))[0].shape
+        if len(shape) < 2 or not shape[0]:
+            raise ValueError(f"epoch_indices must be [steps, batch, …], got {list(shape)}")
+        return shape[0]
 
     def identity(self) -> dict[str, str]:
         """The data, and types and shapes of all that is trained or carried, by name."""
