@@ -294,6 +294,42 @@ def test_emit_of_scalars(face):
         np.testing.assert_allclose(out[1], by_time.mean(1), rtol=0, atol=1e-6)
 
 
+MASK = np.arange(T) < np.array([[4], [T], [0]])
+
+
+@both
+@pytest.mark.parametrize("reverse", [False, True])
+def test_boolean_masks_are_lengths(face, reverse):
+    layer = face("LSTM", layers=2)
+    options = {"reverse": reverse}
+    wanted = layer(XS, seq_lengths=MASK.sum(1), **options)
+
+    def close(one, other):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one, other)
+
+    close(layer(XS, mask=MASK, **options), wanted)
+    close(jax.jit(lambda mask: layer(XS, mask=mask, **options))(MASK), wanted)
+    carry, ys = layer(jnp.moveaxis(XS, 1, 0), mask=MASK.T.tolist(), time_major=True, **options)
+    close((carry, jnp.moveaxis(ys, 1, 0)), wanted)
+    twice = layer(jnp.stack([XS, XS]), mask=np.stack([MASK, MASK]), **options)
+    close(twice, jax.tree.map(lambda a: jnp.stack([a, a]), wanted))
+
+
+@both
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mask": MASK.T}, ValueError, r"mask must be booleans of the shape \(3, 6\), got bool of"),
+        ({"mask": MASK * 1.0}, TypeError, r"mask must be booleans of .*, got float64 of \(3, 6\)"),
+        ({"mask": ~MASK}, ValueError, "mask must be True first and then False: padding comes last"),
+        ({"mask": MASK, "seq_lengths": [1] * B}, ValueError, "mask and seq_lengths say the same"),
+    ],
+)
+def test_bad_boolean_masks(face, options, error, message):
+    with pytest.raises(error, match=f"ZoneoutRNN: {message}"):
+        face("GRU")(XS, **options)
+
+
 @both
 def test_noise_beside_an_initializer_is_refused(face):
     with pytest.raises(ValueError, match="carry_noise is for carries of zeros or learned ones"):

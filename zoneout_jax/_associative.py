@@ -31,6 +31,12 @@ def scan_associative(
     a, b = cell.zoned_out(a, b, Masks(**constant, **inputs.masks))
     if inputs.valid is not None:
         a, b = jnp.where(inputs.valid, a, 1), jnp.where(inputs.valid, b, 0)
+    if inputs.resets is not None and len(b):
+        start: Any = constants.start
+        b = jnp.where(inputs.resets, a * start[None] + b, b)
+        a = jnp.where(inputs.resets, 0, a)  # the step depends no more on what is before it
+        # Nor on a carry that is nan, of which 0 times would be nan again.
+        carry = jnp.where(inputs.resets[-1 if how.reverse else 0], start, carry)
     hs = linear_recurrence(a, b, carry, how.reverse)
     ys = cell.readout(params, hs, xs)
     if inputs.valid is not None:

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.linen.recurrent import flip_sequences
+from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Carry, Cell, Params
 from zoneout_jax._draw import draw_masks
 from zoneout_jax._initializers import Initializer
+from zoneout_jax._lengths import Lengths, check_booleans, clip_lengths, lengths_of
 from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
 from zoneout_jax._sharding import batch_offset, check_spread, spread_as
-from zoneout_jax._unroll import Lengths, clip_lengths, unroll
+from zoneout_jax._unroll import unroll
 from zoneout_jax._zoneout import Zoneout
 
 
@@ -144,6 +146,7 @@ def run_sequence(
     draw_key: Callable[[], jax.Array],
     *,
     seq_lengths: Lengths | None,
+    resets: jax.Array | None,
     emit: Callable[..., Any] | None,
     **options: Any,
 ) -> tuple[Carry, Any, Stats | None]:
@@ -165,6 +168,12 @@ def run_sequence(
                 f"{name}: seq_lengths must be {tuple(batch_dims)}, got {seq_lengths.shape}"
             )
         seq_lengths = jnp.ravel(seq_lengths) if len(batch_dims) != 1 else seq_lengths
+    if resets is not None:
+        if module.carry_init is not None:
+            raise ValueError(
+                f"{name}: resets are for carries of zeros or learned ones, not for carry_init"
+            )
+        resets = resets.reshape(steps, math.prod(batch_dims))
     found: list[Stats]
     carry, ys, *found = unroll(
         cell,
@@ -178,6 +187,7 @@ def run_sequence(
         first_step=number,
         carry_noise=module.carry_noise,
         seq_lengths=seq_lengths,
+        resets=resets,
         emit=emit,
         axis_name=module.axis_name,
         **options,
@@ -220,6 +230,8 @@ def run_layers(
     run: Callable[..., tuple[Carry, Any]],
     initial_carry: Any,
     seq_lengths: Lengths | None,
+    mask: ArrayLike | None,
+    resets: ArrayLike | None,
     zoneout: Zoneout | Sequence[Zoneout] | None,
     emit: Callable[..., Any] | None,
     **overrides: bool | None,
@@ -251,6 +263,14 @@ def run_layers(
             raise ValueError(f"{name} must be a sequence of {len(stack)}, one a cell; got {what}")
     time_major = options["time_major"]
     xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
+    if mask is not None:
+        if seq_lengths is not None:
+            raise ValueError("ZoneoutRNN: mask and seq_lengths say the same: pass one of them")
+        axis = 0 if time_major else -1
+        seq_lengths = lengths_of("ZoneoutRNN: mask", mask, inputs.shape[:-1], axis)
+    if resets is not None:
+        resets = jnp.asarray(check_booleans("ZoneoutRNN: resets", resets, inputs.shape[:-1]))
+        resets = resets if time_major else jnp.moveaxis(resets, -1, 0)
     last = []
     for number, (cell, carry, spec) in enumerate(zip(stack, carries, specs, strict=True)):
         try:
@@ -261,6 +281,7 @@ def run_layers(
                 carry,
                 zoneout=spec,
                 seq_lengths=seq_lengths,
+                resets=resets,
                 reverse=options["reverse"],
                 emit=emit if number == len(stack) - 1 else None,
                 unroll=rnn.unroll,

@@ -88,20 +88,23 @@ class Inputs(NamedTuple):
         inputs `[T, B, F]` themselves.
       masks: masks by name with a leading axis T.
       valid: booleans `[T, B, 1]`; where False the carry stands still and the output is zero.
+      resets: booleans `[T, B, 1]`; where True the carry before the step is `Constants.start`.
       number: numbers of the steps `[T]`, for a batch-normalized cell.
     """
 
     xs: Any
     masks: dict[str, jax.Array]
     valid: jax.Array | None
+    resets: jax.Array | None
     number: jax.Array | None
 
 
 class Constants(NamedTuple):
-    """What serves every step: masks by name, population statistics."""
+    """What serves every step: masks by name, population statistics, the carry at resets."""
 
     masks: dict[str, jax.Array]
     stats: Stats | None
+    start: Carry | None
 
 
 def scan(
@@ -119,6 +122,7 @@ def scan(
         if explicit_sharding(jax.tree.leaves(inputs.xs)[0]):
             # JAX 0.12 does not find the gradient of a product with what a scan closes over there.
             own = jax.lax.optimization_barrier(params)
+        carry = _restarted(carry, inputs, constants)
         advance = functools.partial(how.cell.advance, own, carry, inputs.xs)
         return _finish(how, advance, carry, inputs, constants)
 
@@ -132,6 +136,13 @@ def scan_fused(
     """`scan` with a backward pass of its own, and without a forward-mode derivative."""
     last, (emitted, _) = _forward(how, params, carry, inputs, constants, save=False)
     return last, emitted
+
+
+def _restarted(carry, inputs, constants):
+    """The carry before a step: the initial one where an episode begins."""
+    if inputs.resets is None:
+        return carry
+    return jax.tree.map(lambda c, s: jnp.where(inputs.resets, s, c), carry, constants.start)
 
 
 def _finish(how, update, carry, inputs, constants):
@@ -164,6 +175,7 @@ def _forward(how, params, carry, inputs, constants, save):
     rows = how.turned(vectors(params, cell.param_dtype))
 
     def body(carry, inputs):
+        carry = _restarted(carry, inputs, constants)
         operand = cell.hidden(carry)
         if how.own_input and summed:
             operand, projected = how.join((operand, inputs.xs)), bias
@@ -208,7 +220,7 @@ def _scan_backward(how, residuals, cotangents):
     soft_inputs, hard_inputs = _soft_and_hard(inputs.masks)
 
     def body(state, step):
-        d_carry, d_rows, d_soft = state
+        d_carry, d_rows, d_soft, d_start = state
         d_emitted, (carry, values, rest), inputs, soft_inputs = step
         if not how.own_input:
             blocks = zip(cell.gates, how.split(inputs.xs), strict=True)
@@ -237,15 +249,19 @@ def _scan_backward(how, residuals, cotangents):
         dz = how.join(dz)
         _, pull_hidden = jax.vjp(cell.hidden, carry)
         d_carry = _add(d_carry, *pull_hidden(how.product(dz, kernel)))
-        state = d_carry, _add(d_rows, more_rows), _add(d_soft, more_soft)
+        if inputs.resets is not None:  # what `_restarted` chose has the gradient
+            chosen = jax.tree.map(lambda d: jnp.where(inputs.resets, d, 0), d_carry)
+            d_start = _add(d_start, chosen)
+            d_carry = jax.tree.map(lambda d: jnp.where(inputs.resets, 0, d), d_carry)
+        state = d_carry, _add(d_rows, more_rows), _add(d_soft, more_soft), d_start
         # Without a rest it is the same as dz.
         out = dz, how.join(d_projected) if d_rest else None
         return state, (how.turned(out), d_soft_inputs)
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    (d_carry, d_rows, d_soft), ((dz, d_projected), d_soft_inputs) = jax.lax.scan(
+    (d_carry, d_rows, d_soft, d_start), ((dz, d_projected), d_soft_inputs) = jax.lax.scan(
         body,
-        (d_carry, zeros(rows), zeros(soft)),
+        (d_carry, zeros(rows), zeros(soft), zeros(constants.start)),
         (d_emitted, saved, inputs._replace(masks=hard_inputs), soft_inputs),
         reverse=not how.reverse,
         unroll=how.unroll,
@@ -281,8 +297,8 @@ def _scan_backward(how, residuals, cotangents):
     return (
         gradient,
         d_carry,
-        Inputs(d_xs, none(hard_inputs) | d_soft_inputs, None, None),
-        Constants(none(hard) | d_soft, None),
+        Inputs(d_xs, none(hard_inputs) | d_soft_inputs, None, None, None),
+        Constants(none(hard) | d_soft, None, d_start),
     )
 
 

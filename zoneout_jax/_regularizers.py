@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoneout_jax._unroll import Lengths, clip_lengths
+from zoneout_jax._lengths import Lengths, clip_lengths
 
 Tree = TypeVar("Tree")
 

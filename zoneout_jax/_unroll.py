@@ -1,7 +1,7 @@
 """Recurrent cells over time."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -14,13 +14,11 @@ from zoneout_jax._cell import Carry, Cell, Params
 from zoneout_jax._checks import check_choice
 from zoneout_jax._draw import add_noise, draw_masks, required, split_masks
 from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
+from zoneout_jax._lengths import Lengths, check_lengths, first_steps, flip, without_padding
 from zoneout_jax._linear import LinearCell
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._sharding import batch_offset, check_spread, spread_as, vary_alike
 from zoneout_jax._zoneout import Masks, Zoneout
-
-Lengths = ArrayLike | Sequence[int]
-"""Lengths of sequences, integers `[B]`."""
 
 Implementation = Literal["fused", "scan", "associative"]
 """How a cell is run over time."""
@@ -47,6 +45,7 @@ def unroll(
     first_step: ArrayLike = 0,
     carry_noise: float = 0.0,
     seq_lengths: Lengths | None = None,
+    resets: ArrayLike | None = None,
     reverse: bool = False,
     emit: Callable[[Carry, jax.Array], Emitted] | None = None,
     chunk: int | None = None,
@@ -76,6 +75,11 @@ def unroll(
         (recurrent batch normalization: inputs that all examples share leave no variance otherwise).
       seq_lengths: integers `[B]`. From a sequence's end on the carry stands still, and the outputs
         are zero. Traced lengths above T count as T.
+      resets: booleans `[T, B]`, True for the first step of each episode: before it the carry is the
+        cell's initial one, with its noise, if any. A carry that is handed in serves up to the first
+        of them. In reverse, too, True marks the first element of an episode, the last that the run
+        meets: after it the carry is the initial one, so that no state passes from one episode
+        to another; the first row is then of no effect. Nothing starts in padding.
       reverse: from the last element to the first. The outputs keep the order of the inputs, and
         padding stays where it is.
       emit: `emit(carry, output)`, what to return of each step instead of the output: arrays
@@ -98,10 +102,11 @@ def unroll(
       tell such a cell from others, and expect two values.
 
     Raises:
-      ValueError: inputs, carry, masks, lengths or what `emit` returns, if their shapes do not fit;
-        rates or masks that the cell has no use for; training without a key; evaluation without
-        statistics.
-      TypeError: a rate that is a schedule; a `key` that is not a random key.
+      ValueError: inputs, carry, masks, lengths, resets or what `emit` returns, if their shapes do
+        not fit; rates or masks that the cell has no use for; training without a key; evaluation
+        without statistics; resets of a batch-normalized cell, whose statistics are those of a step.
+      TypeError: a rate that is a schedule; a `key` that is not a random key; lengths that are no
+        integers, resets that are no booleans.
 
     Example:
       >>> cell = LSTM(3, 4)
@@ -127,6 +132,11 @@ def unroll(
         raise ValueError("stats are for batch-normalized cells only")
     if cell.statistics and deterministic and stats is None:
         raise ValueError("a batch-normalized cell in evaluation needs its population stats")
+    if cell.statistics and resets is not None:
+        raise ValueError(
+            "resets are not for batch-normalized cells: their statistics are those of a step, and"
+            " examples would be at different steps of their episodes"
+        )
     cell.check_params(params)
     steps, batch = xs.shape[:2]
     # Gradients then have the types of the parameters.
@@ -140,20 +150,25 @@ def unroll(
     draws = masks is None and isinstance(zoneout, Zoneout) and zoneout.active
     if key is not None and not deterministic and (draws or carry_noise):
         check_spread(xs, key, axis_name)
-    if carry is None:
-        carry = cell.initial_carry(params, batch)
+    start = None
+    if carry is None or resets is not None:
+        start = cell.initial_carry(params, batch)
         if carry_noise and not deterministic:
-            carry = add_noise(cell, carry, carry_noise, required(key, "noise"), offset())
-    carry = spread_as(xs, 1, _checked_carry(cell, params, carry, batch), 0)
+            start = add_noise(cell, start, carry_noise, required(key, "noise"), offset())
+    carry = _checked_carry(cell, params, start if carry is None else carry, batch)
+    carry, start = spread_as(xs, 1, (carry, start if resets is not None else None), 0)
     if masks is None:
         masks = draw_masks(cell, zoneout, key, deterministic, steps, batch, offset)
     masks = spread_as(xs, 1, masks, 1)
     constant, varying = split_masks(masks, cell, (steps, batch, cell.hidden_features))
     valid = None
     if seq_lengths is not None:
-        seq_lengths = _check_lengths(seq_lengths, steps, batch)
+        seq_lengths = check_lengths(seq_lengths, steps, batch)
         valid = (jnp.arange(steps)[:, None] < seq_lengths[None])[..., None]
         xs = jnp.where(valid, xs, 0)  # what padding holds, even nan, must not reach any gradient
+    starts = None
+    if resets is not None:
+        starts = spread_as(xs, 1, first_steps(resets, valid, (steps, batch), reverse), 1)
     number: Any = None
     if cell.statistics:
         number = first_step + jnp.arange(steps)
@@ -161,7 +176,7 @@ def unroll(
     # Statistics belong to the number of a step, which must not depend on the padding before it.
     flipped = seq_lengths if cell.statistics and reverse else None
     if flipped is not None:
-        xs, varying, number = _flip((xs, varying, number), flipped)
+        xs, varying, number = flip((xs, varying, number), flipped)
 
     fused = implementation == "fused" and cell.one_product
     how = How(
@@ -175,8 +190,8 @@ def unroll(
     )
     runner = scan_associative if implementation == "associative" else scan
     run = functools.partial(_run, how, scan_fused if fused else runner, emit)
-    constants = Constants(constant, stats if deterministic else None)
-    inputs: Any = Inputs(jnp.asarray(xs), varying, valid, number)
+    constants = Constants(constant, stats if deterministic else None, start)
+    inputs: Any = Inputs(jnp.asarray(xs), varying, valid, starts, number)
     params, carry, constants, inputs = vary_alike((params, carry, constants, inputs))
     if chunk is not None and not isinstance(steps, int):
         raise ValueError("chunk needs a known number of steps, and T is symbolic; leave it out")
@@ -186,7 +201,7 @@ def unroll(
         run = functools.partial(jax.checkpoint(run), params, constants)
         carry, (ys, found) = _run_chunks(run, carry, inputs, steps, chunk, how.reverse)
     if flipped is not None:
-        ys = _flip(ys, flipped)
+        ys = flip(ys, flipped)
     results: Any = (carry, ys) if found is None else (carry, ys, found)
     return results
 
@@ -221,7 +236,9 @@ def _run(how, scan, emit, params, constants, carry, inputs):
         xs = cell.project(params, inputs.xs)
     inputs = inputs._replace(xs=xs)
     if how.transposed:
-        constants = constants._replace(masks=how.turned(constants.masks))
+        constants = constants._replace(
+            masks=how.turned(constants.masks), start=how.turned(constants.start)
+        )
         carry = how.turned(carry)
         inputs = how.turned(inputs._replace(number=None))
     carry, (ys, found) = scan(how, params, carry, inputs, constants)
@@ -229,21 +246,8 @@ def _run(how, scan, emit, params, constants, carry, inputs):
     if emit is not None:
         ys = jax.vmap(emit)(*ys)
         if valid is not None:
-            ys = jax.tree.map(lambda y: _without_padding(y, valid), ys)
+            ys = jax.tree.map(lambda y: without_padding(y, valid), ys)
     return carry, (ys, found)
-
-
-def _without_padding(y: jax.Array, valid: jax.Array) -> jax.Array:
-    """What `emit` returned of each step, with zeros in place of padding."""
-    if y.ndim == 1:
-        return y  # it is the whole batch's
-    if y.shape[:2] != valid.shape[:2]:
-        raise ValueError(
-            f"with seq_lengths, emit must return arrays [{valid.shape[1]}, ...], one row an"
-            f" example, or scalars; got {y.shape[1:]}"
-        )
-    valid = valid.reshape(valid.shape[:2] + (1,) * (y.ndim - 2))
-    return jnp.where(valid, y, jnp.zeros_like(y))
 
 
 def _is_better_transposed(cell: Cell, batch: int) -> bool:
@@ -274,21 +278,6 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _flip(tree: Any, lengths: jax.Array) -> Any:
-    """Reverses each example of arrays `[T, B, ...]` within its length, and arrays `[T]` whole."""
-
-    def flip(array):
-        if array.ndim == 1:
-            return array[::-1]
-        time, ends = jnp.arange(array.shape[0])[:, None], lengths[None]
-        source = jnp.where(time < ends, ends - 1 - time, time)
-        source = source.reshape(source.shape + (1,) * (array.ndim - 2))
-        array = jnp.broadcast_to(array, (*source.shape[:2], *array.shape[2:]))
-        return jnp.take_along_axis(array, source, 0)
-
-    return jax.tree.map(flip, tree)
-
-
 def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     """Runs whole chunks in a scan, and what is left over after them in time on its own."""
     whole = steps - steps % chunk
@@ -307,31 +296,6 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     if last is None:
         return carry, first
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
-
-
-def _check_lengths(seq_lengths: Lengths, steps: int, batch: int) -> jax.Array:
-    """The lengths as an array; those that are not known yet are cut off at T."""
-    if not isinstance(seq_lengths, jax.Array):
-        seq_lengths = np.asarray(seq_lengths)
-    if seq_lengths.shape != (batch,):
-        raise ValueError(f"seq_lengths must be [{batch}], got {seq_lengths.shape}")
-    if not isinstance(seq_lengths, jax.core.Tracer):
-        lengths = np.asarray(seq_lengths)
-        if lengths.min(initial=0) < 0 or lengths.max(initial=0) > steps:
-            raise ValueError(f"seq_lengths must be in [0, {steps}], got {lengths.tolist()}")
-    return clip_lengths(seq_lengths, steps)
-
-
-def clip_lengths(seq_lengths: Lengths, steps: int) -> jax.Array:
-    """Lengths of any integer type as integers in [0, T]."""
-    seq_lengths = jnp.asarray(seq_lengths)
-    if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
-        raise TypeError(f"seq_lengths must be integers, got {seq_lengths.dtype}")
-    # In a narrow type T itself may be too large, and would wrap.
-    if seq_lengths.dtype.itemsize < 4:
-        seq_lengths = seq_lengths.astype(jnp.int32)
-    most = jnp.asarray(steps).astype(seq_lengths.dtype)  # T may be symbolic, for `jax.export`
-    return jnp.clip(seq_lengths, 0, most).astype(int)
 
 
 def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carry:

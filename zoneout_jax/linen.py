@@ -10,16 +10,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Activation, Carry, Cell, Output
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
+from zoneout_jax._lengths import Lengths
 from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN
-from zoneout_jax._unroll import Implementation, Lengths
+from zoneout_jax._unroll import Implementation
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.linen", "flax"):
@@ -386,7 +388,8 @@ class ZoneoutRNN(nn.Module):
 
     Raises:
       TypeError: another kind of cell.
-      ValueError: `deterministic` not given though something depends on it; misfit carry or lengths.
+      ValueError: `deterministic` not given though something depends on it; misfit carry, lengths,
+        mask or resets; resets of a cell with `carry_init` or batch normalization.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
 
     Example:
@@ -415,6 +418,8 @@ class ZoneoutRNN(nn.Module):
         initial_carry: Carry | None = None,
         init_key: jax.Array | None = None,
         seq_lengths: Lengths | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -430,6 +435,10 @@ class ZoneoutRNN(nn.Module):
           initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
           init_key: for a cell's `carry_init`; `jax.random.key(0)` by default, as in `nn.RNN`.
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
+          mask: booleans, laid out as the inputs without their last axis, that say the same: True
+            up to the end of each sequence, False in padding. If traced, the True are counted.
+          resets: booleans, laid out likewise, True for the first step of each episode: before it
+            the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
           zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
             change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
@@ -453,6 +462,8 @@ class ZoneoutRNN(nn.Module):
             run=run,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
+            mask=mask,
+            resets=resets,
             zoneout=zoneout,
             emit=emit,
             return_carry=return_carry,

@@ -12,16 +12,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Activation, Carry, Cell, Output
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
+from zoneout_jax._lengths import Lengths
 from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN
-from zoneout_jax._unroll import Implementation, Lengths
+from zoneout_jax._unroll import Implementation
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.nnx", "flax"):
@@ -482,7 +484,8 @@ class ZoneoutRNN(nnx.Module):
 
     Raises:
       TypeError: another kind of cell.
-      ValueError: misfit carry or lengths.
+      ValueError: misfit carry, lengths, mask or resets; resets of a cell with `carry_init` or batch
+        normalization.
 
     Example:
       >>> spec = Zoneout(cells=0.5, states=0.05)
@@ -524,6 +527,8 @@ class ZoneoutRNN(nnx.Module):
         *,
         initial_carry: Carry | None = None,
         seq_lengths: Lengths | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -539,6 +544,10 @@ class ZoneoutRNN(nnx.Module):
           inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
           initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
           seq_lengths: integers `[*batch]`; what lies beyond them is padding.
+          mask: booleans, laid out as the inputs without their last axis, that say the same: True
+            up to the end of each sequence, False in padding. If traced, the True are counted.
+          resets: booleans, laid out likewise, True for the first step of each episode: before it
+            the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
           return_carry, time_major, reverse, keep_order: override the attributes.
           deterministic: overrides that of every cell.
           zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
@@ -565,6 +574,8 @@ class ZoneoutRNN(nnx.Module):
             run=run,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
+            mask=mask,
+            resets=resets,
             zoneout=zoneout,
             emit=emit,
             return_carry=return_carry,
