@@ -41,14 +41,14 @@ class Experiment:
     Attributes:
       name: as in `python -m experiments.<name>`.
       about: description for `--help`.
-      presets: settings by name; the first is the default, and the one that figures are published
-        for if there are any.
+      presets: settings by name; the first is the default, and the paper's if it is in
+        the paper.
       build: `build(config) -> Task`.
       rows: the rows of the table by name.
       metrics: what the table has, in order.
       preset_rows: names of the rows that a preset is for; all by default.
       curves: further metrics of the validation to draw over the epochs.
-      published_on: what the published figures are of.
+      published_on: the corpus or images of the published values.
       model: of a language model, `model(config, corpus)` for the corpus `config.data.corpus`.
     """
 

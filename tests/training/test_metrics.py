@@ -74,7 +74,7 @@ def test_directories_that_are_no_run(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     opened(empty, resume=False)
-    with pytest.raises(ValueError, match="not empty; remove it, or leave out --no-resume"):
+    with pytest.raises(ValueError, match="not empty; remove it, or leave out --no_resume"):
         RunDirectory(empty, SETTINGS, resume=False)
     assert file.read_text() == "mine"
 

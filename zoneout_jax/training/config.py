@@ -28,7 +28,7 @@ class RunConfig(Settings):
     epochs: Count = 200
     """Epochs at most."""
     patience: Count = 25
-    """Stop after so many epochs without a better validation figure."""
+    """Stop after so many epochs without a better validation."""
     batch_size: Count = 32
     """Examples in a batch, over all devices."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -48,7 +48,7 @@ class RunConfig(Settings):
     workdir: str | None = None
     """Run directory; by default runs/<experiment>/<the settings that were changed>."""
     resume: bool = True
-    """Go on with the run that the directory holds; otherwise the directory must be new."""
+    """Go on with the run that the directory holds; with --no_resume it must be new."""
     coordinator: str | None = None
     """Address host:port of the first of several processes. On a TPU pod and under Slurm's srun
     none of these four flags is needed."""

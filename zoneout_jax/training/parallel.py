@@ -23,7 +23,7 @@ SEEDS = "seeds"
 """Name of the mapped axis over which seeds are spread."""
 
 Sums = tuple[jax.Array, jax.Array]
-"""Σ and the number of what it is of."""
+"""A total and its count."""
 Loss = Callable[[Any, Any, "Batch", jax.Array], tuple[Sums, Any]]
 EvaluationLoss = Callable[[Any, Any, "Batch"], tuple[Any, jax.Array]]
 

@@ -48,7 +48,7 @@ def exclusive(folder: pathlib.Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a figure depends on."""
+    """Versions of what a result depends on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
         try:
@@ -125,7 +125,7 @@ class RunDirectory:
     events.out.*     metrics and times for TensorBoard
     curves.png       learning curves
     not_finite.json  the batch that ended the run, if a loss or gradient was not finite
-    result.json      final figures, when the run is done
+    result.json      the result, when the run is done
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class RunDirectory:
         ):
             return
         if not resume:
-            raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no-resume")
+            raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no_resume")
         if not self.config_file.exists():
             raise ValueError(f"workdir {path} is not empty and no run's; give another --workdir")
         self._compare()
@@ -223,7 +223,7 @@ class RunDirectory:
 
     @property
     def result_file(self) -> pathlib.Path:
-        """Final figures."""
+        """The result."""
         return self.path / "result.json"
 
     @property
@@ -293,7 +293,7 @@ class RunDirectory:
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not done; what cannot be read is made anew."""
+        """The result, None while the run is not done; what cannot be read is made anew."""
         try:
             found = json.loads(self.result_file.read_text())
         except (FileNotFoundError, ValueError):
