@@ -84,11 +84,9 @@ class ModelConfig(Settings):
         super().__post_init__()
         if self.noise and self.summarize:
             raise ValueError("noise and summarize exclude each other: choose one initial state")
-        for name in ("initial_gamma", "popstats", "popstats_size"):
+        for name in ("initial_gamma", "popstats"):
             if getattr(self, name) != getattr(ModelConfig, name) and not self.batch_normalization:
                 raise ValueError(f"{name} has no effect without batch_normalization")
-        if self.popstats_size and self.popstats == "ema":
-            raise ValueError("popstats_size has no effect with popstats=ema: leave out one of them")
         if not np.isfinite(self.initial_beta):
             raise ValueError(f"initial_beta must be finite, got {self.initial_beta}")
 
