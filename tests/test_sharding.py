@@ -106,6 +106,7 @@ def test_the_form_for_a_single_device(name, transposed, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, wanted)
 
 
+@pytest.mark.slow
 def test_equal_masks_on_every_device_are_refused():
     cell = CELLS["lstm"]
     params = cell.init(jax.random.key(0))

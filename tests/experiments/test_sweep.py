@@ -21,7 +21,13 @@ def run(name, folder, *flags):
 @pytest.mark.parametrize(
     ("name", "flags", "rates", "alone"),
     [
-        ("char_ptb", (), ("z_prob_cells=0,0.5", "z_prob_states=0,0.25"), (0.5, 0.25)),
+        pytest.param(
+            "char_ptb",
+            (),
+            ("z_prob_cells=0,0.5", "z_prob_states=0,0.25"),
+            (0.5, 0.25),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "word_ptb",
             ("--num_layers=2", "--dropout=0.2"),

@@ -322,6 +322,7 @@ def test_a_sweep_is_each_of_its_models_alone(tmp_path):
     assert (tmp_path / "sweep/sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_cut_off_ends_with_the_same_bits(tmp_path, monkeypatch):
     task = quadratic(loss=swept)
     config = CONFIG.replace(sweep=("target=0.5,1", "steepness=1,0.5"), checkpoint_steps=1)

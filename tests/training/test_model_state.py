@@ -103,7 +103,7 @@ def test_each_seed_has_its_own(seeds, tmp_path):
         np.testing.assert_allclose(metrics(tmp_path, seed), by_hand(seed), rtol=1e-5)
 
 
-@pytest.mark.parametrize("calls", [3, 4])
+@pytest.mark.parametrize("calls", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_it_is_kept_in_checkpoints(calls, tmp_path, monkeypatch):
     """Cut off in an epoch, and between two."""
     steps = loop.parallel.train_steps
