@@ -31,6 +31,7 @@ from experiments.lib.characters import (
     CharacterTextConfig,
 )
 from experiments.lib.experiment import Experiment, Row
+from experiments.lib.experiment import published as published_values
 from experiments.lib.settings import MaskConfig, ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
 from zoneout_jax.training import RunConfig, Settings
@@ -91,11 +92,7 @@ PRESETS = {
 }
 
 
-def published(validation: float, test: float | None = None) -> dict[str, float]:
-    """Of a row of the paper, bits per character."""
-    return {"validation_bpc": validation} | ({} if test is None else {"test_bpc": test})
-
-
+published = functools.partial(published_values, "bpc")
 ROWS = {
     "LSTM": Row((), published(1.466, 1.356)),
     "weight noise": Row(("--weight_noise=0.075",), published(1.507, 1.344)),

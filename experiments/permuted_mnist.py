@@ -23,6 +23,7 @@ behind the weights.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -33,9 +34,10 @@ import numpy as np
 import optax
 
 from experiments.lib.experiment import Experiment, Row
+from experiments.lib.experiment import published as published_values
 from experiments.lib.language_model import readout_init
 from experiments.lib.optimizers import clipped, rmsprop
-from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
+from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep, compute_dtype
 from zoneout_jax import LSTM, Zoneout, unroll, update_stats
 from zoneout_jax.data import Images, cut_split, image_epoch_plan, load_images, pad_rows, permutation
 from zoneout_jax.training import (
@@ -228,7 +230,7 @@ def build_cell(config: Config, steps: int) -> LSTM:
         kernel_init=orthogonal,
         recurrent_kernel_init=identity if settings.initialization == "id" else orthogonal,
         learned_carry=True,
-        dtype=jnp.bfloat16 if config.run.precision == "bfloat16" else None,
+        dtype=compute_dtype(config.run),
         **normalization,
     )
 
@@ -335,12 +337,7 @@ def build(config: Config, sampled: bool = True) -> Task:
     )
 
 
-def published(validation: float | None, test: float) -> dict[str, float]:
-    """Of a row of the paper."""
-    found = {} if validation is None else {"validation_error": validation}
-    return found | {"test_error": test}
-
-
+published = functools.partial(published_values, "error")
 # The authors' script shares the mask, whatever its flags.
 _ZONEOUT = ("--z_prob_cells=0.15", "--z_prob_states=0.15", "--share_mask")
 # The published figure is that of Cooijmans et al. 2016, who start at the identity.

@@ -281,6 +281,7 @@ def _measurement(options: Options, settings: Any) -> Any:
         "seeds": options.seeds,
         "epochs": options.epochs,
         "on_nan": options.on_nan,
+        "together": options.together,
         "out": options.out,
         "raw_data_dir": options.raw_data_dir,
     }

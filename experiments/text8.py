@@ -28,6 +28,7 @@ from experiments.lib.characters import (
     CharacterTextConfig,
 )
 from experiments.lib.experiment import Experiment, Row
+from experiments.lib.experiment import published as published_values
 from experiments.lib.settings import MaskConfig, ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
 from zoneout_jax.training import Range, RunConfig, Settings
@@ -85,11 +86,7 @@ PRESETS = {
 }
 
 
-def published(validation: float, test: float) -> dict[str, float]:
-    """Of a row of the paper, bits per character."""
-    return {"validation_bpc": validation, "test_bpc": test}
-
-
+published = functools.partial(published_values, "bpc")
 ROWS = {
     "LSTM": Row((), published(1.396, 1.408)),
     "weight noise": Row(("--weight_noise=0.075",), published(1.356, 1.367)),

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.lib.experiment import Experiment, Row
+from experiments.lib.experiment import published as published_values
 from experiments.lib.language_model import LanguageModel, check_layers, language_model
 from experiments.lib.settings import MaskConfig, ModelConfig, OptimizerConfig, RegularizerConfig
 from experiments.lib.texts import TextConfig, carried_evaluation
@@ -244,11 +245,7 @@ def build(config: Config) -> Task:
     )
 
 
-def published(validation: float, test: float) -> dict[str, float]:
-    """Of a row of the paper."""
-    return {"validation_perplexity": validation, "test_perplexity": test}
-
-
+published = functools.partial(published_values, "perplexity")
 _DROPOUT = "--dropout=0.65"
 _README = ("--z_prob_cells=0.5", "--z_prob_states=0.05")
 ROWS = {

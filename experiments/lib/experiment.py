@@ -34,6 +34,14 @@ class Row:
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+def published(
+    metric: str, validation: float | None = None, test: float | None = None
+) -> dict[str, float]:
+    """The paper's values of a row, as far as there are any."""
+    values = {f"validation_{metric}": validation, f"test_{metric}": test}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A task that is trained, in the variants of a table.

@@ -153,7 +153,7 @@ def prepare(
     """
     # What must be the same in all processes: else they would wait for each other for ever, or
     # each would train its own model.
-    shared = config.identity() | {shared: getattr(config.run, shared) for shared in SHARED}
+    shared = config.identity() | {n: getattr(config.run, n) for n in SHARED}
     first = processes.run_on_host0(lambda: shared)
 
     def check() -> tuple[Task, RunDirectory]:

@@ -47,7 +47,7 @@ def members(sweep: Sequence[str], seeds: Sequence[int]) -> list[Member]:
 
 
 def rates_of(member: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of a member, or of an entry about one of no other content."""
+    """The rates of a member: all but its seed."""
     return {name: value for name, value in member.items() if name != "seed"}
 
 
