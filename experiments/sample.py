@@ -63,7 +63,10 @@ def sample(options: Options) -> str:
     model = experiment.model(config, corpus)
     task = experiment.build(config)
     params, state = read_trained(task, config.run, options.workdir, options.number).best
-    prompt = encode(options.prompt, corpus)  # now that the text is known to be that of the run
+    apart = "" if config.data.unit == "char" else " "
+    prompt = encode(
+        options.prompt, corpus, apart
+    )  # now that the text is known to be that of the run
     key = jax.random.key(options.seed)
     with config.run.matmul_precision():
         symbols = continuation(
@@ -75,7 +78,7 @@ def sample(options: Options) -> str:
             key,
             state.get("rates"),
         )
-    return decode([*prompt, *np.asarray(symbols)], corpus)
+    return apart.join(corpus.vocabulary[n] for n in [*prompt, *np.asarray(symbols)])
 
 
 def read_config(options: Options) -> tuple[Experiment, Any]:
@@ -129,25 +132,15 @@ def continuation(
     return run(params, prompt, key)
 
 
-def encode(text: str, corpus: Corpus) -> np.ndarray:
-    """Numbers of the symbols of a text: characters, or words between blanks."""
+def encode(text: str, corpus: Corpus, apart: str) -> np.ndarray:
+    """Numbers of the symbols of a text: characters, or words with blanks to keep them apart."""
     number = {symbol: n for n, symbol in enumerate(corpus.vocabulary)}
-    symbols = list(text) if has_characters(corpus) else text.split()
+    symbols = text.split() if apart else list(text)
     unknown = [symbol for symbol in symbols if symbol not in number]
     if not symbols or unknown:
         what = f"unknown {unknown[0]!r}" if unknown else "nothing"
         raise ValueError(f"the prompt must be symbols of {corpus.name}, got {what}")
     return np.array([number[symbol] for symbol in symbols], np.int32)
-
-
-def decode(numbers: Sequence[int], corpus: Corpus) -> str:
-    """The text of symbols."""
-    return ("" if has_characters(corpus) else " ").join(corpus.vocabulary[n] for n in numbers)
-
-
-def has_characters(corpus: Corpus) -> bool:
-    """Whether the symbols are characters."""
-    return all(len(symbol) == 1 for symbol in corpus.vocabulary)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

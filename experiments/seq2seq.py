@@ -24,58 +24,38 @@ with the least `to_come`, the error plus the number of digits that are still to 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lib.addition import (
-    GO,
-    MAX_DIGITS,
-    MIN_DIGITS,
-    SYMBOLS,
-    check_lengths,
-    draw_pairs,
-    encode,
+from experiments.lib.adder import (
+    AdderConfig,
+    given,
+    init,
+    language_model_of,
+    read,
+    training_sums,
+    write,
 )
+from experiments.lib.addition import MIN_DIGITS, AdditionConfig, draw_pairs
 from experiments.lib.addition import text as as_text
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.language_model import LanguageModel, check_layers, language_model
-from experiments.lib.settings import MaskConfig, ModelConfig, OptimizerConfig, RegularizerConfig
-from zoneout_jax import weight_noise
+from experiments.lib.language_model import LanguageModel, check_layers
+from experiments.lib.settings import MaskConfig, NoiseConfig, OptimizerConfig
 from zoneout_jax.data import pad_rows
 from zoneout_jax.training import (
     AXIS,
-    Count,
     Evaluation,
     Positive,
-    Probability,
     Range,
     RunConfig,
     Settings,
     Task,
     TrainState,
 )
-
-Digits = Annotated[int, Range(MIN_DIGITS, MAX_DIGITS)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdderConfig(ModelConfig):
-    """Encoder and decoder."""
-
-    hidden_features: Count = 128
-    """Units of a layer."""
-    num_layers: Annotated[int, Range(1, 100)] = 2
-    """Layers."""
-    two_networks: bool = False
-    """Encoder and decoder have weights of their own."""
-    output: Literal["state", "candidate"] = "state"
-    """What a layer hands on: its zoned-out state, or the new one before zoneout."""
-    init_width: Positive = 0.08
-    """Weights start uniform within ± this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,38 +73,6 @@ class AdderOptimizerConfig(OptimizerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdditionConfig(Settings):
-    """The additions, and the curriculum."""
-
-    batches_per_epoch: Count = 20
-    """Batches between two validations."""
-    digits: Digits = 5
-    """Operands are at most 10 to the power of this at the end of the curriculum."""
-    start_digits: Digits = 2
-    """And at its start, if `digits` is not less."""
-    good_error: Probability = 0.1
-    """Validation error below which the number of digits grows."""
-    input_length: Count = 13
-    """Symbols of a question, padding included."""
-    target_length: Count = 7
-    """Symbols of an answer, padding included."""
-    reverse: bool = False
-    """Questions are written from right to left (Sutskever et al. 2014)."""
-    eval_size: Count = 512
-    """Additions of a validation."""
-    eval_batch_size: Count = 512
-    """Additions evaluated at once."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_lengths(self.digits, self.input_length, self.target_length)
-
-    def encode(self, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Questions and answers of operands `[N, 2]`."""
-        return encode(pairs, self.input_length, self.target_length, self.reverse)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     """Settings of the experiment."""
 
@@ -132,7 +80,7 @@ class Config(Settings):
     """Settings to start from; a flag given by hand beats them."""
     model: AdderConfig = AdderConfig()
     zoneout: MaskConfig = MaskConfig()
-    regularizers: RegularizerConfig = RegularizerConfig()
+    regularizers: NoiseConfig = NoiseConfig()
     optimizer: AdderOptimizerConfig = AdderOptimizerConfig()
     data: AdditionConfig = AdditionConfig()
     run: RunConfig = RunConfig(epochs=4000, patience=1_000_000, steps_per_call=100)
@@ -143,8 +91,6 @@ class Config(Settings):
         for name in ("z_prob_cells", "z_prob_states", "drop_prob_igates"):
             if getattr(self.zoneout, name) == 1:
                 raise ValueError(f"{name} must be in [0, 1), got 1.0")
-        if self.regularizers.norm_cost_coeff:
-            raise ValueError("seq2seq has no norm stabilizer: leave out norm_cost_coeff")
 
 
 LONG = Config()
@@ -173,81 +119,6 @@ RESTART_AGE = 16
 """Epochs before the one in which a model may be found to be stuck."""
 STUCK = 0.85
 """Error above which it is."""
-
-
-def language_model_of(config: Config) -> LanguageModel:
-    """The language model that encoder and decoder are; `training_sums` adds the weight noise."""
-    return language_model(
-        config.replace(weight_noise=0.0),
-        len(SYMBOLS),
-        init_width=config.model.init_width,
-        learned_carry=False,
-        output=config.model.output,
-    )
-
-
-def init(config: Config, adder: LanguageModel, key: jax.Array) -> Any:
-    """Parameters of the decoder, and in `encoder` those of the encoder if they are others."""
-    params = adder.init(key)
-    if config.model.two_networks:
-        params["encoder"] = {"layers": adder.init(jax.random.fold_in(key, 1))["layers"]}
-    return params
-
-
-def read(adder: LanguageModel, params: Any, questions: jax.Array, **mode: Any) -> Any:
-    """The state after questions `[N, Q]`; `mode` as in `LanguageModel.sums`."""
-    return adder.read(params.get("encoder", params), questions.T, **mode)
-
-
-def training_sums(
-    adder: LanguageModel,
-    params: Any,
-    questions: jax.Array,
-    answers: jax.Array,
-    key: jax.Array,
-    noise: float = 0.0,
-    **mode: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """Σ nats and number of the symbols of answers, each predicted from the right ones before it.
-
-    Args:
-      adder, params: the model.
-      questions, answers: `[N, Q]` and `[N, A]`.
-      key: of masks and noise.
-      **mode: `axis_name` and `rates` as in `LanguageModel.sums`.
-      noise: standard deviation of noise on the weights, one draw for question and answer.
-    """
-    if noise:
-        params = weight_noise(params, jax.random.fold_in(key, 2**31), noise)
-    question_key, answer_key = jax.random.split(key)
-    carry = read(adder, params, questions, key=question_key, **mode)
-    weights = jnp.ones(answers.T.shape)
-    mode = {"key": answer_key} | mode
-    return adder.sums(params, given(answers), answers.T, weights, carry, **mode)[0]
-
-
-def given(answers: jax.Array) -> jax.Array:
-    """What the symbols of answers `[N, A]` are predicted from, `[A, N]`: go, then the others."""
-    return jnp.concatenate([go(len(answers)), answers.T[:-1]])
-
-
-def go(batch: int) -> jax.Array:
-    """What is before the first symbol of answers, `[1, N]`."""
-    return jnp.full((1, batch), GO, jnp.int32)
-
-
-def write(
-    adder: LanguageModel, params: Any, carry: Any, batch: int, length: int, rates: Any = None
-) -> jax.Array:
-    """Answers `[N, length]` of the likeliest symbols, each predicted from those before it."""
-
-    def next_symbol(state, _):
-        last, carry = state
-        logits, carry = adder.logits(params, last, carry, rates)
-        symbols = jnp.argmax(logits[-1], -1)
-        return (symbols[None], carry), symbols
-
-    return jax.lax.scan(next_symbol, (go(batch), carry), length=length)[1].T
 
 
 def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState]:

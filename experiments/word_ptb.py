@@ -95,6 +95,15 @@ class WordOptimizerConfig(OptimizerConfig):
     sum_over_steps: bool = True
     """The gradient is of the loss summed over the words of a sequence, otherwise of their mean."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        after = self.decrease_lr_after_epoch
+        if self.lr_decay == 1 and after != WordOptimizerConfig.decrease_lr_after_epoch:
+            raise ValueError(
+                "decrease_lr_after_epoch has no effect with lr_decay 1: leave it out, or give "
+                "--lr_decay"
+            )
+
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """The step size: constant, then divided by `lr_decay` between epochs."""
         return optax.exponential_decay(

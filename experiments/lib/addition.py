@@ -12,11 +12,15 @@ that are both at most 10 are all for training: they are three in ten of the draw
 but only 66, so that the few in a validation would weigh more than all that matters there.
 """
 
+import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from zoneout_jax.training import Count, Probability, Range, Settings
 
 SYMBOLS = "G_0123456789+"
 """Go, padding, digits, plus; a symbol's number is its place."""
@@ -30,7 +34,41 @@ MIN_DIGITS = 2
 MAX_DIGITS = 8
 """So that sums fit in 32-bit integers."""
 
+Digits = Annotated[int, Range(MIN_DIGITS, MAX_DIGITS)]
+
 _POWERS = 10 ** np.arange(MAX_DIGITS + 2, dtype=np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdditionConfig(Settings):
+    """The additions, and the curriculum."""
+
+    batches_per_epoch: Count = 20
+    """Batches between two validations."""
+    digits: Digits = 5
+    """Operands are at most 10 to the power of this at the end of the curriculum."""
+    start_digits: Digits = 2
+    """And at its start, if `digits` is not less."""
+    good_error: Probability = 0.1
+    """Validation error below which the number of digits grows."""
+    input_length: Count = 13
+    """Symbols of a question, padding included."""
+    target_length: Count = 7
+    """Symbols of an answer, padding included."""
+    reverse: bool = False
+    """Questions are written from right to left (Sutskever et al. 2014)."""
+    eval_size: Count = 512
+    """Additions of a validation."""
+    eval_batch_size: Count = 512
+    """Additions evaluated at once."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_lengths(self.digits, self.input_length, self.target_length)
+
+    def encode(self, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Questions and answers of operands `[N, 2]`."""
+        return encode(pairs, self.input_length, self.target_length, self.reverse)
 
 
 def in_part(pair: jax.Array, part: str) -> jax.Array:

@@ -11,7 +11,7 @@ import optax
 from experiments.lib.settings import (
     MaskConfig,
     ModelConfig,
-    RegularizerConfig,
+    NoiseConfig,
     check_sweep,
     compute_dtype,
 )
@@ -46,8 +46,8 @@ class LanguageModelConfig(Protocol):
         """Their masks."""
 
     @property
-    def regularizers(self) -> RegularizerConfig:
-        """Noise on the weights, and the norm stabilizer."""
+    def regularizers(self) -> NoiseConfig:
+        """Noise on the weights, and the norm stabilizer if there is one."""
 
     @property
     def run(self) -> RunConfig:

@@ -98,11 +98,19 @@ class ModelConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RegularizerConfig(Settings):
-    """Regularizers besides masks."""
+class NoiseConfig(Settings):
+    """Noise."""
 
     weight_noise: NotNegative = 0.0
     """Standard deviation of noise on the weights, in training."""
+    norm_cost_coeff: ClassVar[float] = 0.0  # a setting where the norm stabilizer is one
+    penalty: ClassVar[str] = "hids"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizerConfig(NoiseConfig):
+    """Regularizers besides masks."""
+
     norm_cost_coeff: NotNegative = 0.0
     """Weight of the norm stabilizer."""
     penalty: Literal["hids", "cells"] = "hids"
@@ -137,6 +145,10 @@ class OptimizerConfig(Settings):
             raise ValueError(
                 f"momentum has no effect with algorithm {self.algorithm}: leave it out, or give "
                 "--algorithm=momentum"
+            )
+        if self.clip_by == "update" and self.clip_norm is None:
+            raise ValueError(
+                "clip_by=update has no effect without a clip_norm: give one, or --clip_by=gradient"
             )
 
     def optimizer(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

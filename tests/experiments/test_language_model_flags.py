@@ -90,6 +90,8 @@ def test_commands_of_the_authors_readme(experiment, flags):
         (["--share_mask", "--z_prob_cells=0.5", "--z_prob_states=0.1"], "one rate"),
         (["--share_mask", "--drop_prob_igates=0.5"], "shared masks need a rate"),
         (["--momentum=0.5"], "momentum has no effect with algorithm adam"),
+        (["--decrease_lr_after_epoch=3"], "no effect with lr_decay 1"),
+        (["--clip_norm=None"], "clip_by=update has no effect without a clip_norm"),
         (["--dropout=1"], "dropout must be in [0, 1), got 1.0"),
         (["--train_size=80"], "shorter than one batch"),
     ],

@@ -24,8 +24,10 @@ SETTINGS = {"seed": 0, "sizes": (1, 2), "rate": 0.5}
 
 
 def opened(path, settings=None, resume=True):
+    """A run that has come to its first checkpoint."""
     run = RunDirectory(path, settings or SETTINGS, resume)
     with run.opened({}):
+        (path / "checkpoints" / "10").mkdir(parents=True, exist_ok=True)
         return run
 
 
@@ -222,7 +224,7 @@ def test_figures_are_shown_with_their_deviation():
 def test_another_run_that_begins_in_the_meantime(tmp_path):
     first, second = (RunDirectory(tmp_path / "run", {"seed": seed}) for seed in (0, 1))
     with first.opened({}):
-        pass
+        (first.path / "checkpoints" / "10").mkdir(parents=True)
     with pytest.raises(RunError, match="seed is 0 there, 1 here") as error, second.opened({}):
         pass
     assert error.value.exit_code == 2

@@ -68,6 +68,8 @@ def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
         ("--hiden=3", "there is no --hiden; did you mean --hidden_features?"),
         ("--hidden_features=0", "hidden_features must be at least 1, got 0"),
         ("--batch_size=7", "does not divide by the 8 devices"),
+        ("--sweep=z_prob_states=0.5,1.5", "z_prob_states must be in [0, 1], got 1.5"),
+        ("--sweep=z_prob_cells=0.5", "sweep must be of settings, got z_prob_cells"),
     ],
 )
 def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):
@@ -76,6 +78,18 @@ def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and words in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_the_loss_leaves_the_folder_free(mine, tmp_path):
+    def build(config):
+        return dataclasses.replace(
+            mine.build(config), init=lambda key: {"w": jnp.zeros(3)}, loss=lambda *_: jnp.zeros(())
+        )
+
+    with pytest.raises(TypeError, match="loss must return"):
+        run(mine, tmp_path, "--epochs=1", "--hidden_features=3", build=build)
+    _, result = run(mine, tmp_path, "--epochs=1")
+    assert result["epochs"] == 1
 
 
 def test_masks_without_the_axis_are_an_error(mine, tmp_path):

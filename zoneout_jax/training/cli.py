@@ -7,7 +7,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import absl.logging
 import jax
@@ -21,6 +21,7 @@ from zoneout_jax.training.loop import fit
 from zoneout_jax.training.run_directory import RunDirectory
 from zoneout_jax.training.settings import Settings
 from zoneout_jax.training.stop import StopRequest
+from zoneout_jax.training.sweep import parse_sweep
 from zoneout_jax.training.task import Task
 
 SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
@@ -35,6 +36,9 @@ class Config(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run."""
+
+    def replace(self, **changes: Any) -> Self:
+        """The settings with some changed."""
 
 
 def launch(
@@ -161,6 +165,7 @@ def prepare(
             if value != json.loads(json.dumps(first))[setting]:
                 raise ValueError(f"{setting} is {value} here and {first[setting]} in process 0")
         parallel.check_divides(config.run.batch_size, len(config.run.members))
+        _check_sweep(config)
         directory = RunDirectory(
             path(name, config, start), config.identity(), config.run.resume, name
         )
@@ -172,6 +177,16 @@ def prepare(
         # The first prepares the data, alone, and what it complains of is told by all.
         processes.run_on_host0(lambda: check() and None)
     return processes.run_on_all_hosts(check)
+
+
+def _check_sweep(config: Config) -> None:
+    """Raises ValueError unless a sweep is of settings, with values that they may have."""
+    for name, rates in parse_sweep(config.run.sweep).items():
+        for rate in rates:
+            try:
+                config.replace(sweep=(), **{name: rate})
+            except TypeError as error:
+                raise ValueError(f"sweep must be of settings, got {name}") from error
 
 
 def path(name: str, config: Config, start: Config) -> pathlib.Path:

@@ -91,8 +91,18 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def is_begun(path: pathlib.Path) -> bool:
+    """Whether a run directory holds anything but settings: the start of training or what it gave.
+
+    A run that ended before, as by a mistake in its loss, has nothing that another could spoil.
+    """
+    trained = ("metrics.jsonl", "result.json", "not_finite.json", "checkpoints/*")
+    found = (file for name in trained for file in path.glob(name))
+    return any(file.is_dir() or file.stat().st_size for file in found)
+
+
 def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
-    """Checks that the run in a directory, if there is one, trains this model on these data.
+    """Checks that the run in a directory, if one has begun, trains this model on these data.
 
     Args:
       path: run directory.
@@ -101,7 +111,7 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
     Raises:
       RunError: it trains others; exit code 2.
     """
-    if not (path / "config.json").exists():
+    if not is_begun(path):
         return
     there = read_config(path)["task"]
     for name in there | dict(task):
@@ -160,7 +170,8 @@ class RunDirectory:
             raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no_resume")
         if not self.config_file.exists():
             raise ValueError(f"workdir {path} is not empty and no run's; give another --workdir")
-        self._compare()
+        if is_begun(path):
+            self._compare()
 
     def _compare(self) -> None:
         """Raises ValueError if the directory is of a run with other settings, or of more epochs."""
@@ -191,7 +202,7 @@ class RunDirectory:
 
     def extends(self) -> bool:
         """Whether the run that is there is to be trained for more epochs than it was begun with."""
-        if not self.config_file.exists():
+        if not is_begun(self.path):
             return False
         there = read_config(self.path)["settings"].get("epochs")
         return there is not None and there < self._settings.get("epochs", there)
@@ -247,7 +258,7 @@ class RunDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((self.path / ".lock").open("a+"))
                 self._lock(lock)
-                if not self.config_file.exists():
+                if not is_begun(self.path):
                     content = {
                         "experiment": self._experiment,
                         "settings": self._settings,
