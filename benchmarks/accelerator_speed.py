@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import jax_peers
+from benchmarks import jax_peers, linear
 from benchmarks.accelerator_choices import variants
 from benchmarks.accelerator_common import (
     Context,
@@ -31,13 +31,21 @@ ALL_SHAPES = {name: shape for name, shape in SHAPES.items() if shape.kind == "LS
     "B=256, T=128, H=512": Shape(256, 128, 512, 512, input_gradient=True),
     "B=64, T=1000, H=1024": Shape(64, 1000, 1024, 1024, input_gradient=True),
     "B=1024, T=64, H=256": Shape(1024, 64, 256, 256, input_gradient=True),
+    **linear.SHAPES,
 }
-"""Those of `benchmarks.rnn` and of users today."""
+"""Those of `benchmarks.rnn`, of users today, and of `benchmarks.linear`."""
 ROUNDS = 7
+LINEAR = "linear cells"
+BASES = {"choices": "as it is", LINEAR: linear.BASE}
+"""What is compared within a group that has no peers."""
 
 
 class Group(NamedTuple):
-    """What is measured in turn; `of` is a pass, or "choices" for ours with one choice changed."""
+    """What is measured in turn.
+
+    `of` is a pass, or "choices" for ours with one choice changed, or "linear cells" for these
+    beside ours.
+    """
 
     cell: str
     shape: str
@@ -54,9 +62,12 @@ GROUPS = (
     Group("LSTM", "char-PTB"),
     Group("GRU", "B=256, T=128, H=512"),
     Group("LSTM", "B=256, T=128, H=512", "choices"),
+    Group("LSTM", "T = 4,096", LINEAR),
     Group("LSTM", "B=64, T=1000, H=1024"),
     Group("LSTM", "B=1024, T=64, H=256"),
     Group("LSTM", "char-PTB", "choices"),
+    Group("LSTM", "T = 20,000", LINEAR),
+    Group("LSTM", "T = 784", LINEAR),
     Group("GRU", "char-PTB"),
     Group("LSTM", "word-PTB 650"),
     Group("LSTM", "B=256, T=128, H=512", "forward"),
@@ -80,6 +91,7 @@ QUICK_GROUPS = (
     Group("LSTM", "quick"),
     Group("GRU", "quick"),
     Group("LSTM", "quick", "choices"),
+    Group("LSTM", "quick", LINEAR),
     Group("LSTM", "quick", "forward"),
 )
 
@@ -114,9 +126,10 @@ def measure_group(
     """Measures the peers of a group."""
     failed: dict[str, Exception] = {}
     runs: dict[str, Callable[[int], float]] = {}
-    if group.of == "choices":
+    base = BASES.get(group.of)
+    if base is not None:
         with products_in("default"):
-            makers = variants(shape)
+            makers = linear.variants(shape) if group.of == LINEAR else variants(shape)
     else:
         makers = jax_makers(group, shape)
     for name, made in side_by_side(makers, context.deadline):
@@ -124,7 +137,7 @@ def measure_group(
     if not runs:
         raise TimeoutError(f"nothing was compiled in time; failed: {[*failed]}")
     runs = {name: runs[name] for name in makers if name in runs}
-    if group.of != "choices" and context.torch is not None:
+    if base is None and context.torch is not None:
         try:
             runs |= torch_runs(context, group, shape)
         except (RuntimeError, OSError) as error:
@@ -149,15 +162,8 @@ def measure_group(
         if bound:
             entry["share of the roofline"] = bound / statistics.median(times)
     for name in found["peers"]:
-        found["peers"][name]["ratio"] = ratio(found["peers"], *against(name))
-
-
-def against(name: str) -> tuple[str, str]:
-    """Which ratio to report of a peer: ours to it, or a changed choice to none changed."""
-    who, _, precision = name.rpartition(", ")
-    if precision in ("tf32", "bfloat16", "float32"):
-        return f"zoneout, {precision}", name
-    return name, "as it is"
+        compared = (name, base) if base else (f"zoneout, {name.rpartition(', ')[2]}", name)
+        found["peers"][name]["ratio"] = ratio(found["peers"], *compared)
 
 
 def jax_makers(group: Group, shape: Shape) -> dict[str, Callable[[], Program]]:
@@ -266,14 +272,14 @@ def report(result: dict[str, Any]) -> list[str]:
         if "error" in found:
             lines += [f"- {found['error']}", ""]
             continue
-        choices = label.endswith("choices")
-        header = ["changed", "µs a step", "changed / as it is"]
-        if not choices:
+        base = next((base for of, base in BASES.items() if label.endswith(of)), None)
+        header = ["variant", "µs a step", f"variant / {base}"]
+        if base is None:
             header = ["peer", "µs a step", "ours / peer", "of the roofline"]
         rows = []
         for name, peer in found["peers"].items():
             row = [name, f"{peer['microseconds a step']:.3g}", shown(peer["ratio"], ".2f")]
-            row += [] if choices else [shown(peer.get("share of the roofline"), ".0%")]
+            row += [] if base else [shown(peer.get("share of the roofline"), ".0%")]
             row += [shown(peer.get("compile_seconds"), ".1f")]
             size = peer.get("temporary_bytes", peer.get("peak_bytes"))
             row += [shown(None if size is None else size / 1e6, ",.0f")]

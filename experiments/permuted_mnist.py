@@ -13,6 +13,9 @@ Settings (paper; where it is silent, the authors' code): pixels in [0, 1]; weigh
 all gates together, forget bias 1, learned initial state; RMSProp at 0.001 (their code: 0.0001) with
 decay 0.5, after the gradient is clipped to norm 1; batches of 100; 150 epochs.
 
+`--cell=min_gru` and others put blocks of a linear cell, whose steps run all at once, in place of
+the LSTM (`experiments.lib.pixels`); the paper has none of these.
+
 Metrics: `nats` (cross entropy) and `error` (share of wrong answers), which chooses the epoch.
 
 With batch normalization, evaluation needs population statistics, of each step its own. They are
@@ -37,14 +40,14 @@ from experiments.lib.experiment import Experiment, Row
 from experiments.lib.experiment import published as published_values
 from experiments.lib.language_model import readout_init
 from experiments.lib.optimizers import clipped, rmsprop
-from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep, compute_dtype
-from zoneout_jax import LSTM, Zoneout, unroll, update_stats
+from experiments.lib.pixels import ModelConfig, build_cell, linear_blocks, lstm, orthogonal
+from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
+from zoneout_jax import Zoneout, update_stats
 from zoneout_jax.data import Images, cut_split, image_epoch_plan, load_images, pad_rows, permutation
 from zoneout_jax.training import (
     AXIS,
     Count,
     Evaluation,
-    NotNegative,
     Positive,
     Probability,
     Range,
@@ -55,42 +58,6 @@ from zoneout_jax.training import (
 
 EMA_RATE = 0.01
 """Weight of a batch in the moving averages of population statistics."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Settings):
-    """The LSTM."""
-
-    hidden_features: Count = 100
-    """Units of the LSTM."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Squashes the cell's input and, on its way out, the cell."""
-    initialization: Literal["ortho", "id"] = "ortho"
-    """Recurrent weights: orthogonal; or the identity for the cell's input, orthogonal for gates."""
-    batch_normalization: bool = False
-    """Recurrent batch normalization."""
-    initial_gamma: Positive = 0.1
-    """Initial gain of batch normalization."""
-    initial_beta: float = 0.0
-    """Initial bias of gates, save the forget gate's, and of the normalized cell."""
-    popstats: Literal["reestimate", "ema"] = "reestimate"
-    """Population statistics: estimated anew before each evaluation, or moving averages."""
-    popstats_size: Count | None = None
-    """Training images over which they are estimated anew; all by default."""
-    noise: NotNegative = 0.0
-    """Standard deviation of noise on the initial state, in training."""
-    summarize: bool = False
-    """Add the mean of an image's pixels to its initial hidden state."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.noise and self.summarize:
-            raise ValueError("noise and summarize exclude each other: choose one initial state")
-        for name in ("initial_gamma", "popstats"):
-            if getattr(self, name) != getattr(ModelConfig, name) and not self.batch_normalization:
-                raise ValueError(f"{name} has no effect without batch_normalization")
-        if not np.isfinite(self.initial_beta):
-            raise ValueError(f"initial_beta must be finite, got {self.initial_beta}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +135,10 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.model.is_linear and (self.zoneout.z_prob_cells or self.zoneout.share_mask):
+            raise ValueError(
+                f"cell {self.model.cell} has no memory cells: leave out z_prob_cells and share_mask"
+            )
         check_sweep(self)
         if not self.run.sweep:
             self.zoneout.spec()  # raises where one mask would have two rates
@@ -199,42 +170,6 @@ PRESETS = {
 }
 
 
-def orthogonal(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
-    """One orthogonal matrix over all gates, as in the authors' code for this task."""
-    del blocks
-    return jax.nn.initializers.orthogonal()(key, shape, dtype)
-
-
-def identity(key, shape, dtype=jnp.float32, blocks: int = 4) -> jax.Array:
-    """The identity for the cell's input, an orthogonal matrix over the gates i, f and o."""
-    features = shape[0]
-    gates = orthogonal(key, (features, (blocks - 1) * features), dtype)
-    i, f, o = jnp.split(gates, 3, 1)
-    return jnp.concatenate([i, f, jnp.eye(features, dtype=dtype), o], 1)
-
-
-def build_cell(config: Config, steps: int) -> LSTM:
-    """The LSTM of the experiment."""
-    settings = config.model
-    normalization = {}
-    if settings.batch_normalization:
-        normalization = {
-            "normalization": "batch",
-            "max_steps": steps,
-            "initial_gamma": settings.initial_gamma,
-        }
-    return LSTM(
-        1,
-        settings.hidden_features,
-        activation_fn=settings.activation,
-        kernel_init=orthogonal,
-        recurrent_kernel_init=identity if settings.initialization == "id" else orthogonal,
-        learned_carry=True,
-        dtype=compute_dtype(config.run),
-        **normalization,
-    )
-
-
 def inputs(pixels: jax.Array, max_value: int) -> jax.Array:
     """Pixels `[B, T]` as inputs `[T, B, 1]` in [0, 1]."""
     return pixels.T[..., None].astype(jnp.float32) / max_value
@@ -252,32 +187,20 @@ def build(config: Config, sampled: bool = True) -> Task:
     sizes = {name: len(labels) for name, (_, labels) in splits.items()}
     settings, features = config.model, config.model.hidden_features
     cell = build_cell(config, steps)
+    network = linear_blocks(config) if settings.is_linear else lstm(config, cell, steps)
 
     def init(key):
         cell_key, readout_key = jax.random.split(key)
-        weights = cell.init(cell_key)
-        forget = jnp.arange(4 * features) // features == 1
-        weights["bias"] = jnp.where(forget, weights["bias"], settings.initial_beta)
-        if settings.batch_normalization:
-            weights["cell_beta"] = jnp.full_like(weights["cell_beta"], settings.initial_beta)
         readout = readout_init(readout_key, (features, images.classes), orthogonal)
-        return {"lstm": weights, "readout": readout}
+        return {settings.cell: network.init(cell_key), "readout": readout}
 
     def sums(params, batch, **mode):
         """Σ nats, Σ error and number of images, and the statistics of the batch, if measured."""
         (pixels, labels), weights = batch.take()
         xs = inputs(pixels, images.max_value)
-        carry = None
-        if settings.summarize:
-            c, h = cell.initial_carry(params["lstm"], len(labels))
-            carry = c, h + jnp.mean(xs, 0)
-        # Of no length, so that batch statistics leave them out.
-        lengths = None
-        if settings.batch_normalization:
-            lengths = jnp.where(batch.indices >= 0, steps, 0)
-        carry, _, *stats = unroll(cell, params["lstm"], xs, carry, seq_lengths=lengths, **mode)
+        last, *stats = network.read(params[settings.cell], xs, batch.indices >= 0, **mode)
         readout = params["readout"]
-        logits = cell.hidden(carry) @ readout["kernel"] + readout["bias"]
+        logits = last @ readout["kernel"] + readout["bias"]
         labels = labels.astype(jnp.int32)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         wrong = (jnp.argmax(logits, -1) != labels).astype(jnp.float32)
@@ -292,7 +215,7 @@ def build(config: Config, sampled: bool = True) -> Task:
 
     def loss(params, state, batch, key):
         mode = {"zoneout": zoneout(state)} if sampled else expected(state)
-        mode |= {"key": key, "carry_noise": settings.noise, "axis_name": AXIS}
+        mode |= {"key": key, "axis_name": AXIS}
         totals, count, *stats = sums(params, batch, **mode)
         if settings.batch_normalization and settings.popstats == "ema":
             state = state | {"stats": update_stats(state["stats"], *stats, rate=EMA_RATE)}
@@ -349,12 +272,20 @@ ROWS = {
     "recurrent batch norm": Row(_BATCH_NORM, published(None, 0.046)),
     "zoneout + recurrent batch norm": Row((*_ZONEOUT, *_BATCH_NORM), published(0.045, 0.041)),
 }
+# Not in the paper.
+_CELLS = {"minGRU": "min_gru", "minLSTM": "min_lstm", "RG-LRU": "rg_lru", "LRU": "lru"}
+LINEAR_ROWS = {
+    f"{name}{suffix}": Row((f"--cell={cell}", "--num_layers=2", "--learning_rate=0.002", *flags))
+    for name, cell in _CELLS.items()
+    for suffix, flags in {"": (), " + zoneout": ("--z_prob_states=0.15",)}.items()
+}
 EXPERIMENT = Experiment(
     name="permuted_mnist",
     about="Permuted sequential MNIST.",
     presets=PRESETS,
     build=build,
-    rows=ROWS,
+    rows=ROWS | LINEAR_ROWS,
+    preset_rows=dict.fromkeys(PRESETS, tuple(ROWS)),
     metrics=("validation_error", "test_error"),
     published_on="MNIST",
 )

@@ -65,12 +65,13 @@ def test_quick_run_writes_all_parts(tmp_path, capsys, monkeypatch):
     assert not parts["right"]["wrong"] + parts["right"]["not reached"]
     assert list(parts["right"]["cells"]) == list(accelerator_checks.QUICK_CELLS)
     groups = parts["fast"]["groups"]
-    assert len(groups) == 4 and not parts["fast"]["not reached"]
+    assert len(groups) == 5 and not parts["fast"]["not reached"]
     peers = groups["LSTM, quick, forward + backward"]["peers"]
     for name in ("zoneout, float32", "Flax, bfloat16", "products alone, float32"):
         assert len(peers[name]["seconds"]) == 2 and peers[name]["ratio"] > 0
         assert peers[name]["share of the roofline"] > 0
     assert "words in the step" in groups["LSTM, quick, choices"]["peers"]
+    assert groups["LSTM, quick, linear cells"]["peers"]["MinGRU, all at once"]["ratio"] > 0
     assert parts["fast"]["compile seconds"]["zoneout, float32"] > 0
     runs = parts["end to end"]["runs"]
     assert len(runs) == 3 and all(0 < r["share outside"] < 1 < r["steps a second"] for r in runs)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import choices, outside_compiled, rnn, rounding
+from benchmarks import choices, linear, outside_compiled, rnn, rounding
 from experiments import seq2seq
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,6 +43,16 @@ def test_choices_are_measured(tmp_path):
     results = json.loads((tmp_path / "choices.json").read_text())["results"]["quick"]
     assert set(results) == set(choices.CHANGES)
     assert all(found["milliseconds"] > 0 for found in results.values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+def test_linear_cells_are_measured(tmp_path):
+    linear.main(["--quick", f"--out={tmp_path}"])
+    results = json.loads((tmp_path / "linear.json").read_text())["results"]["T = 9"]
+    assert len(results) == 13 and results["LSTM"]["ratio"] == 1
+    assert all(min(found["seconds"]) > 0 for found in results.values())
+    assert (tmp_path / "linear.md").read_text().count("\n") == 15
 
 
 @pytest.mark.usefixtures("standard_promotion")

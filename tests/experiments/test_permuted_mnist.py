@@ -108,6 +108,42 @@ def test_loss_in_numpy(batch_normalization, summarize):
         assert sums[0]["error"] == wrong[examples >= 0].sum() and sums[1] == 4
 
 
+def test_blocks_of_a_linear_cell_in_numpy():
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def apply(layer, xs):
+        return xs @ layer["kernel"] + layer["bias"]
+
+    settings = {"cell": "min_gru", "num_layers": 2, "z_prob_states": 0.3, "igate_drop": 0.1}
+    task = permuted_mnist.build(smoke(**settings))
+    params, state = shaken(task)
+    examples = jnp.arange(5)
+    pixels, labels = (np.asarray(array)[:5] for array in task.data)
+    network = jax.tree.map(lambda x: np.asarray(x, np.float64), params["min_gru"])
+    xs = apply(network["encoder"], pixels.T[..., None] / 16)
+    for block in network["blocks"]:
+        cell = block["cell"]
+        normed = (xs - xs.mean(-1, keepdims=True)) / np.sqrt(xs.var(-1, keepdims=True) + 1e-5)
+        h = np.tile(cell["initial_h"], (5, 1))
+        ys = []
+        for x in block["scale"] * normed:
+            z, n = np.split(x @ cell["input"] + cell["bias"], 2, -1)
+            new = (1 - sigmoid(z)) * h + sigmoid(z) * 0.9 * n
+            h = 0.3 * h + 0.7 * new
+            ys.append(h)
+        ys = np.stack(ys)
+        ys = ys / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (ys + 0.044715 * ys**3)))
+        xs = xs + ys * sigmoid(apply(block["gate"], ys))
+    logits = apply(params["readout"], xs.mean(0))
+    nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), labels]
+    totals, count = evaluated(task, params, state, examples)
+    assert count == 5
+    np.testing.assert_allclose(totals["nats"], nats.sum(), rtol=1e-4)
+    sampled = [gradient(task, params, state, examples, key=key)[0] for key in (0, 0, 1)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
 def test_pixels_in_order_and_of_a_part():
     whole = permuted_mnist.build(smoke(train_size=None, unpermuted=True))
     part = permuted_mnist.build(smoke(permutation_seed=3))
@@ -298,6 +334,10 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
         (["--popstats=none"], "popstats"),
         (["--train_size=20"], "20 examples are fewer than one batch of 32"),
         (["--permutation_seed=-1"], "permutation_seed"),
+        (["--num_layers=2"], "cell lstm has no num_layers: leave it out"),
+        (["--cell=lru", "--batch_normalization"], "cell lru has no batch_normalization"),
+        (["--cell=lru", "--z_prob_cells=0.5"], "cell lru has no memory cells"),
+        (["--cell=min_gru", "--sweep=z_prob_cells=0.5"], "cell min_gru has no memory cells"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):

@@ -1,0 +1,126 @@
+"""Linear cells over long sequences: all steps at once against one after the other, and our LSTM.
+
+    python -m benchmarks.linear             # about ten minutes on two cores
+    python -m benchmarks.linear --quick     # checks that it runs; its times mean nothing
+
+Forward and backward with zoneout, all in turn, round after round, in one process. "In chunks" is
+the associative scan with `chunk` of about √T.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable
+
+import jax
+
+from benchmarks.jax_peers import Shape, ours, peer, some_params
+from benchmarks.rnn import Program, measure_in_turn
+from zoneout_jax import LRU, RGLRU, LinearCell, MinGRU, MinLSTM, Zoneout, unroll
+from zoneout_jax.training import Count, Measurement, parse_measurement, versions, write_json
+
+SHAPES = {f"T = {steps:,}": Shape(4, steps, 128, 128) for steps in (784, 4096, 20_000)}
+QUICK = {"T = 9": Shape(2, 9, 3, 4)}
+CELLS: dict[str, type[LinearCell]] = {
+    "MinGRU": MinGRU,
+    "MinLSTM": MinLSTM,
+    "RGLRU": RGLRU,
+    "LRU": LRU,
+}
+BASE = "LSTM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Measurement):
+    """What to measure."""
+
+    rounds: Count = 7
+    """Rounds of all."""
+    quick: bool = False
+    """A tiny shape, two rounds."""
+
+
+def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
+    """Functions that compile the LSTM, and each linear cell in its forms."""
+    spec, chunk = Zoneout(states=0.05), math.isqrt(shape.steps)
+    forms = {
+        "all at once": {"implementation": "associative"},
+        "in chunks": {"implementation": "associative", "chunk": chunk},
+        "step by step": {"implementation": "scan"},
+    }
+
+    def lower(kind, options):
+        cell = kind(shape.inputs, shape.units)
+
+        def forward(params, xs, key):
+            return unroll(cell, params, xs, zoneout=spec, key=key, **options)[1]
+
+        return Program.of_peer(peer(shape, some_params(cell.init), forward), "backward", shape)
+
+    programs = {BASE: lambda: Program.of_peer(ours(shape), "backward", shape)} | {
+        f"{cell}, {form}": functools.partial(lower, kind, options)
+        for cell, kind in CELLS.items()
+        for form, options in forms.items()
+    }
+    return {name: functools.partial(compiled, make) for name, make in programs.items()}
+
+
+def compiled(make: Callable[[], Program]) -> Program:
+    """The compiled program."""
+    return make().compile()
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A Markdown table: milliseconds, the ratio to the LSTM, and memory."""
+    lines = ["| forward + backward | " + " | ".join(results) + " |"]
+    lines.append("| --- " * (len(results) + 1) + "|")
+    for name in next(iter(results.values())):
+        cells = [
+            f"{found[name]['milliseconds']:.3g} ms, {found[name]['ratio']:.2f},"
+            f" {found[name]['temporary_bytes'] / 1e6:,.0f} MB"
+            for found in results.values()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints and keeps the result."""
+    about = "Linear cells over long sequences."
+    options, out = parse_measurement(Options, argv, "benchmarks.linear", about)
+    shapes = QUICK if options.quick else SHAPES
+    command = ["python", "-m", "benchmarks.linear", *(sys.argv[1:] if argv is None else argv)]
+    content = {
+        "command": " ".join(command),
+        "shapes": {name: shape._asdict() for name, shape in shapes.items()},
+        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "results": {},
+    }
+    for shape_name, shape in shapes.items():
+        print(f"{shape_name}: (B, T, F, H) = {shape[:4]}", file=sys.stderr)
+        runs = {name: make() for name, make in variants(shape).items()}
+        seconds = measure_in_turn(runs, 2 if options.quick else options.rounds)
+        content["results"][shape_name] = {
+            name: {
+                "milliseconds": 1000 * statistics.median(times),
+                "ratio": statistics.median(
+                    a / b for a, b in zip(times, seconds[BASE], strict=True)
+                ),
+                "temporary_bytes": runs[name].facts["temporary_bytes"],
+                "seconds": times,
+            }
+            for name, times in seconds.items()
+        }
+        write_json(out / "linear.json", content)
+        (out / "linear.md").write_text(table(content["results"]))
+    print(table(content["results"]))
+    print(f"result: {out / 'linear.json'} and {out / 'linear.md'}")
+
+
+if __name__ == "__main__":
+    main()

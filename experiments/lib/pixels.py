@@ -1,0 +1,199 @@
+"""Networks that read an image pixel by pixel: the paper's LSTM, and blocks of linear cells."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lib.settings import compute_dtype
+from zoneout_jax import LRU, LSTM, RGLRU, LinearCell, MinGRU, MinLSTM, unroll
+from zoneout_jax.training import Count, NotNegative, Positive, Settings
+
+LINEAR_CELLS: dict[str, Callable[..., LinearCell]] = {
+    "min_gru": MinGRU,
+    "min_lstm": MinLSTM,
+    "rg_lru": RGLRU,
+    "lru": functools.partial(LRU, r_min=0.9, r_max=0.999),
+}
+"""Linear cells, by `cell`."""
+OF_LSTM = (
+    "activation",
+    "initialization",
+    "batch_normalization",
+    "initial_beta",
+    "noise",
+    "summarize",
+)
+"""Settings of the LSTM alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
+    """The network."""
+
+    cell: Literal["lstm", "min_gru", "min_lstm", "rg_lru", "lru"] = "lstm"
+    """The LSTM, or blocks of a linear cell, which runs all steps at once."""
+    num_layers: Count = 1
+    """Blocks, of a linear cell."""
+    hidden_features: Count = 100
+    """Units of a layer."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Squashes the cell's input and, on its way out, the cell."""
+    initialization: Literal["ortho", "id"] = "ortho"
+    """Recurrent weights: orthogonal; or the identity for the cell's input, orthogonal for gates."""
+    batch_normalization: bool = False
+    """Recurrent batch normalization."""
+    initial_gamma: Positive = 0.1
+    """Initial gain of batch normalization."""
+    initial_beta: float = 0.0
+    """Initial bias of gates, save the forget gate's, and of the normalized cell."""
+    popstats: Literal["reestimate", "ema"] = "reestimate"
+    """Population statistics: estimated anew before each evaluation, or moving averages."""
+    popstats_size: Count | None = None
+    """Training images over which they are estimated anew; all by default."""
+    noise: NotNegative = 0.0
+    """Standard deviation of noise on the initial state, in training."""
+    summarize: bool = False
+    """Add the mean of an image's pixels to its initial hidden state."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise and self.summarize:
+            raise ValueError("noise and summarize exclude each other: choose one initial state")
+        for name in ("initial_gamma", "popstats"):
+            if getattr(self, name) != getattr(ModelConfig, name) and not self.batch_normalization:
+                raise ValueError(f"{name} has no effect without batch_normalization")
+        of_others = OF_LSTM if self.is_linear else ("num_layers",)
+        for name in of_others:
+            if getattr(self, name) != getattr(ModelConfig, name):
+                raise ValueError(f"cell {self.cell} has no {name}: leave it out")
+        if not np.isfinite(self.initial_beta):
+            raise ValueError(f"initial_beta must be finite, got {self.initial_beta}")
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the cell is linear in its state."""
+        return self.cell in LINEAR_CELLS
+
+
+class Network(NamedTuple):
+    """A network without its output layer.
+
+    Attributes:
+      init: `init(key) -> params`.
+      read: `read(params, xs, counted, **mode) -> (features [B, H], *stats)` after inputs
+        `[T, B, 1]`; `counted` `[B]` tells images from what fills a batch, and `mode` is that of
+        `unroll`.
+    """
+
+    init: Callable[[jax.Array], Any]
+    read: Callable[..., Any]
+
+
+def orthogonal(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
+    """One orthogonal matrix over all gates, as in the authors' code for this task."""
+    del blocks
+    return jax.nn.initializers.orthogonal()(key, shape, dtype)
+
+
+def identity(key, shape, dtype=jnp.float32, blocks: int = 4) -> jax.Array:
+    """The identity for the cell's input, an orthogonal matrix over the gates i, f and o."""
+    features = shape[0]
+    gates = orthogonal(key, (features, (blocks - 1) * features), dtype)
+    i, f, o = jnp.split(gates, 3, 1)
+    return jnp.concatenate([i, f, jnp.eye(features, dtype=dtype), o], 1)
+
+
+def build_cell(config: Any, steps: int) -> LSTM:
+    """The LSTM of the experiment."""
+    settings = config.model
+    normalization = {}
+    if settings.batch_normalization:
+        normalization = {
+            "normalization": "batch",
+            "max_steps": steps,
+            "initial_gamma": settings.initial_gamma,
+        }
+    return LSTM(
+        1,
+        settings.hidden_features,
+        activation_fn=settings.activation,
+        kernel_init=orthogonal,
+        recurrent_kernel_init=identity if settings.initialization == "id" else orthogonal,
+        learned_carry=True,
+        dtype=compute_dtype(config.run),
+        **normalization,
+    )
+
+
+def lstm(config: Any, cell: LSTM, steps: int) -> Network:
+    """The LSTM of the experiment; its features are the last hidden state."""
+    settings, features = config.model, config.model.hidden_features
+
+    def init(key):
+        weights = cell.init(key)
+        forget = jnp.arange(4 * features) // features == 1
+        weights["bias"] = jnp.where(forget, weights["bias"], settings.initial_beta)
+        if settings.batch_normalization:
+            weights["cell_beta"] = jnp.full_like(weights["cell_beta"], settings.initial_beta)
+        return weights
+
+    def read(weights, xs, counted, **mode):
+        carry, lengths = None, None
+        if settings.summarize:
+            c, h = cell.initial_carry(weights, xs.shape[1])
+            carry = c, h + jnp.mean(xs, 0)
+        if settings.batch_normalization:
+            lengths = jnp.where(counted, steps, 0)  # so that batch statistics leave others out
+        if mode.get("key") is not None:
+            mode["carry_noise"] = settings.noise
+        carry, _, *stats = unroll(cell, weights, xs, carry, seq_lengths=lengths, **mode)
+        return cell.hidden(carry), *stats
+
+    return Network(init, read)
+
+
+def linear_blocks(config: Any) -> Network:
+    """Blocks of a linear cell, as state-space models have them (Orvieto et al. 2023, section 2).
+
+        x ← x W + b                                     at the start
+        y = gelu(cell(layer_norm(x)))                   in each block
+        x ← x + y ∘ σ(y W + b)
+
+    The features are the mean of x over the steps.
+    """
+    settings, dtype = config.model, compute_dtype(config.run)
+    features = settings.hidden_features
+    cell = LINEAR_CELLS[settings.cell](features, features, learned_carry=True, dtype=dtype)
+
+    def dense(key, inputs):
+        kernel = jax.nn.initializers.lecun_normal()(key, (inputs, features))
+        return {"kernel": kernel, "bias": jnp.zeros(features)}
+
+    def init(key):
+        keys = jax.random.split(key, (settings.num_layers + 1, 2))
+        blocks = [
+            {"cell": cell.init(one), "gate": dense(two, features), "scale": jnp.ones(features)}
+            for one, two in keys[1:]
+        ]
+        return {"encoder": dense(keys[0, 0], 1), "blocks": blocks}
+
+    def apply(layer, xs):
+        return cell.product(xs, layer["kernel"]) + layer["bias"]
+
+    def read(params, xs, counted, key=None, **mode):
+        xs = apply(params["encoder"], xs)
+        for number, block in enumerate(params["blocks"]):
+            if key is not None:
+                mode["key"] = jax.random.fold_in(key, number)
+            normed = block["scale"] * jax.nn.standardize(xs)
+            _, ys = unroll(cell, block["cell"], normed, **mode)
+            ys = jax.nn.gelu(ys)
+            xs = xs + ys * jax.nn.sigmoid(apply(block["gate"], ys))
+        return (jnp.mean(xs, 0),)
+
+    return Network(init, read)
