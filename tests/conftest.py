@@ -13,6 +13,7 @@ if "xla_force_host_platform_device_count" not in flags[0]:
     flags.append("--xla_force_host_platform_device_count=8")
 if "xla_backend_optimization_level" not in flags[0]:
     flags.append("--xla_backend_optimization_level=0")
+    flags.append("--xla_cpu_parallel_codegen_split_count=1")  # programs are small
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
         flags.append("--xla_cpu_use_fusion_emitters=false")  # later XLA ends at a flag it lacks
 os.environ["XLA_FLAGS"] = " ".join(flags).strip()
