@@ -21,7 +21,7 @@ from experiments import char_ptb
 from experiments.lib.characters import LEARNING_RATES
 from experiments.lib.language_model import TILES, cross_entropy_sum, readout_init
 from zoneout_jax import LSTM, Zoneout, unroll
-from zoneout_jax.data import epoch_plan, gather
+from zoneout_jax.data import gather, shuffled_chunks
 from zoneout_jax.training import (
     Measurement,
     fit,
@@ -58,7 +58,7 @@ def bare_loop(config: char_ptb.Config, steps: int):
         "lstm": cell.init(key),
         "readout": readout_init(key, (features, corpus.vocab_size), TILES),
     }
-    starts = epoch_plan(key, len(corpus.train), length, config.run.batch_size)
+    starts = shuffled_chunks(key, len(corpus.train), length, config.run.batch_size)
     batches = [gather(corpus.train, starts[step], length) for step in range(steps)]
 
     @jax.jit

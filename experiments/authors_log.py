@@ -3,8 +3,8 @@
     python -m experiments.authors_log RUN [RUN…] --out DIR
 
 Their repository has the log of one run of zoneout, 0.5 of the cells and 0.05 of the states, over
-110 epochs. Its figures, in bits per character, are in `experiments/results/authors-log`. Written to
-DIR: `table.md`, the figures by epoch and how much ours are above the log's; `curves.png`.
+110 epochs. Its metrics, in bits per character, are in `experiments/results/authors-log`. Written to
+DIR: `table.md`, the metrics by epoch and how much ours are above the log's; `curves.png`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Options:
 
 
 def read(file: pathlib.Path) -> History:
-    """Figures by epoch.
+    """Metrics by epoch.
 
     Raises:
       ValueError: the file is not the log of a run of char_ptb.

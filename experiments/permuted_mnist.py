@@ -43,7 +43,14 @@ from experiments.lib.optimizers import clipped, rmsprop
 from experiments.lib.pixels import ModelConfig, build_cell, linear_blocks, lstm, orthogonal
 from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
 from zoneout_jax import Zoneout, update_stats
-from zoneout_jax.data import Images, cut_split, image_epoch_plan, load_images, pad_rows, permutation
+from zoneout_jax.data import (
+    Images,
+    cut_split,
+    load_images,
+    pad_rows,
+    permutation,
+    shuffled_examples,
+)
 from zoneout_jax.training import (
     AXIS,
     Count,
@@ -246,7 +253,7 @@ def build(config: Config, sampled: bool = True) -> Task:
         ),
         loss=loss,
         data=splits["train"],
-        epoch_indices=lambda key: image_epoch_plan(key, sizes["train"], config.run.batch_size),
+        epoch_indices=lambda key: shuffled_examples(key, sizes["train"], config.run.batch_size),
         metric="nats",
         validation=evaluation("validation"),
         monitor="error",
@@ -263,7 +270,7 @@ def build(config: Config, sampled: bool = True) -> Task:
 published = functools.partial(published_values, "error")
 # The authors' script shares the mask, whatever its flags.
 _ZONEOUT = ("--z_prob_cells=0.15", "--z_prob_states=0.15", "--share_mask")
-# The published figure is that of Cooijmans et al. 2016, who start at the identity.
+# The published error is that of Cooijmans et al. 2016, who start at the identity.
 _BATCH_NORM = ("--batch_normalization", "--initialization=id")
 ROWS = {
     "LSTM": Row((), published(0.092, 0.102)),

@@ -8,7 +8,7 @@
 
 Runs that are done are skipped, runs that were cut off go on; several processes can share a folder,
 each with its own `--rows` or `--seeds`: when they have ended, one with all of them makes the table.
-The table (Markdown and JSON) is written anew after every run, the figures of all learning curves
+The table (Markdown and JSON) is written anew after every run, the pictures of all learning curves
 as they grow. A row that diverges is marked, and the others go on. An experiment that measures
 something else than rows of a table (`gradient_propagation`, `semantic_consistency`) writes what its
 own docstring says.

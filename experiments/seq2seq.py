@@ -3,7 +3,7 @@
     python -m experiments.seq2seq                                          # baseline
     python -m experiments.seq2seq --z_prob_cells=0.5 --z_prob_states=0.05  # zoneout
 
-A network reads `____12345+678` symbol by symbol and writes `13023__`. The paper has no figures of
+A network reads `____12345+678` symbol by symbol and writes `13023__`. The paper has no results of
 this task.
 
 Settings: one two-layer LSTM of 128 units is encoder and decoder; weights uniform within ±0.08; Adam

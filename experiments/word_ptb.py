@@ -35,7 +35,7 @@ from experiments.lib.experiment import published as published_values
 from experiments.lib.language_model import LanguageModel, check_layers, language_model
 from experiments.lib.settings import MaskConfig, ModelConfig, OptimizerConfig, RegularizerConfig
 from experiments.lib.texts import TextConfig, carried_evaluation
-from zoneout_jax.data import Corpus, gather, stream_plan
+from zoneout_jax.data import Corpus, gather, stream_chunks
 from zoneout_jax.training import (
     AXIS,
     Count,
@@ -207,7 +207,7 @@ def build(config: Config) -> Task:
     texts = config.data.split(corpus)
     length, batch_size = config.data.seq_length, config.run.batch_size
     # The last symbol is a target only.
-    plan = stream_plan(len(texts["train"]) - 1, length, batch_size)
+    starts = stream_chunks(len(texts["train"]) - 1, length, batch_size)
     words = model(config, corpus)
 
     def loss(params, state, batch, key):
@@ -228,7 +228,7 @@ def build(config: Config) -> Task:
         carry = jax.tree.map(lambda c: jnp.roll(c, 1, 0), state.model_state["carry"])
         return state._replace(model_state=state.model_state | {"carry": carry})
 
-    optimizer = config.optimizer.optimizer(config.optimizer.schedule(len(plan)))
+    optimizer = config.optimizer.optimizer(config.optimizer.schedule(len(starts)))
     if config.optimizer.sum_over_steps:
         optimizer = optax.chain(optax.scale(length), optimizer)
     carried = functools.partial(carried_evaluation, words, streams=config.data.eval_streams)
@@ -238,7 +238,7 @@ def build(config: Config) -> Task:
         optimizer=optimizer,
         loss=loss,
         data=texts["train"],
-        epoch_indices=lambda key: jnp.asarray(plan),
+        epoch_indices=lambda key: jnp.asarray(starts),
         metric="perplexity",
         to_metric=perplexity,
         validation=carried(texts["validation"]),

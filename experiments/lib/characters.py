@@ -15,7 +15,7 @@ from experiments.lib.language_model import (
 )
 from experiments.lib.settings import OptimizerConfig, RegularizerConfig
 from experiments.lib.texts import TextConfig, carried_evaluation
-from zoneout_jax.data import Corpus, chunk_starts, epoch_plan, gather, pad_rows
+from zoneout_jax.data import Corpus, chunk_starts, gather, pad_rows, shuffled_chunks
 from zoneout_jax.training import AXIS, Count, DropRate, Evaluation, Positive, Task
 
 LEARNING_RATES = {"LSTM": 2e-3, "GRU": 1e-3, "SRNN": 3e-4}
@@ -147,7 +147,7 @@ def build(config: CharacterConfig, name: str) -> Task:
         optimizer=config.optimizer.optimizer(rate),
         loss=loss,
         data=texts["train"],
-        epoch_indices=lambda key: epoch_plan(
+        epoch_indices=lambda key: shuffled_chunks(
             key, len(texts["train"]), length, batch_size, augment=config.data.augment
         ),
         metric="bpc",

@@ -232,7 +232,7 @@ def language_model(
         total, count = cross_entropy_sum(readout(params), ys, targets, weights, dtype)
         if regularizers.norm_cost_coeff and not mode.get("deterministic"):
             cost = regularizers.norm_cost_coeff * sum(map(norm_stabilizer, penalized))
-            # Of gradient alone, so that the training figure remains a cross entropy.
+            # Of gradient alone, so that the training metric remains a cross entropy.
             total += count * (cost - jax.lax.stop_gradient(cost))
         return (total, count), carry
 

@@ -18,7 +18,7 @@ BLOCK = 100
 """Symbols read at once while a state is carried."""
 WARM_UP = 1000
 """Symbols that a part of a text is preceded by; a multiple of BLOCK. With the paper's model the
-figures differ from those of the text in one piece by less than 1e-5 bits per character."""
+metrics differ from those of the text in one piece by less than 1e-5 bits per character."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

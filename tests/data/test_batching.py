@@ -10,11 +10,11 @@ import pytest
 
 from zoneout_jax.data import (
     chunk_starts,
-    epoch_plan,
     gather,
-    image_epoch_plan,
     pad_rows,
     permutation,
+    shuffled_chunks,
+    shuffled_examples,
     steps_per_epoch,
 )
 
@@ -23,10 +23,12 @@ SHAPES = [shape for shape in SHAPES if (shape[0] - shape[1] + 1) // shape[1] >= 
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def many_plans(seed: int, plans: int, length: int, chunk: int, batch_size: int) -> jax.Array:
+def many_shuffled_chunks(
+    seed: int, epochs: int, length: int, chunk: int, batch_size: int
+) -> jax.Array:
     """Plans of many epochs at once."""
-    keys = jax.random.split(jax.random.key(seed), plans)
-    return jax.vmap(lambda key: epoch_plan(key, length, chunk, batch_size))(keys)
+    keys = jax.random.split(jax.random.key(seed), epochs)
+    return jax.vmap(lambda key: shuffled_chunks(key, length, chunk, batch_size))(keys)
 
 
 @pytest.mark.parametrize(
@@ -61,30 +63,30 @@ def test_steps_hold_for_every_offset(length, chunk):
 
 
 @pytest.mark.parametrize(("length", "chunk", "batch_size"), SHAPES)
-def test_plans_are_chunks_of_one_offset(length, chunk, batch_size):
-    plans = np.asarray(many_plans(0, 200, length, chunk, batch_size))
+def test_shuffled_chunks_are_of_one_offset(length, chunk, batch_size):
+    epochs = np.asarray(many_shuffled_chunks(0, 200, length, chunk, batch_size))
     steps = steps_per_epoch(length, chunk, batch_size)
-    assert plans.shape == (200, steps, batch_size)
-    assert plans.dtype == np.int32
-    assert plans.min() >= 0
-    assert plans.max() <= length - chunk
-    for plan in plans.reshape(200, -1):
-        assert len(set(plan % chunk)) == 1
-        assert len(set(plan)) == len(plan)
+    assert epochs.shape == (200, steps, batch_size)
+    assert epochs.dtype == np.int32
+    assert epochs.min() >= 0
+    assert epochs.max() <= length - chunk
+    for epoch in epochs.reshape(200, -1):
+        assert len(set(epoch % chunk)) == 1
+        assert len(set(epoch)) == len(epoch)
 
 
-def test_plan_is_a_function_of_its_key():
-    plans = [np.asarray(epoch_plan(jax.random.key(seed), 1_000, 10, 8)) for seed in (0, 0, 1)]
-    jitted = jax.jit(epoch_plan, static_argnums=(1, 2, 3))(jax.random.key(0), 1_000, 10, 8)
-    np.testing.assert_array_equal(plans[0], plans[1])
-    np.testing.assert_array_equal(plans[0], jitted)
-    assert not np.array_equal(plans[0], plans[2])
-    assert not np.array_equal(plans[0].ravel(), np.sort(plans[0].ravel()))
+def test_shuffling_chunks_is_a_function_of_its_key():
+    epochs = [np.asarray(shuffled_chunks(jax.random.key(seed), 1_000, 10, 8)) for seed in (0, 0, 1)]
+    jitted = jax.jit(shuffled_chunks, static_argnums=(1, 2, 3))(jax.random.key(0), 1_000, 10, 8)
+    np.testing.assert_array_equal(epochs[0], epochs[1])
+    np.testing.assert_array_equal(epochs[0], jitted)
+    assert not np.array_equal(epochs[0], epochs[2])
+    assert not np.array_equal(epochs[0].ravel(), np.sort(epochs[0].ravel()))
 
 
 def test_offsets_are_uniform():
-    plans = np.asarray(many_plans(1, 4_000, 100, 10, 2))
-    counts = np.bincount(plans[:, 0, 0] % 10, minlength=10)
+    epochs = np.asarray(many_shuffled_chunks(1, 4_000, 100, 10, 2))
+    counts = np.bincount(epochs[:, 0, 0] % 10, minlength=10)
     # Binomial(4000, 1/10): mean 400, standard deviation 19; five of them on either side.
     assert np.all(np.abs(counts - 400) < 95)
 
@@ -92,8 +94,10 @@ def test_offsets_are_uniform():
 @pytest.mark.parametrize(("length", "batch_size"), [(45, 3), (49, 2), (40, 3)])
 def test_every_chunk_of_an_offset_has_the_same_chance(length, batch_size):
     """Also the one that only some offsets have, and in every place of the epoch."""
-    chunk, plans = 10, 6_000
-    drawn = np.asarray(many_plans(2, plans, length, chunk, batch_size)).reshape(plans, -1)
+    chunk, epochs = 10, 6_000
+    drawn = np.asarray(many_shuffled_chunks(2, epochs, length, chunk, batch_size)).reshape(
+        epochs, -1
+    )
     for offset in range(chunk):
         rows = drawn[drawn[:, 0] % chunk == offset]
         starts = chunk_starts(length, chunk, offset)
@@ -106,44 +110,44 @@ def test_every_chunk_of_an_offset_has_the_same_chance(length, batch_size):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def many_image_plans(seed: int, plans: int, examples: int, batch_size: int) -> jax.Array:
+def many_shuffled_examples(seed: int, epochs: int, examples: int, batch_size: int) -> jax.Array:
     """Plans of many epochs at once."""
-    keys = jax.random.split(jax.random.key(seed), plans)
-    return jax.vmap(lambda key: image_epoch_plan(key, examples, batch_size))(keys)
+    keys = jax.random.split(jax.random.key(seed), epochs)
+    return jax.vmap(lambda key: shuffled_examples(key, examples, batch_size))(keys)
 
 
 @pytest.mark.parametrize(("examples", "batch_size"), [(100, 10), (103, 10), (7, 7), (5, 1), (1, 1)])
-def test_image_plans_take_an_example_once(examples, batch_size):
-    plans = np.asarray(many_image_plans(0, 50, examples, batch_size))
+def test_shuffled_examples_take_an_example_once(examples, batch_size):
+    epochs = np.asarray(many_shuffled_examples(0, 50, examples, batch_size))
     steps = examples // batch_size
-    assert plans.shape == (50, steps, batch_size)
-    assert plans.dtype == np.int32
-    assert plans.min() >= 0
-    assert plans.max() < examples
-    for plan in plans.reshape(50, -1):
-        assert len(set(plan)) == steps * batch_size
+    assert epochs.shape == (50, steps, batch_size)
+    assert epochs.dtype == np.int32
+    assert epochs.min() >= 0
+    assert epochs.max() < examples
+    for epoch in epochs.reshape(50, -1):
+        assert len(set(epoch)) == steps * batch_size
 
 
-def test_image_plan_is_a_function_of_its_key():
-    plans = [np.asarray(image_epoch_plan(jax.random.key(seed), 1_000, 8)) for seed in (0, 0, 1)]
-    jitted = jax.jit(image_epoch_plan, static_argnums=(1, 2))(jax.random.key(0), 1_000, 8)
-    np.testing.assert_array_equal(plans[0], plans[1])
-    np.testing.assert_array_equal(plans[0], jitted)
-    assert not np.array_equal(plans[0], plans[2])
+def test_shuffling_examples_is_a_function_of_its_key():
+    epochs = [np.asarray(shuffled_examples(jax.random.key(seed), 1_000, 8)) for seed in (0, 0, 1)]
+    jitted = jax.jit(shuffled_examples, static_argnums=(1, 2))(jax.random.key(0), 1_000, 8)
+    np.testing.assert_array_equal(epochs[0], epochs[1])
+    np.testing.assert_array_equal(epochs[0], jitted)
+    assert not np.array_equal(epochs[0], epochs[2])
 
 
-def test_image_plan_is_int32_with_64_bits(x64):
-    assert image_epoch_plan(jax.random.key(0), 10, 5).dtype == jnp.int32
+def test_shuffling_examples_is_int32_with_64_bits(x64):
+    assert shuffled_examples(jax.random.key(0), 10, 5).dtype == jnp.int32
 
 
 def test_every_example_has_the_same_chance():
     """In every place of the epoch, and of being dropped."""
-    examples, plans = 11, 6_000
-    drawn = np.asarray(many_image_plans(1, plans, examples, 4)).reshape(plans, -1)
-    bound = 5 * np.sqrt(plans * 1 / examples * (1 - 1 / examples))
+    examples, epochs = 11, 6_000
+    drawn = np.asarray(many_shuffled_examples(1, epochs, examples, 4)).reshape(epochs, -1)
+    bound = 5 * np.sqrt(epochs * 1 / examples * (1 - 1 / examples))
     for place in range(8):
         counts = np.bincount(drawn[:, place], minlength=examples)
-        assert np.all(np.abs(counts - plans / examples) < bound)
+        assert np.all(np.abs(counts - epochs / examples) < bound)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
@@ -182,10 +186,13 @@ def test_gather_accepts_padding():
         (lambda: chunk_starts(9, 3, -1), "offset must not be negative, got -1"),
         (lambda: steps_per_epoch(100, 10, 0), "batch_size must be at least 1, got 0"),
         (lambda: steps_per_epoch(28, 10, 2), "28 symbols is shorter than one batch.* take 29"),
-        (lambda: epoch_plan(jax.random.key(0), 28, 10, 2), "shorter than one batch"),
-        (lambda: image_epoch_plan(jax.random.key(0), 9, 10), "9 examples are fewer .* of 10"),
-        (lambda: image_epoch_plan(jax.random.key(0), 9, 0), "batch_size must be at least 1, got 0"),
-        (lambda: image_epoch_plan(jax.random.key(0), 0, 1), "examples must be at least 1, got 0"),
+        (lambda: shuffled_chunks(jax.random.key(0), 28, 10, 2), "shorter than one batch"),
+        (lambda: shuffled_examples(jax.random.key(0), 9, 10), "9 examples are fewer .* of 10"),
+        (
+            lambda: shuffled_examples(jax.random.key(0), 9, 0),
+            "batch_size must be at least 1, got 0",
+        ),
+        (lambda: shuffled_examples(jax.random.key(0), 0, 1), "examples must be at least 1, got 0"),
         (lambda: pad_rows(np.zeros((2, 2)), 2), r"got shape \(2, 2\)"),
         (lambda: pad_rows(np.zeros(0), 2), r"got shape \(0,\)"),
         (lambda: pad_rows(np.zeros(3), 0), "batch_size must be at least 1"),

@@ -1,13 +1,13 @@
 """Corpora and images as NumPy arrays, and their batches; nothing here knows of models."""
 
 from zoneout_jax.data.batching import chunk_starts as chunk_starts
-from zoneout_jax.data.batching import epoch_plan as epoch_plan
 from zoneout_jax.data.batching import gather as gather
-from zoneout_jax.data.batching import image_epoch_plan as image_epoch_plan
 from zoneout_jax.data.batching import pad_rows as pad_rows
 from zoneout_jax.data.batching import permutation as permutation
+from zoneout_jax.data.batching import shuffled_chunks as shuffled_chunks
+from zoneout_jax.data.batching import shuffled_examples as shuffled_examples
 from zoneout_jax.data.batching import steps_per_epoch as steps_per_epoch
-from zoneout_jax.data.batching import stream_plan as stream_plan
+from zoneout_jax.data.batching import stream_chunks as stream_chunks
 from zoneout_jax.data.loaders import load_corpus as load_corpus
 from zoneout_jax.data.loaders import load_images as load_images
 from zoneout_jax.data.raw import DataError as DataError

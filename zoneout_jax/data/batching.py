@@ -1,7 +1,7 @@
 """Cutting a text held in memory into batches for a language model, and images into batches.
 
 Positions are planned on the host or once an epoch; `gather` then reads them inside the jitted step.
-For next-token prediction over chunks of T inputs, plan with the length of the text less one, so
+For next-token prediction over chunks of T inputs, count with the length of the text less one, so
 that every chunk has a last target, and gather T + 1 symbols: inputs are the first T, targets the
 last T.
 """
@@ -56,7 +56,7 @@ def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
     return steps
 
 
-def epoch_plan(
+def shuffled_chunks(
     key: jax.Array, length: int, chunk: int, batch_size: int, augment: bool = True
 ) -> jax.Array:
     """Start positions of the chunks of one epoch, shuffled.
@@ -77,8 +77,8 @@ def epoch_plan(
       ValueError: as `steps_per_epoch`.
 
     Example:
-      >>> plan = epoch_plan(jax.random.key(0), length=1_000, chunk=10, batch_size=8)
-      >>> plan.shape
+      >>> starts = shuffled_chunks(jax.random.key(0), length=1_000, chunk=10, batch_size=8)
+      >>> starts.shape
       (12, 8)
     """
     steps = steps_per_epoch(length, chunk, batch_size)
@@ -92,7 +92,7 @@ def epoch_plan(
     return (offset + chunk * order[: steps * batch_size]).reshape(steps, batch_size)
 
 
-def stream_plan(length: int, chunk: int, streams: int) -> np.ndarray:
+def stream_chunks(length: int, chunk: int, streams: int) -> np.ndarray:
     """Start positions of chunks that follow each other in each of several streams.
 
     The text is cut into parts of the same length, one a stream, and each part into chunks:
@@ -113,7 +113,7 @@ def stream_plan(length: int, chunk: int, streams: int) -> np.ndarray:
       ValueError: an argument below one, or a text too short for one chunk a stream.
 
     Example:
-      >>> stream_plan(length=100, chunk=10, streams=3)[:, 1]
+      >>> stream_chunks(length=100, chunk=10, streams=3)[:, 1]
       array([30, 40, 50], dtype=int32)
     """
     check_sizes(chunk=chunk, streams=streams)
@@ -127,7 +127,7 @@ def stream_plan(length: int, chunk: int, streams: int) -> np.ndarray:
     return (chunk * places).astype(np.int32)
 
 
-def image_epoch_plan(key: jax.Array, examples: int, batch_size: int) -> jax.Array:
+def shuffled_examples(key: jax.Array, examples: int, batch_size: int) -> jax.Array:
     """Indices of the examples of one epoch, shuffled.
 
     All examples have the same chance of every place; those that do not fill a batch are dropped,
@@ -145,8 +145,8 @@ def image_epoch_plan(key: jax.Array, examples: int, batch_size: int) -> jax.Arra
       ValueError: an argument below one, or fewer examples than one batch takes.
 
     Example:
-      >>> plan = image_epoch_plan(jax.random.key(0), examples=1_000, batch_size=32)
-      >>> plan.shape
+      >>> indices = shuffled_examples(jax.random.key(0), examples=1_000, batch_size=32)
+      >>> indices.shape
       (31, 32)
     """
     check_sizes(examples=examples, batch_size=batch_size)

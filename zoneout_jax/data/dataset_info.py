@@ -10,4 +10,4 @@ class DatasetInfo(tfds.core.DatasetInfo):
     """
 
     def initialize_from_bucket(self) -> None:
-        """Leaves the facts as they are."""
+        """Leaves the metadata as they are."""

@@ -1,7 +1,7 @@
 r"""A corpus that every Python brings along: the source files of its own standard library.
 
 For trying things out with no download. It is about twice the size of the Penn Treebank, and other
-Python versions have other files: figures measured on it compare runs under one Python version, and
+Python versions have other files: results on it compare runs under one Python version, and
 nothing that is published.
 
 Files: every `*.py` of the library except installed packages, tests, `idlelib`, `turtledemo` and

@@ -12,7 +12,7 @@ The last two twentieths of a text are test and, before it, validation, as everyw
 character of text8 are given (Krueger et al., arXiv:1606.01305, section 4.2).
 
 `text8_like` is not text8: it is other Wikipedia text, of 2016 to 2021, brought into the same form,
-for development where text8 cannot be had. It has no public address. No figure measured on it can
+for development where text8 cannot be had. It has no public address. No result on it can
 be held against one of text8.
 
 A raw file is read in pieces and checked on the way: its symbols, its length and the SHA-256 of the
@@ -140,7 +140,7 @@ class TextFile(raw.RawFile):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Text8Config(tfds.core.BuilderConfig):
-    """A text and the name that is printed beside figures.
+    """A text and the name that is printed beside results.
 
     Attributes:
       files: raw files with that same text, of which one is enough. All but the last are taken from

@@ -38,7 +38,7 @@ class Corpus:
         symbols, int32 for more.
       vocabulary: the symbols; characters sorted by code point, words by decreasing frequency in
         train and alphabetically where frequencies are equal.
-      name: dataset, unit and convention, to be printed beside every figure.
+      name: dataset, unit and convention, to be printed beside every result.
     """
 
     train: np.ndarray
@@ -72,7 +72,7 @@ class Images:
         labels, uint8 `[N]` with values 0…`classes` - 1.
       classes: number of classes.
       max_value: the value of full ink; images divided by it lie in [0, 1].
-      name: the dataset, to be printed beside every figure.
+      name: the dataset, to be printed beside every result.
     """
 
     train: ImageSplit
@@ -128,9 +128,9 @@ def cut_split(split: Split, size: int | None, name: str) -> Split:
     return split[:size]
 
 
-def _sha256(facts: Any, arrays: Iterable[np.ndarray]) -> str:
-    """Hexadecimal SHA-256 of facts, which JSON can hold, and of arrays; the same everywhere."""
-    digest = hashlib.sha256(json.dumps(facts).encode())
+def _sha256(metadata: Any, arrays: Iterable[np.ndarray]) -> str:
+    """Hexadecimal SHA-256 of metadata, which JSON can hold, and of arrays; the same everywhere."""
+    digest = hashlib.sha256(json.dumps(metadata).encode())
     for array in arrays:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         # Types and shapes too: the same bytes may be other numbers, or cut in other places.
