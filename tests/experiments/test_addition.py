@@ -64,7 +64,13 @@ def test_every_pair_belongs_to_one_part(all_pairs):
 
 
 @pytest.mark.parametrize(
-    ("part", "digits"), [("train", 1), ("train", 2), ("validation", 2), ("test", 2)]
+    ("part", "digits"),
+    [
+        ("train", 2),
+        ("validation", 2),
+        pytest.param("train", 1, marks=pytest.mark.slow),
+        pytest.param("test", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_draws_are_those_of_the_task_and_of_no_other_part(part, digits, all_pairs):
     pairs, parts = all_pairs

@@ -388,6 +388,7 @@ def test_examples_shown_are_of_the_validation(digits):
         assert shown.startswith(f"{a}+{b} = {a + b}, answered ")
 
 
+@pytest.mark.slow
 def test_examples_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Progress, "LINE_SECONDS", 0)
     EXPERIMENT.main(["--preset=smoke", "--eval_size=2", f"--workdir={tmp_path / 'run'}"])
