@@ -49,6 +49,8 @@ def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
     if o.get("ogates_zoneout") == "paper":
         gate = u * gate + (1 - u) * old_gate
     new_h = gate * squash(cell)
+    if "projection" in p:
+        new_h = new_h @ p["projection"]
     kept = d_h * h + (1 - d_h) * new_h
     if o.get("ogates_zoneout") == "repository":
         # The authors' code, recurrent.py, lines 190 to 197: after the states are zoned out.
@@ -60,14 +62,19 @@ def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
 def gru_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
-    size = h.shape[-1]
     squash = SQUASH[o.get("activation_fn", "tanh")]
-    w_r, w_z, w_n = np.split(p["recurrent"], 3, -1)
-    x_r, x_z, x_n = np.split(x @ p["input"] + p["bias"], 3, -1)
-    r, z = sigmoid(x_r + h @ w_r), sigmoid(x_z + h @ w_z)
-    after = o.get("reset_after", True)
-    n = squash(x_n + (r * (h @ w_n + p["recurrent_bias"]) if after else (r * h) @ w_n))
-    assert n.shape[-1] == size
+    from_x, from_h = x @ p["input"], h @ p["recurrent"]
+    if o.get("normalization") == "layer":
+        from_x = over_features(from_x) * p["input_gamma"]
+        from_h = over_features(from_h) * p["recurrent_gamma"]
+    x_r, x_z, x_n = np.split(from_x + p["bias"], 3, -1)
+    h_r, h_z, h_n = np.split(from_h, 3, -1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    if o.get("reset_after", True):
+        n = squash(x_n + r * (h_n + p["recurrent_bias"]))
+    else:
+        n = squash(x_n + (r * h) @ np.split(p["recurrent"], 3, -1)[2])
+    assert n.shape == h.shape
     new_h = z * h + (1 - z) * u * n
     kept = d_h * h + (1 - d_h) * new_h
     return (kept,), new_h if o.get("output") == "candidate" else kept
@@ -76,28 +83,38 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
 def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
-    new_h = SQUASH[o.get("activation_fn", "tanh")](x @ p["input"] + h @ p["recurrent"] + p["bias"])
+    # Of independent units the recurrent weights are a vector.
+    from_h = h @ p["recurrent"] if p["recurrent"].ndim == 2 else h * p["recurrent"]
+    new_h = SQUASH[o.get("activation_fn", "tanh")](x @ p["input"] + from_h + p["bias"])
     kept = d_h * h + (1 - d_h) * new_h
     return (kept,), new_h if o.get("output") == "candidate" else kept
 
 
-STEPS = {"lstm": (lstm_step, 3), "gru": (gru_step, 1), "rnn": (rnn_step, 1)}
+STEPS = {
+    "lstm": (lstm_step, 4),
+    "gru": (gru_step, 3),
+    "rnn": (rnn_step, 1),
+    "indrnn": (rnn_step, 1),
+}
+"""Functions of a step, and the number of blocks of features."""
 
 
 def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=None):
     """Runs a cell over `xs` [T, B, F], from zeros by default; returns (arrays of the carry, ys)."""
-    step, size = STEPS[kind]
+    step, blocks = STEPS[kind]
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
     steps, batch = xs.shape[:2]
-    hidden = p["recurrent"].shape[0]
-    shape = (steps, batch, hidden)
+    hidden = p["bias"].size // blocks
+    out = p["projection"].shape[1] if "projection" in p else hidden
 
-    def full(mask, default):
-        return np.broadcast_to(default if mask is None else mask, shape).astype(np.float64)
+    def full(mask, default, size=hidden):
+        mask = default if mask is None else mask
+        return np.broadcast_to(mask, (steps, batch, size)).astype(np.float64)
 
-    d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0), full(masks.update, 1.0)
-    carry = carry or (np.zeros((batch, hidden)),) * size
-    ys = np.zeros(shape)
+    d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0, out), full(masks.update, 1.0)
+    sizes = (hidden, out, hidden) if kind == "lstm" else (out,)
+    carry = carry or tuple(np.zeros((batch, size)) for size in sizes)
+    ys = np.zeros((steps, batch, out))
     lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
     rows = np.arange(batch)
     for number in range(steps):

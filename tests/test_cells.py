@@ -10,10 +10,11 @@ from flax import nnx
 from jax import test_util
 
 from tests import oracles
-from zoneout_jax import GRU, LSTM, RNN, Zoneout, linen, unroll
+from zoneout_jax import GRU, LSTM, RNN, IndRNN, Zoneout, linen, unroll
 from zoneout_jax import nnx as faces
+from zoneout_jax._draw import draw_masks
 
-T, B, F, H = 7, 4, 3, 5
+T, B, F, H, P = 7, 4, 3, 5, 2
 LENGTHS = (7, 2, 4, 0)
 BATCH = {"normalization": "batch", "max_steps": T}
 
@@ -32,7 +33,17 @@ CELLS = {
     "rnn": ("rnn", {}),
     "rnn relu": ("rnn", {"activation_fn": "relu"}),
     "rnn candidate": ("rnn", {"output": "candidate"}),
+    "lstm projected": ("lstm", {"proj_size": P}),
+    "lstm projected layer norm": (
+        "lstm",
+        {"proj_size": P, "normalization": "layer", "ogates_zoneout": "paper"},
+    ),
+    "gru layer norm": ("gru", {"normalization": "layer"}),
+    "indrnn": ("indrnn", {"activation_fn": "tanh"}),
+    "indrnn relu": ("indrnn", {"activation_fn": "relu"}),
 }
+FURTHER = [*CELLS][[*CELLS].index("lstm projected") :]
+"""Cells that have few of the fast tests: what they share with others is tested there."""
 MASKS = {
     "plain": {},
     "separate": {"cells": 0.5, "states": 0.3},
@@ -43,8 +54,13 @@ MASKS = {
     "stochastic depth": {"cells": 0.5, "states": 0.3, "per_layer": True},
     "gaussian": {"cells": 0.5, "states": 0.3, "update_drop": 0.4, "gaussian": True},
 }
-FACTORIES = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+FACTORIES = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "indrnn": IndRNN}
 KEY = jax.random.key(7)
+
+
+def marked(*case, fast=False):
+    """A case of a test, its first value the name of a cell: slow for further cells."""
+    return pytest.param(*case, marks=[pytest.mark.slow] if case[0] in FURTHER and not fast else [])
 
 
 @functools.cache
@@ -66,7 +82,14 @@ def spec_for(cell, name):
     kinds = {n: kind for n, kind in MASKS[name].items() if isinstance(kind, bool)}
     if "shared" in kinds and "cells" not in cell.mask_names or name != "plain" and not rates:
         return None
+    if "shared" in kinds and cell.output_features != cell.hidden_features:
+        return None
     return Zoneout(**rates, **kinds)
+
+
+def sample(cell, spec):
+    """The masks that `unroll` draws from `KEY`."""
+    return draw_masks(cell, spec, KEY, False, T, B, lambda: 0)
 
 
 def run_steps(cell, params, xs, masks, lengths, reverse):
@@ -96,16 +119,19 @@ RUNNERS = {
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("masks", "runner"),
-    [(masks, "fused") for masks in MASKS] + [("all", runner) for runner in [*RUNNERS][1:]],
+    ("name", "masks", "runner"),
+    [
+        marked(name, masks, runner, fast=(masks, runner) == ("all", "fused"))
+        for name in CELLS
+        for masks, runner in [*((m, "fused") for m in MASKS), *(("all", r) for r in [*RUNNERS][1:])]
+    ],
 )
-@pytest.mark.parametrize("name", CELLS)
 def test_forward_equals_numpy(name, masks, runner):
     cell, params, xs = build(name, jnp.float64)
     spec = spec_for(cell, masks)
     if spec is None:
         pytest.skip("the cell has none of these masks")
-    sampled = spec.sample(KEY, T, B, H)
+    sampled = sample(cell, spec)
     both = (None, LENGTHS) if masks == "all" else (LENGTHS,)
     for lengths in both if runner != "loop" else (None,):
         for reverse in (False, True) if masks == "all" else (True,):
@@ -132,14 +158,16 @@ def test_forward_equals_numpy(name, masks, runner):
         pytest.param("gaussian", None, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", [name for name in CELLS if "relu" not in name])
+@pytest.mark.parametrize(
+    "name", [marked(name, fast="layer norm" not in name) for name in CELLS if "relu" not in name]
+)
 def test_gradients_by_finite_differences(name, masks, lengths):
     # relu has no derivative at zero; the same code runs with tanh.
     cell, params, xs = build(name, jnp.float64)
-    sampled = spec_for(cell, masks).sample(KEY, T, B, H) if masks != "plain" else None
+    sampled = sample(cell, spec_for(cell, masks)) if masks != "plain" else None
     lengths = None if lengths is None else jnp.array(lengths)
     # A number of its own weighs every output, so that errors cannot cancel.
-    weights = jax.random.normal(jax.random.key(3), (T, B, H), jnp.float64)
+    weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), jnp.float64)
 
     def loss(params, xs, **options):
         ys = unroll(cell, params, xs, masks=sampled, seq_lengths=lengths, **options)[1]
@@ -162,6 +190,21 @@ SHAPES = {
     },
     "gru reset before": {"input": (F, 3 * H), "recurrent": (H, 3 * H), "bias": (3 * H,)},
     "rnn": {"input": (F, H), "recurrent": (H, H), "bias": (H,)},
+    "indrnn": {"input": (F, H), "recurrent": (H,), "bias": (H,)},
+    "lstm projected": {
+        "input": (F, 4 * H),
+        "recurrent": (P, 4 * H),
+        "bias": (4 * H,),
+        "projection": (H, P),
+    },
+    "gru layer norm": {
+        "input": (F, 3 * H),
+        "recurrent": (H, 3 * H),
+        "bias": (3 * H,),
+        "recurrent_bias": (H,),
+        "input_gamma": (3 * H,),
+        "recurrent_gamma": (3 * H,),
+    },
     "lstm batch norm": {
         "input": (F, 4 * H),
         "recurrent": (H, 4 * H),
@@ -177,9 +220,10 @@ SHAPES = {
 def make_faces(name, spec, **options):
     """Linen and NNX cells of a kind."""
     kind, own = CELLS[name]
-    stem = {"lstm": "ZoneoutLSTMCell", "gru": "ZoneoutGRUCell", "rnn": "ZoneoutSimpleCell"}[kind]
-    in_linen = getattr(linen, stem)(H, zoneout=spec, **own, **options)
-    in_nnx = getattr(faces, stem)(F, H, zoneout=spec, rngs=nnx.Rngs(0), **own, **options)
+    stem = {"lstm": "LSTM", "gru": "GRU", "rnn": "Simple", "indrnn": "IndRNN"}[kind]
+    in_linen, in_nnx = (getattr(module, f"Zoneout{stem}Cell") for module in (linen, faces))
+    in_linen = in_linen(H, zoneout=spec, **own, **options)
+    in_nnx = in_nnx(F, H, zoneout=spec, rngs=nnx.Rngs(0), **own, **options)
     return in_linen, in_nnx
 
 
@@ -209,6 +253,27 @@ def test_initializers_of_jax_fill_a_gate_each(name):
         assert len({gate.tobytes() for gate in map(np.asarray, gates)}) == len(gates)
 
 
+def test_recurrent_weights_of_independent_units_start_uniform():
+    for bound in (1.0, 2 ** (1 / T)):
+        own = {} if bound == 1 else {"recurrent_kernel_init": jax.nn.initializers.uniform(bound)}
+        v = np.asarray(IndRNN(1, 20_000, **own).init(KEY)["recurrent"], np.float64)
+        assert 0 <= v.min() and v.max() <= bound
+        assert abs(v.mean() - bound / 2) < 4 * bound / np.sqrt(12 * v.size)
+        assert abs(v.std() - bound / np.sqrt(12)) < 0.01 * bound
+
+
+def test_masks_of_a_projected_state():
+    # They are the first of those that as many states as cells would have.
+    cell, spec = LSTM(F, H, proj_size=P), Zoneout(cells=0.5, states=0.3)
+    wanted = spec.sample(KEY, T, B, H)
+    wanted = wanted._replace(states=wanted.states[..., :P])
+    jax.tree.map(np.testing.assert_array_equal, sample(cell, spec), wanted)
+    more = sample(LSTM(F, P, proj_size=H), spec)
+    assert more.cells.shape == (T, B, P) and more.states.shape == (T, B, H)
+    one = sample(cell, Zoneout(cells=0.5, states=0.5, shared=True, per_layer=True))
+    np.testing.assert_array_equal(one.cells, one.states)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_parameters_of_narrow_types(dtype):
     narrow, wide = (LSTM(F, H, param_dtype=d).init(jax.random.key(0)) for d in (dtype, jnp.float32))
@@ -217,9 +282,15 @@ def test_parameters_of_narrow_types(dtype):
     assert unroll(LSTM(F, H, param_dtype=dtype), narrow, jnp.ones((T, B, F)))[1].dtype == dtype
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("masks", ["all", "static"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    ("name", "masks", "deterministic"),
+    [
+        marked(name, masks, mode, fast=(masks, mode) == ("all", False) and name in SHAPES)
+        for name in CELLS
+        for masks in ("all", "static")
+        for mode in (True, False)
+    ],
+)
 def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch):
     cell, params, xs = build(name, jnp.float32)
     spec = spec_for(cell, masks)
@@ -251,7 +322,9 @@ def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "gru reset before", "rnn", "lstm layer norm"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "gru", "gru reset before", "rnn", "lstm layer norm", "lstm projected"]
+)
 def test_stacked_layers(name):
     # Two layers in one ZoneoutRNN are two ZoneoutRNNs, in both faces.
     first, second = (make_faces(name, Zoneout(states=0.3)) for _ in range(2))
@@ -281,7 +354,7 @@ def some_stats(cell, key):
     }
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [marked(name) for name in CELLS])
 def test_streaming_equals_the_whole(name):
     cell, params, xs = build(name, jnp.float32)
     spec = spec_for(cell, "all")
@@ -304,7 +377,7 @@ def test_streaming_equals_the_whole(name):
     )
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [marked(name) for name in CELLS])
 def test_rates_zero_and_one(name):
     cell, params, xs = build(name, jnp.float32)
     rates = {"cells": 0.0, "states": 0.0, "update_drop": 0.0}
@@ -331,7 +404,7 @@ def test_rates_zero_and_one(name):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [marked(name) for name in CELLS])
 def test_bfloat16_products_keep_a_float32_state(name):
     kind, options = CELLS[name]
     _, params, xs = build(name, jnp.float32)
@@ -345,7 +418,14 @@ def test_bfloat16_products_keep_a_float32_state(name):
     assert 0 < error < 0.1 * scale
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru reset before", "lstm batch norm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        marked(name)
+        for name in ("lstm", "gru reset before", "lstm batch norm", *FURTHER)
+        if "relu" not in name
+    ],
+)
 def test_transformations(name):
     cell, params, xs = build(name, jnp.float32)
     spec = spec_for(cell, "all")

@@ -56,7 +56,7 @@ class InNNX:
 
 
 both = pytest.mark.parametrize("face", [InLinen, InNNX])
-KINDS = ["LSTM", "GRU", "Simple"]
+KINDS = ["LSTM", "GRU", "Simple", pytest.param("IndRNN", marks=pytest.mark.slow)]
 
 
 @both
@@ -66,13 +66,15 @@ def test_options_change_what_they_say(face, kind):
     options = {"kernel_init": init, "recurrent_kernel_init": init, "bias_init": init}
     plain = face(kind, **options)(XS)[1]
     changes = {"activation_fn": jax.nn.softplus, "dtype": jnp.bfloat16}
-    changes |= {} if kind == "Simple" else {"gate_fn": jax.nn.hard_sigmoid}
+    gated = kind in ("LSTM", "GRU")
+    changes |= {"gate_fn": jax.nn.hard_sigmoid} if gated else {}
     changes |= {"GRU": {"reset_after": False}, "LSTM": {"forget_bias": 0.0}}.get(kind, {})
     for name, value in changes.items():
         other = face(kind, **options | {name: value})(XS)[1]
         assert np.abs(other - plain).max() > 1e-4, name
     # Functions that have a name are the same as by name.
-    named = {"activation_fn": jnp.tanh} | ({} if kind == "Simple" else {"gate_fn": nn.sigmoid})
+    named = {"activation_fn": nn.relu if kind == "IndRNN" else jnp.tanh}
+    named |= {"gate_fn": nn.sigmoid} if gated else {}
     np.testing.assert_array_equal(face(kind, **options | named)(XS)[1], plain)
     narrow = face(kind, param_dtype=jnp.bfloat16)(XS.astype(jnp.bfloat16))[1]
     assert narrow.dtype == jnp.bfloat16

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.test_cells import CELLS, KEY, LENGTHS, MASKS, B, F, H, T, build, spec_for
+from tests.test_cells import (
+    CELLS,
+    KEY,
+    LENGTHS,
+    MASKS,
+    B,
+    F,
+    H,
+    T,
+    build,
+    sample,
+    spec_for,
+)
 from zoneout_jax import GRU, LSTM, Masks, Zoneout, linen, unroll
 from zoneout_jax import _unroll as module
 
@@ -42,11 +54,9 @@ def assert_equals_the_scan(name, masks, lengths, reverse, dtype, tolerance):
     spec = spec_for(cell, masks)
     if spec is None:
         pytest.skip("the cell has none of these masks")
-    sampled = jax.tree.map(
-        lambda m: m if m.dtype == bool else m.astype(dtype), spec.sample(KEY, T, B, H)
-    )
+    sampled = jax.tree.map(lambda m: m if m.dtype == bool else m.astype(dtype), sample(cell, spec))
     soft = {n: m for n, m in sampled._asdict().items() if m is not None and m.dtype != bool}
-    weights = jax.random.normal(jax.random.key(3), (T, B, H), dtype)
+    weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), dtype)
 
     def loss(arguments, implementation):
         params, xs, carry, soft = arguments
@@ -83,8 +93,13 @@ PLAIN = ["lstm", "lstm output gate", "gru", "gru reset before", "rnn relu"]
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("form", FORMS, indirect=True)
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name in PLAIN for form in FORMS]
+    # These are not transposed; a normalized one does not multiply its input either.
+    + [("lstm projected", "own input"), ("gru layer norm", "as it comes")],
+    indirect=["form"],
+)
 def test_every_form_equals_the_scan(name, form):
     assert_equals_the_scan(name, "all", jnp.array(LENGTHS), False, jnp.float64, 1e-12)
 
@@ -97,7 +112,7 @@ EVERY_FORM += [(*case, "transposed, own input") for case in EVERY if case[0] in 
 # The others differ from these in how a step computes, not in where its masks go.
 WITH_EVERY_MASK = (
     *("lstm", "lstm output gate", "lstm output gate repository", "lstm layer norm"),
-    *("lstm batch norm", "gru", "rnn"),
+    *("lstm batch norm", "gru", "rnn", "lstm projected"),
 )
 assert {*WITH_EVERY_MASK} <= CELLS.keys()
 EVERY_CASE = [
@@ -105,8 +120,8 @@ EVERY_CASE = [
     for name in CELLS
     for case in EVERY_FORM
     if name in WITH_EVERY_MASK or case[0] in ("plain", "all")
-    # Normalized cells have one form only.
-    if case[-1] == "as it comes" or "norm" not in name
+    # Normalized and projected cells have one form only.
+    if case[-1] == "as it comes" or not {"norm", "projected"} & {*name.split()}
 ]
 
 

@@ -6,14 +6,29 @@ import numpy as np
 import pytest
 from jax import export
 
-from tests.test_cells import CELLS, KEY, LENGTHS, MASKS, B, F, H, T, build, some_stats, spec_for
+from tests.test_cells import (
+    CELLS,
+    FURTHER,
+    KEY,
+    LENGTHS,
+    MASKS,
+    B,
+    F,
+    H,
+    T,
+    build,
+    marked,
+    some_stats,
+    spec_for,
+)
 from zoneout_jax import LSTM, RNN, Masks, Zoneout, _unroll, unroll
 
-KINDS = ("lstm", "lstm layer norm", "lstm batch norm", "gru", "gru reset before", "rnn")
+KINDS = ("lstm", "lstm layer norm", "lstm batch norm", "gru", "gru reset before", "rnn", *FURTHER)
 
 
 @pytest.mark.parametrize(
-    ("name", "masks"), [(n, "all") for n in CELLS] + [("lstm", masks) for masks in MASKS]
+    ("name", "masks"),
+    [marked(n, "all", fast="relu" not in n) for n in CELLS] + [("lstm", masks) for masks in MASKS],
 )
 def test_no_rank_is_promoted(name, masks):
     cell, params, xs = build(name, jnp.float32)
@@ -37,9 +52,13 @@ def test_no_rank_is_promoted(name, masks):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "chunk"), [("fused", None), ("fused", 3), ("scan", None)]
+    ("name", "implementation", "chunk"),
+    [
+        marked(name, *how, fast=how == ("fused", None))
+        for name in CELLS
+        for how in (("fused", None), ("fused", 3), ("scan", None))
+    ],
 )
-@pytest.mark.parametrize("name", CELLS)
 def test_gradients_have_the_types_of_parameters(name, implementation, chunk):
     cell, params, xs = build(name, jnp.float32)
     narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
@@ -79,8 +98,10 @@ def test_a_carry_of_numpy_arrays():
         unroll(cell, params, xs, (zeros.astype(int), zeros))
 
 
-@pytest.mark.parametrize(("masks", "reverse"), [("all", True), ("gaussian", False)])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "masks", "reverse"),
+    [marked(n, *case) for n in KINDS for case in (("all", True), ("gaussian", False))],
+)
 def test_export_for_any_length_and_batch(name, masks, reverse):
     cell, params, xs = build(name, jnp.float32)
     spec = spec_for(cell, masks)

@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoneout_jax import GRU, LSTM, RNN, interop, unroll
+from tests.oracles import over_features, sigmoid
+from zoneout_jax import GRU, LSTM, RNN, IndRNN, interop, unroll
 
-T, B, F, H = 7, 3, 4, 5
+T, B, F, H, P = 7, 3, 4, 5, 2
 CELLS = {
     "lstm": LSTM(F, H),
     "gru": GRU(F, H),
     "gru before": GRU(F, H, reset_after=False),
     "rnn": RNN(F, H),
     "rnn relu": RNN(F, H, activation_fn="relu"),
+    "lstm projected": LSTM(F, H, proj_size=P),
+    "lstm layer norm": LSTM(F, H, normalization="layer"),
+    "gru layer norm": GRU(F, H, normalization="layer"),
+    "indrnn": IndRNN(F, H, activation_fn="tanh"),
 }
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
@@ -65,10 +70,6 @@ def assert_same(one, other, tolerance=0.0):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), one, other)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 # Each function makes a layer and returns its weights and a function from weights to outputs.
 
 
@@ -111,22 +112,37 @@ def torch_cell(kind, dtype, **options):
 
 
 def haste(kind, dtype):
-    """Its equations in NumPy: frameworks/pytorch/lstm.py and gru.py."""
-    k = {"lstm": 4, "gru": 3}[kind]
+    """Its equations in NumPy: frameworks/pytorch, lstm.py, gru.py, layer_norm_*.py, indrnn.py."""
+    lstm, gru, layer = "lstm" in kind, "gru" in kind, "layer norm" in kind
+    k = 4 if lstm else 3 if gru else 1
     shapes = {"kernel": (F, k * H), "recurrent_kernel": (H, k * H), "bias": (k * H,)}
-    if kind == "gru":
+    if gru:
         shapes["recurrent_bias"] = (k * H,)
+    if kind == "indrnn":
+        shapes["recurrent_scale"] = shapes.pop("recurrent_kernel")[:1]
+    if layer:
+        shapes["gamma"] = (2, k * H)
+        shapes |= {"gamma_h": (H,), "beta_h": (H,)} if lstm else {}
+
+    def norm(x, gamma):
+        return over_features(x) * gamma if layer else x
 
     def run(state):
         c = h = np.zeros((B, H), dtype)
+        gamma = state.get("gamma", (None, None))
         ys = []
         for x in inputs(dtype=dtype):
-            from_x = x @ state["kernel"] + state["bias"]
-            from_h = h @ state["recurrent_kernel"]
-            if kind == "lstm":
+            from_x = norm(x @ state["kernel"], gamma[0]) + state["bias"]
+            if kind == "indrnn":
+                h = np.tanh(from_x + h * state["recurrent_scale"])
+                ys.append(h)
+                continue
+            from_h = norm(h @ state["recurrent_kernel"], gamma[1])
+            if lstm:
                 i, g, f, o = np.split(from_x + from_h, 4, -1)
                 c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-                h = sigmoid(o) * np.tanh(c)
+                cell = norm(c, state.get("gamma_h")) + state.get("beta_h", 0)
+                h = sigmoid(o) * np.tanh(cell)
             else:
                 x_z, x_r, x_n = np.split(from_x, 3, -1)
                 h_z, h_r, h_n = np.split(from_h + state["recurrent_bias"], 3, -1)
@@ -211,7 +227,10 @@ PEERS = [
     ),
     *[(torch_cell, kind, {}, *IN_LISTS) for kind in ("lstm", "gru", "rnn")],
     (torch_cell, "rnn relu", {"nonlinearity": "relu"}, *IN_LISTS),
-    *[(haste, kind, {}, interop.from_haste, interop.to_haste) for kind in ("lstm", "gru")],
+    *[
+        (haste, kind, {}, interop.from_haste, interop.to_haste)
+        for kind in ("lstm", "gru", "lstm layer norm", "gru layer norm", "indrnn")
+    ],
     *[
         (keras, kind, {}, interop.from_keras, interop.to_keras)
         for kind in ("lstm", "gru", "gru before", "rnn")
@@ -230,7 +249,9 @@ PEERS = [
     [pytest.param(*peer, id=f"{peer[0].__name__} {peer[1]} {[*peer[2]]}") for peer in PEERS],
 )
 def test_outputs_are_theirs(layer, kind, options, convert, back, dtype):
-    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=TOLERANCE[dtype])
+    # Normalization magnifies what rounds.
+    tolerance = TOLERANCE[dtype] * (10 if "norm" in kind else 1)
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance)
     made, run = layer(kind, dtype, **options)
     params = convert(made)
     assert jax.tree.structure(params) == jax.tree.structure(random_params(kind))
@@ -289,14 +310,14 @@ def load(torch, module, state, **options):
     return module.load_state_dict(tensors, **options)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "lstm projected"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_torch_with_two_layers(kind, bidirectional, bias):
     torch = pytest.importorskip("torch")
-    layer = getattr(torch.nn, kind.upper())(
-        F, H, num_layers=2, bidirectional=bidirectional, bias=bias
-    )
+    options = {"num_layers": 2, "bidirectional": bidirectional, "bias": bias}
+    options |= {"proj_size": P} if kind == "lstm projected" else {}
+    layer = getattr(torch.nn, kind.split()[0].upper())(F, H, **options)
 
     def run():
         with torch.no_grad():
@@ -308,7 +329,7 @@ def test_torch_with_two_layers(kind, bidirectional, bias):
     assert len(layers) == 2
     xs = jnp.asarray(inputs())
     for params in layers:
-        cell = {"lstm": LSTM, "gru": GRU, "rnn": RNN}[kind](xs.shape[-1], H)
+        cell = dataclasses.replace(CELLS[kind], in_features=xs.shape[-1])
         pair = params if bidirectional else (params,)
         ys = [unroll(cell, p, xs, reverse=bool(n))[1] for n, p in enumerate(pair)]
         xs = jnp.concatenate(ys, -1)
@@ -389,6 +410,8 @@ WAYS = {
         *[(library, "gru") for library in WAYS if library != "haiku"],
         *[(library, "gru before") for library in ("keras", "haiku")],
         *[(library, "rnn") for library in ("torch", "linen", "keras", "haiku")],
+        *[("haste", kind) for kind in ("lstm layer norm", "gru layer norm", "indrnn")],
+        ("torch", "lstm projected"),
     ],
 )
 def test_conversions_compile(library, kind):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from zoneout_jax import GRU, LSTM, RNN, interop
+from zoneout_jax import GRU, LSTM, RNN, IndRNN, interop
 
 F, H = 4, 5
 
@@ -32,11 +32,35 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         (interop.to_equinox, RNN(F, H), r"for Equinox, got \[5, 5\]"),
         (interop.to_nnx, LSTM(F, H, learned_carry=True), "initial_c, initial_h"),
         (interop.to_linen, LSTM(F, H, normalization="layer"), "cell_beta"),
+        (interop.to_keras, LSTM(F, H, proj_size=2), "Keras has no place for projection"),
+        (interop.to_torch, [GRU(F, H, normalization="layer")], "no place for input_gamma"),
+        (interop.to_haste, LSTM(F, H, proj_size=2), "Haste has no place for projection"),
+        (interop.to_haste, IndRNN(F, H, learned_carry=True), "no place for initial_h"),
+        (
+            interop.to_haste,
+            zeros(**OURS, input_gamma=(20,), recurrent_gamma=(20,)),
+            "layer of Haste has .*'cell_beta'.*, got .*'input_gamma', 'recurrent_gamma'",
+        ),
+        (
+            interop.to_haste,
+            zeros(input=(F, H), recurrent=(H,), bias=(4,)),
+            r"^bias must be \[5\], got \[4\]",
+        ),
+        (
+            interop.to_torch,
+            [zeros(**OURS | {"recurrent": (2, 20)}, projection=(H, 3))],
+            r"^projection must be \[5, 2\], got \[5, 3\]",
+        ),
+        (
+            functools.partial(interop.to_torch, cell=True),
+            [LSTM(F, H, proj_size=2)],
+            "torch's LSTMCell has no place for projection; nn.LSTM has",
+        ),
         (interop.to_keras, zeros(**OURS | {"bias": (19,)}), r"^bias must be \[20\], got \[19\]"),
         (interop.to_torch, [zeros(**OURS | {"input": (F, 21)})], r"^input must be \[F, 20\]"),
         # Names.
         (interop.from_flax, {"q": {}}, r"got \['q'\]; known are .*'hf'"),
-        (interop.from_torch, zeros(weight_hr_l0=(2, 2)), "projections .proj_size."),
+        (interop.from_torch, zeros(weight_hr_l0=(2, 2)), "lacks weight_ih_l0"),
         (interop.from_torch, zeros(weight_xx_l0=(2, 2)), "got .*'weight_xx_l0'.*known .*weight_ih"),
         (interop.from_torch, {}, "known names are weight_ih"),
         (interop.from_torch, zeros(weight_ih_l0=(20, F)), "lacks weight_hh_l0"),
@@ -52,7 +76,16 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         ),
         (interop.from_haste, zeros(kernel=(F, 20), bias=(20,)), "got .*'bias'.*recurrent_kernel"),
         (interop.from_haste, zeros(**HASTE_LSTM, gamma=(2, 20)), "'gamma'"),
-        (interop.from_haste, zeros(**HASTE_LSTM, recurrent_bias=(20,)), "nothing else"),
+        (
+            interop.from_haste,
+            zeros(**HASTE_LSTM, recurrent_bias=(20,)),
+            r"^recurrent_kernel must be \[H, 3H\] \(GRU\) for Haste, got \[5, 20\]",
+        ),
+        (
+            interop.from_haste,
+            zeros(kernel=(F, H), recurrent_scale=(H,), bias=(H,), gamma=(2, H)),  # LayerNormIndRNN
+            "got .*'gamma'.*recurrent_scale and bias of an IndRNN",
+        ),
         (interop.from_haste, {f"net.{n}": 0 for n in HASTE_LSTM}, "set `prefix`, to 'net'"),
         (interop.from_keras, [np.zeros((4, 20))], r"\(4, 20\).*recurrent_kernel"),
         (interop.from_keras, zeros(kernel=(F, 20)), r"got \['kernel'\]"),
@@ -91,6 +124,16 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
             r"^weight_ih_l1 must be \[20, 5\]",
         ),
         (interop.from_haste, zeros(**HASTE_LSTM | {"bias": (5,)}), r"^bias must be \[20\]"),
+        (
+            interop.from_haste,
+            zeros(**HASTE_LSTM, gamma=(1, 20), gamma_h=(H,), beta_h=(H,)),
+            r"^gamma must be \[2, 20\]",
+        ),
+        (
+            interop.from_torch,
+            zeros(weight_ih_l0=(20, F), weight_hh_l0=(20, 2), weight_hr_l0=(2, 6)),
+            r"^weight_hh_l0 must be \[24, 2\], got \[20, 2\]",
+        ),
         (
             interop.from_keras,
             [np.zeros((F, 15)), np.zeros((H, 15)), np.zeros((3, 15))],

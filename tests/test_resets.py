@@ -10,7 +10,7 @@ from jax import export, test_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.test_cells import KEY, spec_for
+from tests.test_cells import KEY, sample, spec_for
 from tests.test_faces import XS, InLinen, InNNX, both
 from zoneout_jax import (
     GRU,
@@ -18,6 +18,7 @@ from zoneout_jax import (
     LSTM,
     RGLRU,
     RNN,
+    IndRNN,
     Masks,
     MinGRU,
     MinLSTM,
@@ -44,7 +45,11 @@ CELLS = {
     "min_lstm": (MinLSTM, {}),
     "rg_lru": (RGLRU, {}),
     "lru": (LRU, {}),
+    "lstm projected": (LSTM, {"proj_size": 2}),
+    "gru layer norm": (GRU, {"normalization": "layer"}),
+    "indrnn": (IndRNN, {}),
 }
+FURTHER = ("lstm projected", "gru layer norm", "indrnn")
 LINEAR = ("min_gru", "min_lstm", "rg_lru", "lru")
 
 
@@ -107,16 +112,16 @@ def apart(cell, params, xs, carry, masks, lengths, reverse):
         implementation="scan",
     )
     place = time[inside], np.broadcast_to(example, inside.shape)[inside]
-    out = jnp.zeros((T, B, H), ys.dtype).at[place].set(ys[inside])
+    out = jnp.zeros((T, B, ys.shape[-1]), ys.dtype).at[place].set(ys[inside])
     return jax.tree.map(lambda leaf: leaf[np.array(lasts)], carry), out
 
 
 def differentiated(run, name, masks):
     """Carry, outputs, and gradients of everything, of `run(cell, params, xs, carry, masks)`."""
     cell, params, xs, carry = build(name)
-    sampled = spec_for(cell, masks).sample(KEY, T, B, H)
+    sampled = sample(cell, spec_for(cell, masks))
     soft = {n: m.astype(xs.dtype) for n, m in sampled._asdict().items() if m is not None}
-    weights = jax.random.normal(jax.random.key(3), (T, B, H), xs.dtype)
+    weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), xs.dtype)
 
     def loss(params, xs, carry, soft):
         last, ys = run(cell, params, xs, carry, Masks(**soft))
@@ -167,7 +172,12 @@ CASES += [("lstm", masks, "fused", *BACK) for masks in ("static", "gaussian", "s
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "masks", "run", "lengths", "reverse"),
-    [pytest.param(*c, marks=pytest.mark.slow) if c[-2:] == FORWARD else c for c in CASES],
+    [
+        pytest.param(*c, marks=pytest.mark.slow)
+        if c[-2:] == FORWARD or c[0] in FURTHER and c != ("lstm projected", "all", "fused", *BACK)
+        else c
+        for c in CASES
+    ],
 )
 def test_equals_each_episode_apart(name, masks, run, lengths, reverse, monkeypatch):
     if run == "transposed":
@@ -203,10 +213,12 @@ def restarted(cell, params, carry, first):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in FURTHER else n for n in CELLS]
+)
 def test_streaming_equals_training(name):
     cell, params, xs, carry = build(name)
-    masks = spec_for(cell, "all").sample(KEY, T, B, H)
+    masks = sample(cell, spec_for(cell, "all"))
     last, wanted = run(cell, params, xs, carry, masks=masks, resets=RESETS)
     step, ys = jax.jit(cell.step), []
     for t in range(T):

@@ -19,6 +19,7 @@ CELLS = {
     "gru reset before": GRU(F, H, reset_after=False),
     "rnn": RNN(F, H),
     "lstm layer norm": LSTM(F, H, normalization="layer"),
+    "lstm projected": LSTM(F, H, proj_size=16),
 }
 XS = np.random.default_rng(0).standard_normal((T, B, F), np.float32)
 KEY = jax.random.key(1)
@@ -57,7 +58,10 @@ def gathers(run):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "lstm projected" else n for n in CELLS],
+)
 def test_data_parallel(name, implementation, kind):
     alone, eight = (
         compiled(CELLS[name], jax.make_mesh((n,), ("data",), axis_types=(kind,)), "data",

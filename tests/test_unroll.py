@@ -102,6 +102,41 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
         (lambda: LSTM(F, H, normalization="batch"), ValueError, "needs max_steps"),
         (lambda: LSTM(F, H, max_steps=3), ValueError, "max_steps is for"),
         (lambda: LSTM(F, H, output="gate"), ValueError, "output must be one of"),
+        (lambda: LSTM(F, H, proj_size=0), ValueError, "proj_size must be at least 1, got 0"),
+        (
+            lambda: LSTM(F, H, proj_size=2, ogates_zoneout="repository"),
+            ValueError,
+            'proj_size does not go with ogates_zoneout="repository"',
+        ),
+        (
+            lambda: GRU(F, H, normalization="batch"),
+            ValueError,
+            "normalization must be one of 'layer', None; got 'batch'",
+        ),
+        (
+            lambda: GRU(F, H, normalization="layer", reset_after=False),
+            ValueError,
+            'normalization="layer" is for reset_after=True only',
+        ),
+        (
+            lambda: call(
+                functools.partial(LSTM, proj_size=2),
+                zoneout=Zoneout(cells=0.5, states=0.5, shared=True),
+                deterministic=True,
+            ),
+            ValueError,
+            "a mask cannot be shared by 5 cells and 2 states; leave shared out",
+        ),
+        (
+            lambda: call(functools.partial(LSTM, proj_size=2), masks=Masks(jnp.ones((T, B, 2)))),
+            ValueError,
+            r"mask of cells must have the axes .7 or 1, 4 or 1, 5 or 1. .*got .7, 4, 2.",
+        ),
+        (
+            lambda: call(functools.partial(LSTM, proj_size=2), carry=(jnp.zeros((B, H)),) * 2),
+            ValueError,
+            r"carry must have the shapes and types .*\(4, 2\)",
+        ),
         (lambda: GRU(0, H), ValueError, "in_features must be at least 1, got 0"),
         (lambda: call(RNN, zoneout=Zoneout(cells=0.5), key=KEY), ValueError, "no cells to mask"),
         (lambda: call(GRU, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),

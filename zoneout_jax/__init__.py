@@ -13,7 +13,7 @@ from zoneout_jax._linear import LRU, RGLRU, LinearCell, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._normalization import update_stats
 from zoneout_jax._regularizers import norm_stabilizer, weight_noise
-from zoneout_jax._rnn import RNN
+from zoneout_jax._rnn import RNN, IndRNN
 from zoneout_jax._unroll import unroll
 from zoneout_jax._zoneout import Masks, Zoneout, zoneout
 
@@ -24,6 +24,7 @@ __all__ = [
     "RGLRU",
     "RNN",
     "Cell",
+    "IndRNN",
     "Initializer",
     "LinearCell",
     "Masks",

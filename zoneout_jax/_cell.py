@@ -68,6 +68,8 @@ class Cell:
         None to hand the block on as it is.
       carry_names: names of the arrays `[B, H]` of the carry; "h", the hidden state, is among them.
         A single one is the carry itself, several are a tuple.
+      output_features: P, size of h and of the output, and so of the rows of the recurrent kernel; H
+        unless a cell says otherwise.
       mask_names: the fields of `Masks` that the cell understands.
       elementwise: whether `update` and the activations treat each unit apart from the others. Large
         layers then run with transposed arrays on a CPU, which is faster.
@@ -126,6 +128,15 @@ class Cell:
         return self.in_features
 
     @property
+    def output_features(self) -> int:
+        """Size of h, of its masks, and of the output."""
+        return self.hidden_features
+
+    def size(self, name: str) -> int:
+        """Size of an array of the carry or of a mask, by its name."""
+        return self.output_features if name in ("h", "states") else self.hidden_features
+
+    @property
     def one_product(self) -> bool:
         """Whether a step is the product and `update`: not if `advance` does something else."""
         return type(self).advance is Cell.advance
@@ -170,7 +181,7 @@ class Cell:
         blocks, hidden = len(self.gates), self.hidden_features
         kernels = {
             "input": (self.kernel_init, self.in_features),
-            "recurrent": (self.recurrent_kernel_init, hidden),
+            "recurrent": (self.recurrent_kernel_init, self.output_features),
         }
         made: dict[str, tuple[Initializer, tuple[int, ...]]] = {
             name: (in_blocks(init or block_orthogonal(), blocks), (rows, blocks * hidden))
@@ -178,7 +189,9 @@ class Cell:
         }
         made["bias"] = self.bias_init or jax.nn.initializers.zeros, (blocks * hidden,)
         learned = self.state_names if self.learned_carry else ()
-        return made | {f"initial_{n}": (jax.nn.initializers.zeros, (hidden,)) for n in learned}
+        return made | {
+            f"initial_{n}": (jax.nn.initializers.zeros, (self.size(n),)) for n in learned
+        }
 
     def init_stats(self) -> Stats:
         """Initial population statistics of a batch-normalized cell; none for others."""
@@ -196,9 +209,9 @@ class Cell:
 
     def initial_carry(self, params: Params, batch: int) -> Carry:
         """The carry before the first step, arrays `[B, H]`: learned or zeros."""
-        arrays = dict.fromkeys(
-            self.carry_names, jnp.zeros((batch, self.hidden_features), self.state_dtype)
-        )
+        arrays = {
+            name: jnp.zeros((batch, self.size(name)), self.state_dtype) for name in self.carry_names
+        }
         for name in self.state_names if self.learned_carry else ():
             row = params[f"initial_{name}"].astype(self.param_dtype)
             arrays[name] = jnp.broadcast_to(row[None], arrays[name].shape)

@@ -32,19 +32,26 @@ def draw_masks(
         if rate is not None and jnp.ndim(rate):
             raise ValueError(f"rate of {name} must be a single number, got {jnp.shape(rate)}")
     zoneout = zoneout.without_zeros()
+    sizes = cell.hidden_features, cell.output_features
+    if zoneout.shared and not zoneout.per_layer and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"a mask cannot be shared by {sizes[0]} cells and {sizes[1]} states; leave shared out"
+        )
     if deterministic:
         return zoneout.expected()
     key = required(key, "zoneout")
-    return zoneout.sample(key, steps, batch, cell.hidden_features, offset())
+    masks = zoneout.sample(key, steps, batch, max(sizes), offset())
+    cut = {n: m[..., : cell.size(n)] for n, m in masks._asdict().items() if m is not None}
+    return masks._replace(**cut) if sizes[0] != sizes[1] else masks
 
 
 def split_masks(
-    masks: Masks, cell: Cell, shape: tuple[int, int, int]
+    masks: Masks, cell: Cell, steps_and_batch: tuple[int, int]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Masks of each step that serve every step, and those with a leading axis T."""
     constant, varying = {}, {}
     for name, mask in cell.known_masks(masks).items():
-        mask = jnp.asarray(mask)
+        mask, shape = jnp.asarray(mask), (*steps_and_batch, cell.size(name))
         fits = all(m in (1, n) for m, n in zip(mask.shape, shape, strict=False))
         if mask.ndim not in (0, 3) or not fits:
             axes = ", ".join(f"{size} or 1" for size in shape)

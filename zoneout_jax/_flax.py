@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen
+from flax.errors import InvalidRngError
 from flax.linen.recurrent import flip_sequences
 from jax.typing import ArrayLike
 
@@ -77,6 +79,18 @@ class Mode:
         return cls(zoneout, deterministic, draws and not deterministic)
 
 
+def linen_key(module: linen.Module) -> jax.Array:
+    """The next key of a module's stream for masks."""
+    # Where a stream is missing, Flax would quietly take "params" if that one is there.
+    if not module.has_rng("zoneout"):
+        raise InvalidRngError(
+            'zoneout in training needs the random stream "zoneout": pass'
+            ' rngs={"zoneout": key} to apply; under nn.RNN also'
+            ' split_rngs={"params": False, "zoneout": True}'
+        )
+    return module.make_rng("zoneout")
+
+
 def run_step(
     module: Any,
     cell: Cell,
@@ -92,7 +106,7 @@ def run_step(
     Returns:
       The carry, the output, and in training the moved population statistics, if there are any.
     """
-    name, shape = type(module).__name__, (*x.shape[:-1], cell.hidden_features)
+    name, batch_dims = type(module).__name__, x.shape[:-1]
     if not mode.deterministic:
         spec = mode.zoneout
         for what, given in (("static masks", spec.static), ("carry_noise", module.carry_noise)):
@@ -101,8 +115,9 @@ def run_step(
                     f"{name}: {what} in training: a single step cannot; use ZoneoutRNN"
                 )
     _check_features(name, cell, x.shape)
-    carry, number = _to_pure(name, cell, carry, shape)
-    x, batch = x.reshape(-1, x.shape[-1]), math.prod(shape[:-1])
+    carry, number = _to_pure(name, cell, carry, batch_dims)
+    batch = math.prod(batch_dims)
+    x = x.reshape(batch, x.shape[-1])
     key = draw_key() if mode.draws else None
     if key is not None:
         check_spread(x, key, module.axis_name)
@@ -132,7 +147,8 @@ def run_step(
     if normalize and not mode.deterministic and stats is not None:
         found = {n: s[None] for n, s in (normalize[0].found() or {}).items()}
         moved = update_stats(stats, found, rate=1 - module.momentum)
-    return _from_pure(cell, carry, number + 1, shape), y.reshape(shape), moved
+    y = y.reshape(*batch_dims, y.shape[-1])
+    return _from_pure(cell, carry, number + 1, batch_dims), y, moved
 
 
 def run_sequence(
@@ -157,10 +173,9 @@ def run_sequence(
     """
     name, (steps, *batch_dims, in_features) = type(module).__name__, xs.shape
     _check_features(name, cell, xs.shape)
-    shape = (*batch_dims, cell.hidden_features)
     number: Any = 0
     if carry is not None:
-        carry, number = _to_pure(name, cell, carry, shape)
+        carry, number = _to_pure(name, cell, carry, batch_dims)
     if seq_lengths is not None:
         seq_lengths = jnp.asarray(seq_lengths)
         if seq_lengths.shape != tuple(batch_dims):
@@ -199,7 +214,7 @@ def run_sequence(
         ys = jax.tree.map(
             lambda y: y.reshape(steps, *batch_dims, *y.shape[2:]) if y.ndim > 1 else y, ys
         )
-    return _from_pure(cell, carry, number + steps, shape), ys, moved
+    return _from_pure(cell, carry, number + steps, batch_dims), ys, moved
 
 
 def start_carry(
@@ -210,15 +225,16 @@ def start_carry(
     key: Callable[[], jax.Array],
 ) -> Carry:
     """The carry before the first step, learned, drawn or zeros."""
-    shape = (*batch_dims, cell.hidden_features)
-    carry = jax.tree.map(lambda a: jnp.broadcast_to(a[0], shape), cell.initial_carry(params, 1))
+    carry = jax.tree.map(
+        lambda a: jnp.broadcast_to(a[0], (*batch_dims, a.shape[-1])), cell.initial_carry(params, 1)
+    )
     if carry_init is not None:
         arrays = dict(zip(cell.carry_names, jax.tree.leaves(carry), strict=True))
         keys = jax.random.split(key(), len(cell.state_names))
         for k, name in zip(keys, cell.state_names, strict=True):
-            arrays[name] = carry_init(k, shape, cell.state_dtype)
+            arrays[name] = carry_init(k, arrays[name].shape, cell.state_dtype)
         carry = jax.tree.unflatten(jax.tree.structure(carry), arrays.values())
-    return _from_pure(cell, carry, 0, shape)
+    return _from_pure(cell, carry, 0, batch_dims)
 
 
 def run_layers(
@@ -324,6 +340,11 @@ def check_cells(cells: Sequence[Any], kind: type) -> None:
     for cell in cells:
         if not isinstance(cell, kind):
             given = type(cell)
+            if getattr(cell, "num_feature_axes", 1) > 1:
+                raise TypeError(
+                    f"ZoneoutRNN takes no {given.__name__}, whose inputs are maps; nn.RNN and"
+                    " nnx.RNN do"
+                )
             raise TypeError(
                 f"ZoneoutRNN of {kind.__module__} takes cells of that module, got"
                 f" {given.__module__}.{given.__qualname__}"
@@ -337,21 +358,25 @@ def _check_features(name: str, cell: Cell, shape: tuple[int, ...]) -> None:
 
 
 def _to_pure(
-    name: str, cell: Cell, carry: Carry, wanted: tuple[int, ...]
+    name: str, cell: Cell, carry: Carry, batch_dims: Sequence[int]
 ) -> tuple[Carry, jax.Array | int]:
     """The carry with a single batch dimension, and the number of the step."""
     number: Any = 0
     if cell.statistics and isinstance(carry, tuple) and len(carry) == len(cell.carry_names) + 1:
         *arrays, number = carry
         carry = tuple(arrays)
-    if any(jnp.shape(leaf) != wanted for leaf in jax.tree.leaves(carry)):
+    wanted = [(*batch_dims, cell.size(n)) for n in cell.carry_names]
+    if [jnp.shape(leaf) for leaf in jax.tree.leaves(carry)] != wanted:
         shapes = jax.tree.map(jnp.shape, carry)
-        raise ValueError(f"{name}: the arrays of a carry must be {wanted}, got {shapes}")
-    flat = (math.prod(wanted[:-1]), wanted[-1])
-    return jax.tree.map(lambda leaf: leaf.reshape(flat), carry), number
+        what = ", ".join(map(str, wanted))
+        raise ValueError(f"{name}: the arrays of a carry must be {what}, got {shapes}")
+    batch = math.prod(batch_dims)
+    return jax.tree.map(lambda leaf: leaf.reshape(batch, leaf.shape[-1]), carry), number
 
 
-def _from_pure(cell: Cell, carry: Carry, number: jax.Array | int, shape: tuple[int, ...]) -> Carry:
+def _from_pure(
+    cell: Cell, carry: Carry, number: jax.Array | int, batch_dims: Sequence[int]
+) -> Carry:
     """The carry as the module has it: that of batch normalization ends with the step's number."""
-    carry = jax.tree.map(lambda leaf: leaf.reshape(shape), carry)
+    carry = jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, leaf.shape[-1]), carry)
     return (*carry, jnp.asarray(number, jnp.int32)) if cell.statistics else carry

@@ -1,7 +1,7 @@
 """The gated recurrent unit."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ from zoneout_jax._cell import (
     Gates,
     Output,
     Params,
+    as_row,
     function,
     scaled,
 )
 from zoneout_jax._checks import check_choice
 from zoneout_jax._initializers import Initializer
+from zoneout_jax._normalization import normalized
 from zoneout_jax._zoneout import Masks, zoneout
 
 
@@ -39,11 +41,17 @@ class GRU(Cell):
     Without `reset_after` a step has two products, one after the other; its derivatives are those
     that JAX finds.
 
+    With `normalization="layer"` (Ba et al. 2016), γ_x∘N(W_x x) takes the place of W_x x and
+    γ_h∘N(W_h h) that of W_h h, N being over the features of all three blocks together, as in
+    Haste's LayerNormGRU. (The authors' code normalizes r and z apart from n.) More parameters are
+    `input_gamma` [3H] and `recurrent_gamma` [3H], which start at 1.
+
     Attributes:
       reset_after: the reset gate multiplies the recurrent product, not the state before it.
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
       gate_fn: "sigmoid" or another function, where σ stands above.
       output: "state" gives h', "candidate" gives ĥ.
+      normalization: "layer" or None; with reset_after only, as in the paper.
       in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init, learned_carry,
         param_dtype, dtype: as for `Cell`.
 
@@ -55,6 +63,7 @@ class GRU(Cell):
     activation_fn: Activation = "tanh"
     gate_fn: Activation = "sigmoid"
     output: Output = "state"
+    normalization: Literal["layer"] | None = None
 
     mask_names: ClassVar[tuple[str, ...]] = ("states", "update")
 
@@ -62,29 +71,48 @@ class GRU(Cell):
         super().__post_init__()
         self._name_activations("activation_fn", "gate_fn")
         check_choice("output", self.output, ("state", "candidate"))
+        check_choice("normalization", self.normalization, ("layer", None))
+        if self.normalization and not self.reset_after:
+            raise ValueError('normalization="layer" is for reset_after=True only')
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """True without functions that may not be elementwise."""
-        return self._named_only
+        """True without normalization, and without functions that may not be elementwise."""
+        return self.normalization is None and self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
-        """The activations of r and z; n takes its product as it is."""
-        return self.gate_fn, self.gate_fn, None
+        """The activations of r and z; n, and with normalization all, take products as they are."""
+        gate_fn = None if self.normalization else self.gate_fn
+        return gate_fn, gate_fn, None
 
     @property
     def one_product(self) -> bool:
         """Whether a step has a single product."""
         return self.reset_after and type(self).advance is GRU.advance
 
+    @property
+    def plain_projection(self) -> bool:
+        """Whether `project` is W x + b: not with normalization."""
+        return self.normalization is None and type(self).project is GRU.project
+
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """Initializer and shape of each parameter."""
-        made = super().parameters()
+        made, hidden = super().parameters(), self.hidden_features
         if self.reset_after:
-            init = self.bias_init or jax.nn.initializers.zeros
-            made["recurrent_bias"] = init, (self.hidden_features,)
+            made["recurrent_bias"] = self.bias_init or jax.nn.initializers.zeros, (hidden,)
+        for name in ("input", "recurrent") if self.normalization else ():
+            made[f"{name}_gamma"] = jax.nn.initializers.ones, (3 * hidden,)
         return made
+
+    def project(self, params: Params, xs: jax.Array) -> jax.Array:
+        """W_x x + b; with normalization γ_x∘N(W_x x) + b."""
+        if not self.normalization:
+            return super().project(params, xs)
+        names = ("input_gamma", "bias")
+        rows = {name: as_row(params[name].astype(self.param_dtype), xs.ndim) for name in names}
+        parts = jnp.split(self.product(xs, params["input"]), 3, -1)
+        return jnp.concatenate(normalized(rows, "input", parts), -1) + rows["bias"]
 
     def advance(
         self, params: Params, carry: Carry, projected: jax.Array, masks: Masks, *normalize: Any
@@ -102,7 +130,11 @@ class GRU(Cell):
         self, params: Params, carry: Carry, gates: Gates, rest: Gates, masks: Masks
     ) -> tuple[Carry, jax.Array]:
         """The equations of the class, for reset_after."""
-        (r, z, product), (x,) = gates, rest
+        r, z, product = gates
+        if self.normalization:
+            r, z, product = normalized(params, "recurrent", gates)
+            r, z = (function(self.gate_fn)(x + q) for x, q in zip(rest[:2], (r, z), strict=True))
+        x = rest[-1]
         return self._finish(carry, z, x + r * (product + params["recurrent_bias"]), masks)
 
     def _finish(

@@ -14,12 +14,13 @@ from zoneout_jax._cell import (
     Output,
     Params,
     function,
+    in_blocks,
     on_arrays,
     scaled,
 )
 from zoneout_jax._checks import check_choice, check_sizes
-from zoneout_jax._initializers import Initializer
-from zoneout_jax._normalization import BatchNormalizer, layer_norm
+from zoneout_jax._initializers import Initializer, block_orthogonal
+from zoneout_jax._normalization import BatchNormalizer, normalized
 from zoneout_jax._zoneout import Masks, zoneout
 
 
@@ -49,6 +50,10 @@ class LSTM(Cell):
     the carry. (The equation printed in the paper has u the other way round, against its own words.)
     "repository" is the authors' code, h' = u∘h* + (1 − u)∘σ(f)∘h, where h* is h' as above.
 
+    With `proj_size` P (Sak et al. 2014, section 2; as in torch), ĥ = W_p (σ(o)∘tanh(ĉ)) has P
+    features, and so have h', its masks and the output. `recurrent` is then [P, 4H], `initial_h`
+    [P], and `projection` [H, P] is a further parameter.
+
     Attributes:
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
       gate_fn: "sigmoid" or another function, where σ stands above.
@@ -59,6 +64,8 @@ class LSTM(Cell):
         steps use those of the last.
       ogates_zoneout: "paper", "repository" or None.
       output: "state" gives h', "candidate" gives ĥ, as models in the manner of Tacotron 2 expect.
+      proj_size: P, or None for h of H features; not with ogates_zoneout="repository", which mixes
+        the gates of cells into h'. `recurrent_kernel_init` makes the projection too.
       in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init, learned_carry,
         param_dtype, dtype: as for `Cell`.
 
@@ -81,6 +88,7 @@ class LSTM(Cell):
     max_steps: int | None = None
     ogates_zoneout: Literal["paper", "repository"] | None = None
     output: Output = "state"
+    proj_size: int | None = None
 
     mask_names: ClassVar[tuple[str, ...]] = ("cells", "states", "update")
 
@@ -96,6 +104,10 @@ class LSTM(Cell):
             if self.max_steps is None:
                 raise ValueError('normalization="batch" needs max_steps, the steps of a sequence')
             check_sizes(max_steps=self.max_steps)
+        if self.proj_size is not None:
+            check_sizes(proj_size=self.proj_size)
+            if self.ogates_zoneout == "repository":
+                raise ValueError('proj_size does not go with ogates_zoneout="repository"')
 
     @property
     def carry_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -108,9 +120,14 @@ class LSTM(Cell):
         return ("c", "h")
 
     @property
+    def output_features(self) -> int:
+        """Size of h, of its masks, and of the output: P or H."""
+        return self.hidden_features if self.proj_size is None else self.proj_size
+
+    @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """True without normalization, and without functions that may not be elementwise."""
-        return self.normalization is None and self._named_only
+        """True without normalization, projection, and functions that may not be elementwise."""
+        return self.normalization is None and self.proj_size is None and self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
@@ -147,6 +164,9 @@ class LSTM(Cell):
             for name, size in (("input", 4 * hidden), ("recurrent", 4 * hidden), ("cell", hidden)):
                 made[f"{name}_gamma"] = jax.nn.initializers.constant(gamma), (size,)
             made["cell_beta"] = jax.nn.initializers.zeros, (hidden,)
+        if self.proj_size is not None:
+            init = self.recurrent_kernel_init or block_orthogonal()
+            made["projection"] = in_blocks(init, 1), (hidden, self.proj_size)
         return made
 
     def project(self, params: Params, xs: jax.Array) -> jax.Array:
@@ -176,6 +196,8 @@ class LSTM(Cell):
         if self.ogates_zoneout == "paper" and u is not None:
             o = u * o + (1 - u) * carry[2]
         new_h = o * squash(self._normalized_cell(params, new_c, normalize))
+        if self.proj_size is not None:
+            new_h = self.product(new_h, params["projection"])
         kept_c, kept_h = zoneout(c, new_c, masks.cells), zoneout(h, new_h, masks.states)
         if self.ogates_zoneout == "repository" and u is not None:
             new_h, kept_h = (u * state + (1 - u) * f * h for state in (new_h, kept_h))
@@ -187,18 +209,13 @@ class LSTM(Cell):
         self, params: Params, products: Gates, projected: Gates, normalize: BatchNormalizer | None
     ) -> Gates:
         """The gates γ_x∘N(W_x x) + γ_h∘N(W_h h) + b, activated."""
-        if normalize:
-            projected, products = normalize("input", projected), normalize("recurrent", products)
-        else:
-            projected, products = layer_norm(projected), layer_norm(products)
-        names = ("input_gamma", "recurrent_gamma", "bias")
-        rows = (jnp.split(params[name], 4, -1) for name in names)
+        xs = normalized(params, "input", projected, normalize)
+        qs = normalized(params, "recurrent", products, normalize)
+        biases = jnp.split(params["bias"], 4, -1)
         functions = self.gate_fn, self.gate_fn, self.activation_fn, self.gate_fn
         return tuple(
-            function(name)(g_x * x + g_h * q + b)
-            for name, g_x, x, g_h, q, b in zip(
-                functions, next(rows), projected, next(rows), products, next(rows), strict=True
-            )
+            function(name)(x + q + b)
+            for name, x, q, b in zip(functions, xs, qs, biases, strict=True)
         )
 
     def _normalized_cell(
@@ -207,5 +224,5 @@ class LSTM(Cell):
         """γ_c∘N(ĉ) + β_c, or the cell as it is."""
         if not self.normalization:
             return cell
-        (cell,) = normalize("cell", (cell,)) if normalize else layer_norm((cell,))
-        return params["cell_gamma"] * cell + params["cell_beta"]
+        (cell,) = normalized(params, "cell", (cell,), normalize)
+        return cell + params["cell_beta"]

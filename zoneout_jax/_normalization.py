@@ -140,6 +140,18 @@ class BatchNormalizer:
         return self._found | {"step": self._number, "count": self._count}
 
 
+def normalized(
+    params: Mapping[str, Any],
+    name: str,
+    parts: Sequence[jax.Array],
+    normalize: BatchNormalizer | None = None,
+) -> tuple[jax.Array, ...]:
+    """γ∘N(x) of a quantity in parts of the same size, over features or by `normalize`."""
+    parts = normalize(name, parts) if normalize else layer_norm(parts)
+    gammas = jnp.split(params[f"{name}_gamma"], len(parts), -1)
+    return tuple(gamma * part for gamma, part in zip(gammas, parts, strict=True))
+
+
 def statistics_dtype(dtype: Any) -> Any:
     """The type of statistics of values of a type: float32 or wider."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

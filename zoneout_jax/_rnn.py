@@ -1,6 +1,7 @@
-"""The plain recurrent network."""
+"""The plain recurrent network, and the one whose units are independent."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -11,8 +12,11 @@ from zoneout_jax._cell import (
     Gates,
     Output,
     Params,
+    function,
+    vectors,
 )
 from zoneout_jax._checks import check_choice
+from zoneout_jax._initializers import Initializer
 from zoneout_jax._zoneout import Masks, zoneout
 
 
@@ -60,3 +64,57 @@ class RNN(Cell):
         """The equations of the class."""
         new = zoneout(carry, gates[0], masks.states)
         return new, new if self.output == "state" else gates[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class IndRNN(RNN):
+    """Independently recurrent network with zoneout: each unit sees its own state alone.
+
+        ĥ = relu(W x + v∘h + b)
+        h' = d_h∘h + (1 − d_h)∘ĥ
+
+    Li et al. 2018 (arXiv:1803.04831), section 3. The carry is h', and so is the output. The only
+    mask is that of the states. Parameters are `input` [F, H], `recurrent` [H], v, and `bias` [H],
+    and with a learned carry `initial_h` [H]. As v multiplies no matrix, a step has no product, and
+    its derivatives are those that JAX finds. Units meet in the next layer: two or more are stacked.
+
+    By default v starts uniform in [0, 1], so that units remember for different times. The authors'
+    code for sequences of T steps draws from [0, m] with m = 2^(1/T) under relu, and from [1/m, m]
+    in the last layer if only its last output is used. It clips v to [−m, m] at each update, so that
+    gradients do not explode: |v|^T ≤ 2.
+
+        IndRNN(F, H, recurrent_kernel_init=jax.nn.initializers.uniform(2 ** (1 / T)))
+        params["recurrent"] = jnp.clip(params["recurrent"], -m, m)
+
+    Haste's IndRNN has tanh, and v starts uniform in [−1/2, 1/2].
+
+    Attributes:
+      activation_fn: "relu", "tanh" or another function, where relu stands above.
+      recurrent_kernel_init: initializer of v, `init(key, shape, dtype)`.
+      output, in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype,
+        dtype: as for `RNN`.
+
+    Raises:
+      ValueError: a size below one, or an unknown option.
+
+    Example:
+      >>> cell = IndRNN(3, 4)
+      >>> params = cell.init(jax.random.key(0))
+      >>> params["recurrent"].shape
+      (4,)
+    """
+
+    activation_fn: Activation = "relu"
+
+    def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
+        """Initializer and shape of each parameter."""
+        init = self.recurrent_kernel_init or jax.nn.initializers.uniform(1.0)
+        return super().parameters() | {"recurrent": (init, (self.hidden_features,))}
+
+    def advance(
+        self, params: Params, carry: Carry, projected: jax.Array, masks: Masks, *normalize: Any
+    ) -> tuple[Carry, jax.Array]:
+        """A step from the result of `project` on."""
+        recurrent = params["recurrent"].astype(self.param_dtype)[None]
+        new = function(self.activation_fn)(projected + recurrent * carry)
+        return self.update(vectors(params, self.param_dtype), carry, (new,), (), masks)

@@ -160,7 +160,7 @@ def unroll(
     if masks is None:
         masks = draw_masks(cell, zoneout, key, deterministic, steps, batch, offset)
     masks = spread_as(xs, 1, masks, 1)
-    constant, varying = split_masks(masks, cell, (steps, batch, cell.hidden_features))
+    constant, varying = split_masks(masks, cell, (steps, batch))
     valid = None
     if seq_lengths is not None:
         seq_lengths = check_lengths(seq_lengths, steps, batch)

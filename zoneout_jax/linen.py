@@ -20,19 +20,21 @@ from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
-from zoneout_jax._rnn import RNN
+from zoneout_jax._rnn import RNN, IndRNN
 from zoneout_jax._unroll import Implementation
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.linen", "flax"):
     import flax.linen as nn
-    from flax.errors import InvalidRngError
 
     from zoneout_jax import _flax
+    from zoneout_jax._conv_linen import ZoneoutConvLSTMCell
 
 __all__ = [
     "ZoneoutCell",
+    "ZoneoutConvLSTMCell",
     "ZoneoutGRUCell",
+    "ZoneoutIndRNNCell",
     "ZoneoutLRUCell",
     "ZoneoutLSTMCell",
     "ZoneoutMinGRUCell",
@@ -142,14 +144,7 @@ class _Base(nn.RNNCellBase):
         return 1
 
     def _key(self) -> jax.Array:
-        # Where a stream is missing, Flax would quietly take "params" if that one is there.
-        if not self.has_rng("zoneout"):
-            raise InvalidRngError(
-                'zoneout in training needs the random stream "zoneout": pass'
-                ' rngs={"zoneout": key} to apply; under nn.RNN also'
-                ' split_rngs={"params": False, "zoneout": True}'
-            )
-        return self.make_rng("zoneout")
+        return _flax.linen_key(self)
 
 
 class ZoneoutCell(_Base):
@@ -264,6 +259,7 @@ class ZoneoutLSTMCell(_SizedCell):
     max_steps: int | None = None
     momentum: float = 0.99
     ogates_zoneout: Literal["paper", "repository"] | None = None
+    proj_size: int | None = None
 
     kind = LSTM
 
@@ -279,6 +275,7 @@ class ZoneoutGRUCell(_SizedCell):
 
     gate_fn: Activation = "sigmoid"
     reset_after: bool = True
+    normalization: Literal["layer"] | None = None
 
     kind = GRU
 
@@ -293,6 +290,20 @@ class ZoneoutSimpleCell(_SizedCell):
     """
 
     kind = RNN
+
+
+class ZoneoutIndRNNCell(_SizedCell):
+    """One step of an IndRNN with zoneout; `zoneout_jax.IndRNN` has the equations.
+
+    Attributes:
+      features: H, number of units.
+      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.IndRNN`.
+    """
+
+    activation_fn: Activation = "relu"
+
+    kind = IndRNN
 
 
 class ZoneoutMinGRUCell(_AnyCell):
@@ -479,7 +490,7 @@ class ZoneoutRNN(nn.Module):
         carries, shape = [], input_shape
         for number, cell in enumerate(stack):
             carries.append(cell.initialize_carry(jax.random.fold_in(rng, number), shape))
-            shape = (*shape[:-1], cell.pure(shape[-1]).hidden_features)
+            shape = (*shape[:-1], cell.pure(shape[-1]).output_features)
         return carries[0] if is_single else tuple(carries)
 
     @nn.nowrap

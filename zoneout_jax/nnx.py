@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Activation, Carry, Cell, Output
@@ -22,7 +21,7 @@ from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
-from zoneout_jax._rnn import RNN
+from zoneout_jax._rnn import RNN, IndRNN
 from zoneout_jax._unroll import Implementation
 from zoneout_jax._zoneout import Zoneout
 
@@ -30,10 +29,14 @@ with needs("zoneout_jax.nnx", "flax"):
     from flax import nnx
 
     from zoneout_jax import _flax
+    from zoneout_jax._conv_nnx import ZoneoutConvLSTMCell
+    from zoneout_jax._nnx_cell import NoisyCell, Streams, carry_stream, fork_stream, mask_stream
 
 __all__ = [
     "ZoneoutCell",
+    "ZoneoutConvLSTMCell",
     "ZoneoutGRUCell",
+    "ZoneoutIndRNNCell",
     "ZoneoutLRUCell",
     "ZoneoutLSTMCell",
     "ZoneoutMinGRUCell",
@@ -43,11 +46,8 @@ __all__ = [
     "ZoneoutSimpleCell",
 ]
 
-Streams = nnx.Rngs | nnx.RngStream | jax.Array
-"""Random streams, that of the masks alone, or a key."""
 
-
-class ZoneoutCell(nnx.RNNCellBase):
+class ZoneoutCell(NoisyCell):
     """One step of any pure cell, for instance of one of your own.
 
     Parameters (`nnx.Param`) have the names and shapes of the pure cell's, population statistics are
@@ -102,12 +102,7 @@ class ZoneoutCell(nnx.RNNCellBase):
             setattr(self, name, nnx.Param(init(rngs.params(), shape, cell.param_dtype)))
         for name, value in cell.init_stats().items():
             setattr(self, name, nnx.BatchStat(value))
-        # Without a stream, the cell serves as long as it need not draw.
-        has_stream = "zoneout" in rngs or "default" in rngs
-        self.rngs = rngs.zoneout.fork() if has_stream else None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _plain_spec(value) if name == "zoneout" else value)
+        self.rngs = fork_stream(rngs)
 
     def pure_params(self) -> dict[str, jax.Array]:
         """The parameters as those of the pure cell."""
@@ -154,22 +149,13 @@ class ZoneoutCell(nnx.RNNCellBase):
             default.
         """
         return _flax.start_carry(
-            self.pure, self.pure_params(), input_shape[:-1], self.carry_init, _carry_stream(rngs)
+            self.pure, self.pure_params(), input_shape[:-1], self.carry_init, carry_stream(rngs)
         )
 
     @property
     def num_feature_axes(self) -> int:
         """Number of axes of an input that are not batch axes: 1."""
         return 1
-
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """Sets the mode of a view, for `nnx.view`.
-
-        Args:
-          deterministic: if True, masks are their expectations.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
 
     def _run(
         self, xs: jax.Array, carry: Carry | None, *, starts: Callable[[], jax.Array], **options: Any
@@ -191,22 +177,13 @@ class ZoneoutCell(nnx.RNNCellBase):
         """Runs the cell with its parameters, and keeps the statistics."""
         stats = {name: getattr(self, name)[...] for name in self.pure.init_stats()} or None
         mode = _flax.Mode.of(self, self.pure, zoneout, deterministic)
-        options |= {"draw_key": _mask_stream(rngs) or self._key}
+        options |= {"draw_key": mask_stream(rngs) or self._key}
         carry, ys, moved = run(
             self, self.pure, mode, self.pure_params(), stats, *arguments, **options
         )
         for name, value in (moved or {}).items():
             getattr(self, name)[...] = value
         return carry, ys
-
-    def _key(self) -> jax.Array:
-        if self.rngs is None:
-            raise ValueError(
-                'zoneout in training needs the random stream "zoneout": make the cell with'
-                " rngs=nnx.Rngs(params=0, zoneout=1), or nnx.Rngs(0), which serves all streams; or"
-                " pass rngs= to the call"
-            )
-        return self.rngs()
 
 
 class ZoneoutLSTMCell(ZoneoutCell):
@@ -245,6 +222,7 @@ class ZoneoutLSTMCell(ZoneoutCell):
         max_steps: int | None = None,
         momentum: float = 0.99,
         ogates_zoneout: Literal["paper", "repository"] | None = None,
+        proj_size: int | None = None,
         kernel_init: Initializer | None = None,
         recurrent_kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
@@ -280,6 +258,7 @@ class ZoneoutGRUCell(ZoneoutCell):
         activation_fn: Activation = "tanh",
         gate_fn: Activation = "sigmoid",
         output: Output = "state",
+        normalization: Literal["layer"] | None = None,
         kernel_init: Initializer | None = None,
         recurrent_kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
@@ -326,6 +305,39 @@ class ZoneoutSimpleCell(ZoneoutCell):
     ):
         given = locals()
         super().__init__(_pure(RNN, given), **_shared(given))
+
+
+class ZoneoutIndRNNCell(ZoneoutCell):
+    """One step of an IndRNN with zoneout; `zoneout_jax.IndRNN` has the equations.
+
+    Args:
+      in_features, hidden_features: F and H.
+      zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
+      the rest: as for `zoneout_jax.IndRNN`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        zoneout: Zoneout = Zoneout(),
+        deterministic: bool = False,
+        activation_fn: Activation = "relu",
+        output: Output = "state",
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        carry_init: Initializer | None = None,
+        learned_carry: bool = False,
+        carry_noise: float = 0.0,
+        param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        axis_name: AxisName | None = None,
+        rngs: nnx.Rngs,
+    ):
+        given = locals()
+        super().__init__(_pure(IndRNN, given), **_shared(given))
 
 
 class ZoneoutMinGRUCell(ZoneoutCell):
@@ -560,7 +572,7 @@ class ZoneoutRNN(nnx.Module):
         """
         if isinstance(rngs, jax.Array):  # a key: each cell draws one of its own from it
             rngs = nnx.RngStream(rngs, tag="zoneout")
-        starts = _carry_stream(rngs)
+        starts = carry_stream(rngs)
 
         def run(number, cell, *arguments, **options):
             options |= {"deterministic": deterministic, "rngs": rngs, "starts": starts}
@@ -586,7 +598,7 @@ class ZoneoutRNN(nnx.Module):
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
         """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
-        starts = _carry_stream(rngs)
+        starts = carry_stream(rngs)
         carries = [
             _flax.start_carry(
                 cell.pure, cell.pure_params(), input_shape[:-1], cell.carry_init, starts
@@ -611,46 +623,3 @@ def _pure(kind: type[Cell], given: dict[str, Any]) -> Cell:
 
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in SHARED if name in given}
-
-
-def _mask_stream(rngs: Any) -> Callable[[], jax.Array] | None:
-    """Draws keys for masks from what is given to a call; None where that is not for masks.
-
-    Flax's `RNN` and `Bidirectional` pass a stream on that is for initial carries.
-    """
-    if rngs is None or isinstance(rngs, nnx.RngStream) and rngs.tag != "zoneout":
-        return None
-    if isinstance(rngs, nnx.RngStream):
-        return rngs
-    if isinstance(rngs, nnx.Rngs):
-        return rngs.zoneout if "zoneout" in rngs or "default" in rngs else None
-    if isinstance(rngs, jax.Array):
-        return lambda: rngs
-    raise TypeError(f"rngs must be nnx.Rngs, a stream or a key, got {type(rngs).__name__}")
-
-
-def _carry_stream(rngs: Any) -> Callable[[], jax.Array]:
-    """Draws keys for initial carries: of the stream "carry", or as from `nnx.Rngs(0)`."""
-    if isinstance(rngs, nnx.RngStream) and rngs.tag != "zoneout":
-        return rngs
-    if isinstance(rngs, nnx.Rngs) and ("carry" in rngs or "default" in rngs):
-        return rngs.carry
-    return nnx.Rngs(0).carry
-
-
-def _plain_spec(zoneout: Any) -> Zoneout:
-    """The spec with numbers in place of arrays of one known number."""
-    _flax.check_spec(zoneout)
-    rates: dict[str, Any] = {name: _plain(name, rate) for name, rate in zoneout.rates.items()}
-    if zoneout.shared:
-        rates["states"] = rates["cells"]  # that of the cells decides
-    return dataclasses.replace(zoneout, **rates)
-
-
-def _plain(name: str, rate: Any) -> Any:
-    if isinstance(rate, jax.core.Tracer):
-        raise TypeError(
-            f"rate of {name} is traced, which an NNX cell cannot keep; pass zoneout= to the call"
-        )
-    known = isinstance(rate, jax.Array | np.ndarray)
-    return float(rate) if known and rate.ndim == 0 else rate

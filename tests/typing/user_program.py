@@ -11,9 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, norm_stabilizer, unroll, weight_noise
+from zoneout_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    IndRNN,
+    Masks,
+    Zoneout,
+    norm_stabilizer,
+    unroll,
+    weight_noise,
+)
 from zoneout_jax import nnx as zoneout_nnx
-from zoneout_jax.linen import ZoneoutLSTMCell, ZoneoutRNN
+from zoneout_jax.linen import ZoneoutConvLSTMCell, ZoneoutLSTMCell, ZoneoutRNN
 
 SPEC = Zoneout(cells=0.5, states=0.05)
 XS = np.ones((5, 2, 3), np.float32)
@@ -53,7 +63,9 @@ def linen() -> float:
     variables = Tagger().init(jax.random.key(0), x, deterministic=True)
     rngs = {"zoneout": jax.random.key(1)}
     logits = Tagger().apply(variables, x, deterministic=False, rngs=rngs)
-    return float(jnp.mean(jnp.asarray(logits)))
+    movies = nn.RNN(ZoneoutConvLSTMCell(4, (3, 3), zoneout=SPEC, deterministic=True))
+    ys, _ = movies.init_with_output(jax.random.key(2), jnp.ones((2, 5, 8, 8, 1)))
+    return float(jnp.mean(jnp.asarray(logits)) + jnp.mean(jnp.asarray(ys)))
 
 
 def with_nnx() -> float:
@@ -68,6 +80,9 @@ def wrong() -> None:
     cell = LSTM(3, "x", nonsense=4)  # type: ignore[call-arg, arg-type]
     GRU(3)  # type: ignore[call-arg]
     RNN(3, 4, output="outcome")  # type: ignore[arg-type]
+    IndRNN(3, 4, gate_fn="tanh")  # type: ignore[call-arg]
+    GRU(3, 4, normalization="batch")  # type: ignore[arg-type]
+    ZoneoutConvLSTMCell(4)  # type: ignore[call-arg]
     Zoneout(cell=0.5)  # type: ignore[call-arg]
     _, ys = unroll(cell, {}, XS, implementation="fast")  # type: ignore[arg-type]
     ys.shpae()  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ KINDS = {4: "LSTM", 3: "GRU", 1: "plain RNN"}
 
 
 class Weights(NamedTuple):
-    """A cell's weights: [F, kH], [H, kH], [kH], [kH] and k.
+    """A cell's weights: [F, kH], [H, kH] or, with a projection, [P, kH], [kH], [kH] and k.
 
     `recurrent_bias`, added to the recurrent product, is 0 but for n; None where the cell has none.
     """
@@ -56,11 +56,19 @@ class Library:
         recurrent_bias: Named | None = None,
         *,
         features: int | None = None,
+        hidden: int | None = None,
         reset_after: bool = True,
     ) -> Arrays:
-        """Our parameters; biases that are None are 0, features that are None any number."""
-        count = self.count(*recurrent)
-        hidden = min(recurrent[1].shape)
+        """Our parameters; biases that are None are 0, features that are None any number.
+
+        `hidden` is H of an LSTM with a projection, whose recurrent weights do not show it.
+        """
+        if hidden is None:
+            count, hidden = self.count(*recurrent), min(recurrent[1].shape)
+        else:
+            count, rows = 4, recurrent[1].shape[1 if self.transposed else 0]
+            shape = rows, 4 * hidden
+            check_shape(*recurrent, *(shape[::-1] if self.transposed else shape))
         width = count * hidden
         check_shape(*kernel, *((width, features) if self.transposed else (features, width)))
         none = np.zeros(width, recurrent[1].dtype)
@@ -79,14 +87,22 @@ class Library:
             params["recurrent_bias"] = b_h[-hidden:]
         return params
 
-    def theirs(self, params: Mapping[str, Any]) -> Weights:
-        """The weights of our parameters in the library's order, not transposed."""
+    def theirs(self, params: Mapping[str, Any], *, hidden: int | None = None) -> Weights:
+        """The weights of our parameters in the library's order, not transposed.
+
+        `hidden` is H of an LSTM whose projection is not among the parameters any more.
+        """
         missing = {"input", "recurrent", "bias"} - set(params)
         if missing:
             raise ValueError(f"parameters lack {', '.join(sorted(missing))}: got {[*params]}")
+        self.check_known(params, {"input", "recurrent", "bias", "recurrent_bias"})
         arrays = {name: to_array(array) for name, array in params.items()}
-        count = self.count("recurrent", arrays["recurrent"], transposed=False)
-        hidden = arrays["recurrent"].shape[0]
+        rows = len(arrays["recurrent"])
+        if hidden is None:
+            count = self.count("recurrent", arrays["recurrent"], transposed=False)
+            hidden = rows
+        else:
+            count = 4
         after = "recurrent_bias" in arrays
         if count == 3 and self.reset_after not in (after, None):
             raise ValueError(
@@ -96,14 +112,12 @@ class Library:
             )
         shapes: dict[str, tuple[int | None, ...]] = {
             "input": (None, count * hidden),
-            "recurrent": (hidden, count * hidden),
+            "recurrent": (rows, count * hidden),
             "bias": (count * hidden,),
         }
         if count == 3 and after:
             shapes["recurrent_bias"] = (hidden,)
-        unknown = set(params) - set(shapes)
-        if unknown:
-            raise ValueError(f"{self.name} has no place for {', '.join(sorted(unknown))}")
+        self.check_known(params, shapes)
         for name, shape in shapes.items():
             check_shape(name, arrays[name], *shape)
         recurrent_bias = None
@@ -115,6 +129,12 @@ class Library:
             for name in ("input", "recurrent", "bias")
         )
         return Weights(kernel, recurrent, bias, recurrent_bias, count)
+
+    def check_known(self, params: Mapping[str, Any], known: Collection[str]) -> None:
+        """Raises ValueError for parameters that the library has no place for."""
+        unknown = set(params) - set(known)
+        if unknown:
+            raise ValueError(f"{self.name} has no place for {', '.join(sorted(unknown))}")
 
     def count(self, name: str, recurrent: Any, *, transposed: bool | None = None) -> int:
         """Number of gates by the shape of recurrent weights, transposed as the library's or not."""
