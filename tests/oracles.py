@@ -1,4 +1,7 @@
-"""The equations of all cells in NumPy, float64, written from the papers, one step at a time."""
+"""The equations of all cells in NumPy, float64, written from the papers, one step at a time.
+
+What enters a recurrent product is h times `o["m"]`, the mask of variational dropout.
+"""
 
 import numpy as np
 
@@ -31,7 +34,7 @@ def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; `o` holds the options, the carry is (c, h, o')."""
     c, h, old_gate = carry
     squash = SQUASH[o.get("activation_fn", "tanh")]
-    from_x, from_h = x @ p["input"], h @ p["recurrent"]
+    from_x, from_h = x @ p["input"], (o["m"] * h) @ p["recurrent"]
     if o.get("normalization") == "layer":
         from_x = over_features(from_x) * p["input_gamma"]
         from_h = over_features(from_h) * p["recurrent_gamma"]
@@ -64,9 +67,10 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
     squash = SQUASH[o.get("activation_fn", "tanh")]
     w_r, w_z, w_n = np.split(p["recurrent"], 3, -1)
     x_r, x_z, x_n = np.split(x @ p["input"] + p["bias"], 3, -1)
-    r, z = sigmoid(x_r + h @ w_r), sigmoid(x_z + h @ w_z)
+    dropped = o["m"] * h
+    r, z = sigmoid(x_r + dropped @ w_r), sigmoid(x_z + dropped @ w_z)
     after = o.get("reset_after", True)
-    n = squash(x_n + (r * (h @ w_n + p["recurrent_bias"]) if after else (r * h) @ w_n))
+    n = squash(x_n + (r * (dropped @ w_n + p["recurrent_bias"]) if after else (r * dropped) @ w_n))
     assert n.shape[-1] == size
     new_h = z * h + (1 - z) * u * n
     kept = d_h * h + (1 - d_h) * new_h
@@ -76,7 +80,8 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
 def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
-    new_h = SQUASH[o.get("activation_fn", "tanh")](x @ p["input"] + h @ p["recurrent"] + p["bias"])
+    squash = SQUASH[o.get("activation_fn", "tanh")]
+    new_h = squash(x @ p["input"] + (o["m"] * h) @ p["recurrent"] + p["bias"])
     kept = d_h * h + (1 - d_h) * new_h
     return (kept,), new_h if o.get("output") == "candidate" else kept
 
@@ -96,6 +101,7 @@ def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=Non
         return np.broadcast_to(default if mask is None else mask, shape).astype(np.float64)
 
     d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0), full(masks.update, 1.0)
+    m = full(masks.hidden, 1.0)
     carry = carry or (np.zeros((batch, hidden)),) * size
     ys = np.zeros(shape)
     lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
@@ -104,7 +110,8 @@ def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=Non
         valid = number < lengths
         # Each example's own position: padding comes last whatever the direction.
         t = np.where(valid & reverse, lengths - 1 - number, number)
-        new, y = step(p, options, carry, xs[t, rows], d_c[t, rows], d_h[t, rows], u[t, rows], valid)
+        o = options | {"m": m[t, rows]}
+        new, y = step(p, o, carry, xs[t, rows], d_c[t, rows], d_h[t, rows], u[t, rows], valid)
         column = valid[:, None]
         carry = tuple(np.where(column, n, c) for n, c in zip(new, carry, strict=True))
         ys[t[valid], rows[valid]] = y[valid]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.test_cells import BATCH, KEY, LENGTHS, B, F, H, T, build
-from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, linen, unroll
+from zoneout_jax import GRU, LSTM, RNN, Masks, MinGRU, Zoneout, linen, unroll
 from zoneout_jax import nnx as faces
 
 
@@ -135,6 +135,11 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
             r"axes .7 or 1, 4 or 1, 5 or 1. .time first. or be a scalar, got .4, 5.",
         ),
         (lambda: call(GRU, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
+        (
+            lambda: call(MinGRU, zoneout=Zoneout(hidden_drop=0.5), deterministic=True),
+            ValueError,
+            "MinGRU has no hidden to mask, only states and update",
+        ),
         (
             lambda: GRU(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
             ValueError,

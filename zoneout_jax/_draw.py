@@ -32,6 +32,8 @@ def draw_masks(
         if rate is not None and jnp.ndim(rate):
             raise ValueError(f"rate of {name} must be a single number, got {jnp.shape(rate)}")
     zoneout = zoneout.without_zeros()
+    if zoneout.hidden_drop is not None:
+        cell.known_masks(Masks(hidden=True))  # evaluation has none of it that could be refused
     if deterministic:
         return zoneout.expected()
     key = required(key, "zoneout")

@@ -94,8 +94,13 @@ def run_step(
     """
     name, shape = type(module).__name__, (*x.shape[:-1], cell.hidden_features)
     if not mode.deterministic:
-        spec = mode.zoneout
-        for what, given in (("static masks", spec.static), ("carry_noise", module.carry_noise)):
+        spec = mode.zoneout.without_zeros()
+        of_a_sequence = {
+            "static masks": spec.static,
+            "hidden_drop": spec.hidden_drop is not None,
+            "carry_noise": module.carry_noise,
+        }
+        for what, given in of_a_sequence.items():
             if given:
                 raise ValueError(
                     f"{name}: {what} in training: a single step cannot; use ZoneoutRNN"
