@@ -156,7 +156,7 @@ class Zoneout:
         off, the rate of the cells decides, which is that of the mask.
         """
         deciding = self.rates | ({"states": self.cells} if self.shared else {})
-        off: dict[str, Any] = {name: None for name, rate in deciding.items() if _is_off(rate)}
+        off: dict[str, Any] = {name: None for name, rate in deciding.items() if is_off(rate)}
         return dataclasses.replace(self, **off, shared=self.shared and "cells" not in off)
 
     def expected(self) -> Masks:
@@ -232,7 +232,7 @@ def _unflatten(kinds: tuple[bool, ...], rates: Iterable[Any]) -> Zoneout:
 jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
-def _is_off(rate: Rate) -> bool:
+def is_off(rate: Rate) -> bool:
     return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 

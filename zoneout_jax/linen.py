@@ -21,14 +21,14 @@ from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN
-from zoneout_jax._unroll import Implementation
+from zoneout_jax._unroll import Chunk, Implementation
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.linen", "flax"):
     import flax.linen as nn
     from flax.errors import InvalidRngError
 
-    from zoneout_jax import _flax
+    from zoneout_jax import _flax, _stack
 
 __all__ = [
     "ZoneoutCell",
@@ -142,14 +142,19 @@ class _Base(nn.RNNCellBase):
         return 1
 
     def _key(self) -> jax.Array:
-        # Where a stream is missing, Flax would quietly take "params" if that one is there.
-        if not self.has_rng("zoneout"):
-            raise InvalidRngError(
-                'zoneout in training needs the random stream "zoneout": pass'
-                ' rngs={"zoneout": key} to apply; under nn.RNN also'
-                ' split_rngs={"params": False, "zoneout": True}'
-            )
-        return self.make_rng("zoneout")
+        return _draw_key(self)
+
+
+def _draw_key(module: nn.Module) -> jax.Array:
+    """A key of the stream "zoneout", for a module alone."""
+    # Where a stream is missing, Flax would quietly take "params" if that one is there.
+    if not module.has_rng("zoneout"):
+        raise InvalidRngError(
+            'zoneout in training needs the random stream "zoneout": pass'
+            ' rngs={"zoneout": key} to apply; under nn.RNN also'
+            ' split_rngs={"params": False, "zoneout": True}'
+        )
+    return module.make_rng("zoneout")
 
 
 class ZoneoutCell(_Base):
@@ -381,15 +386,25 @@ class ZoneoutRNN(nn.Module):
       keep_order: with `reverse`, outputs come in the order of the inputs.
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; None keeps everything.
+        before them; "auto" is √T; None keeps everything.
       implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
         own if None.
       deterministic: False in training, True in evaluation; the cell's own if None.
+      backward: cells with weights of their own that run from the end of each sequence to its
+        beginning, one for each of `cell`. The outputs of both, in the order of the inputs, are
+        merged before the next layer reads them. Carries are pairs, of cell and backward.
+      merge_fn: merges the outputs of the two, `merge_fn(forward, backward)`, for instance
+        `jnp.add`; concatenates them by default, as `nn.Bidirectional` and torch.
+      dropout: rate of dropping outputs of each layer but the last, as in torch, in training;
+        `zoneout_jax.dropout` has the equation. Masks are from the stream "zoneout".
+      locked_dropout: one mask of it for all steps of a sequence.
+      residual: adds its inputs to the outputs of each layer but the first, x + dropout(layer(x)).
 
     Raises:
       TypeError: another kind of cell.
       ValueError: `deterministic` not given though something depends on it; misfit carry, lengths,
-        mask or resets; resets of a cell with `carry_init` or batch normalization.
+        mask or resets; resets of a cell with `carry_init` or batch normalization; residual
+        connections between layers of different sizes; options that do not go together.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
 
     Example:
@@ -399,6 +414,14 @@ class ZoneoutRNN(nn.Module):
       >>> rngs = {"zoneout": jax.random.key(1)}
       >>> ZoneoutRNN(cell).apply(variables, x, deterministic=False, rngs=rngs).shape
       (2, 7, 4)
+
+      An encoder of three bidirectional layers:
+
+      >>> one, other = ([ZoneoutLSTMCell(4) for _ in range(3)] for _ in range(2))
+      >>> encoder = ZoneoutRNN(one, backward=other, dropout=0.1, residual=True)
+      >>> variables = encoder.init(jax.random.key(0), x)
+      >>> encoder.apply(variables, x, deterministic=False, rngs=rngs).shape
+      (2, 7, 8)
     """
 
     cell: _Base | Sequence[_Base]
@@ -407,9 +430,14 @@ class ZoneoutRNN(nn.Module):
     reverse: bool = False
     keep_order: bool = False
     unroll: int = 1
-    chunk: int | None = None
+    chunk: Chunk = None
     implementation: Implementation | None = None
     deterministic: bool | None = None
+    backward: _Base | Sequence[_Base] | None = None
+    merge_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    dropout: float | jax.Array = 0.0
+    locked_dropout: bool = False
+    residual: bool = False
 
     def __call__(
         self,
@@ -440,13 +468,13 @@ class ZoneoutRNN(nn.Module):
           resets: booleans, laid out likewise, True for the first step of each episode: before it
             the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
-          zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
-            change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
+          zoneout: overrides the spec of every cell, or, a sequence, that of each layer: for rates
+            that change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
           emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
             output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
-            (y, carry[0])` adds the memory cells.
+            (y, carry[0])` adds the memory cells. With `backward`, the pair of both directions'.
         """
-        stack, is_single = self._stack()
+        layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
         deterministic = self.deterministic if deterministic is None else deterministic
 
         def run(number, cell, *arguments, **options):
@@ -454,12 +482,14 @@ class ZoneoutRNN(nn.Module):
             options |= {"init_key": key, "deterministic": deterministic}
             return cell._run(*arguments, **options)
 
-        return _flax.run_layers(
+        return _stack.run_layers(
             self,
-            stack,
+            layers,
             is_single,
             inputs,
             run=run,
+            draw_key=lambda cell: _draw_key(self),
+            deterministic=self.is_initializing() or deterministic,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
             mask=mask,
@@ -475,16 +505,9 @@ class ZoneoutRNN(nn.Module):
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
         """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
-        stack, is_single = self._stack()
-        carries, shape = [], input_shape
-        for number, cell in enumerate(stack):
-            carries.append(cell.initialize_carry(jax.random.fold_in(rng, number), shape))
-            shape = (*shape[:-1], cell.pure(shape[-1]).hidden_features)
-        return carries[0] if is_single else tuple(carries)
+        layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
 
-    @nn.nowrap
-    def _stack(self) -> tuple[Sequence[_Base], bool]:
-        """The cells, and whether it is a single one."""
-        stack = self.cell if isinstance(self.cell, Sequence) else (self.cell,)
-        _flax.check_cells(stack, _Base)
-        return stack, stack is not self.cell
+        def start(number, cell):  # of the shape, that of the batch alone matters
+            return cell.initialize_carry(jax.random.fold_in(rng, number), input_shape)
+
+        return _stack.start_carries(layers, is_single, start)
