@@ -90,8 +90,8 @@ def unroll(
         `[B, ...]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
         Scalars are the whole batch's: padding does not make them zero.
       chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
-        computed anew. "auto" is √T, rounded down, so that memory grows with √T instead of T. None
-        keeps everything.
+        computed anew. "auto" is about √T, so that what is kept grows with √T instead of T: the
+        largest divisor of T from √T down to its half, or √T rounded down. None keeps everything.
       unroll: steps in one iteration of the compiled loop; of no effect on an associative scan.
       implementation: "fused" makes each weight gradient in a single product; "scan" leaves
         derivatives to JAX, forward mode and higher orders included; "associative" runs all steps of
@@ -238,7 +238,11 @@ def _checked_chunk(chunk: Chunk, steps: Any) -> int | None:
         raise ValueError(f'chunk must be at least 1, "auto" or None; got {chunk!r}')
     if not isinstance(steps, int):
         raise ValueError("chunk needs a known number of steps, and T is symbolic; leave it out")
-    return max(math.isqrt(steps), 1) if chunk == "auto" else int(chunk)
+    if chunk != "auto":
+        return int(chunk)
+    root = max(math.isqrt(steps), 1)
+    # What is left over after whole chunks would be compiled, and kept, apart.
+    return next((k for k in range(root, root // 2, -1) if steps % k == 0), root)
 
 
 def _run(how, scan, emit, params, constants, carry, inputs):
