@@ -234,7 +234,8 @@ def test_dropout(locked):
             out_specs=P(None, "data"),
         )
     )
-    np.testing.assert_array_equal(spread(xs), found)
+    np.testing.assert_array_equal(spread(xs) == 0, found == 0)
+    np.testing.assert_allclose(spread(xs), found, rtol=1e-6)
     # Traced rates, narrow types, and the ends.
     run = jax.jit(lambda xs, rate: dropout(xs, jax.random.key(3), rate, locked=locked))
     narrow = run(xs.astype(jnp.bfloat16), 0.3)

@@ -184,9 +184,9 @@ class ZoneoutCell(_Base):
         it is: the masks are then those of the whole batch on a single device.
 
     Raises:
-      ValueError: `deterministic` not given though something depends on it; static masks or noise
-        on the carry in a single step of training; a carry that does not fit the inputs; options as
-        in the pure cell.
+      ValueError: `deterministic` not given though something depends on it; static masks,
+        `hidden_drop` or noise on the carry in a single step of training; a carry that does not fit
+        the inputs; options as in the pure cell.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
     """
 
@@ -386,7 +386,7 @@ class ZoneoutRNN(nn.Module):
       keep_order: with `reverse`, outputs come in the order of the inputs.
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; "auto" is √T; None keeps everything.
+        before them; "auto" is about √T; None keeps everything.
       implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
         own if None.
       deterministic: False in training, True in evaluation; the cell's own if None.

@@ -71,8 +71,9 @@ class ZoneoutCell(nnx.RNNCellBase):
       rngs: random streams: "params", and "zoneout" for the masks.
 
     Raises:
-      ValueError: training without a random stream; static masks or noise on the carry in a single
-        step of training; a carry that does not fit the inputs; options as in the pure cell.
+      ValueError: training without a random stream; static masks, `hidden_drop` or noise on the
+        carry in a single step of training; a carry that does not fit the inputs; options as in the
+        pure cell.
       TypeError: a `zoneout` that is no `Zoneout`, or holds a traced rate.
     """
 
@@ -488,7 +489,7 @@ class ZoneoutRNN(nnx.Module):
       keep_order: with `reverse`, outputs come in the order of the inputs.
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; "auto" is √T; None keeps everything.
+        before them; "auto" is about √T; None keeps everything.
       implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
         own if None.
 
