@@ -1,4 +1,7 @@
-"""The equations of all cells in NumPy, float64, written from the papers, one step at a time."""
+"""The equations of all cells in NumPy, float64, written from the papers, one step at a time.
+
+What enters a recurrent product is h times `o["m"]`, the mask of variational dropout.
+"""
 
 import numpy as np
 
@@ -31,7 +34,7 @@ def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; `o` holds the options, the carry is (c, h, o')."""
     c, h, old_gate = carry
     squash = SQUASH[o.get("activation_fn", "tanh")]
-    from_x, from_h = x @ p["input"], h @ p["recurrent"]
+    from_x, from_h = x @ p["input"], (o["m"] * h) @ p["recurrent"]
     if o.get("normalization") == "layer":
         from_x = over_features(from_x) * p["input_gamma"]
         from_h = over_features(from_h) * p["recurrent_gamma"]
@@ -63,7 +66,8 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
     squash = SQUASH[o.get("activation_fn", "tanh")]
-    from_x, from_h = x @ p["input"], h @ p["recurrent"]
+    dropped = o["m"] * h
+    from_x, from_h = x @ p["input"], dropped @ p["recurrent"]
     if o.get("normalization") == "layer":
         from_x = over_features(from_x) * p["input_gamma"]
         from_h = over_features(from_h) * p["recurrent_gamma"]
@@ -73,7 +77,7 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
     if o.get("reset_after", True):
         n = squash(x_n + r * (h_n + p["recurrent_bias"]))
     else:
-        n = squash(x_n + (r * h) @ np.split(p["recurrent"], 3, -1)[2])
+        n = squash(x_n + (r * dropped) @ np.split(p["recurrent"], 3, -1)[2])
     assert n.shape == h.shape
     new_h = z * h + (1 - z) * u * n
     kept = d_h * h + (1 - d_h) * new_h
@@ -83,8 +87,10 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
 def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
     """One step; the carry is (h,)."""
     (h,) = carry
+    dropped = o["m"] * h
     # Of independent units the recurrent weights are a vector.
-    from_h = h @ p["recurrent"] if p["recurrent"].ndim == 2 else h * p["recurrent"]
+    recurrent = p["recurrent"]
+    from_h = dropped @ recurrent if recurrent.ndim == 2 else dropped * recurrent
     new_h = SQUASH[o.get("activation_fn", "tanh")](x @ p["input"] + from_h + p["bias"])
     kept = d_h * h + (1 - d_h) * new_h
     return (kept,), new_h if o.get("output") == "candidate" else kept
@@ -112,6 +118,7 @@ def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=Non
         return np.broadcast_to(mask, (steps, batch, size)).astype(np.float64)
 
     d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0, out), full(masks.update, 1.0)
+    m = full(masks.hidden, 1.0, out)
     sizes = (hidden, out, hidden) if kind == "lstm" else (out,)
     carry = carry or tuple(np.zeros((batch, size)) for size in sizes)
     ys = np.zeros((steps, batch, out))
@@ -121,7 +128,8 @@ def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=Non
         valid = number < lengths
         # Each example's own position: padding comes last whatever the direction.
         t = np.where(valid & reverse, lengths - 1 - number, number)
-        new, y = step(p, options, carry, xs[t, rows], d_c[t, rows], d_h[t, rows], u[t, rows], valid)
+        o = options | {"m": m[t, rows]}
+        new, y = step(p, o, carry, xs[t, rows], d_c[t, rows], d_h[t, rows], u[t, rows], valid)
         column = valid[:, None]
         carry = tuple(np.where(column, n, c) for n, c in zip(new, carry, strict=True))
         ys[t[valid], rows[valid]] = y[valid]

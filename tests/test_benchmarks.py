@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import choices, linear, outside_compiled, rnn, rounding
+from benchmarks import choices, chunks, linear, outside_compiled, rnn, rounding
 from experiments import seq2seq
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,6 +40,14 @@ def test_the_documentation_quotes_the_results():
     of_lstm = [float(ratios[name]) for name in lstms if name in ratios]
     quoted = f"zoneout takes {min(of_lstm):.2f} to {max(of_lstm):.2f} of the time"
     assert quoted in (ROOT / "README.md").read_text()
+
+
+def test_chunks_save_memory(tmp_path):
+    chunks.main(["--steps=400", "--hidden_features=32", f"--out={tmp_path}"])
+    found = json.loads((tmp_path / "chunks.json").read_text())["temporary bytes"]
+    assert all(found["auto"][kind] < found["None"][kind] for kind in chunks.CELLS)
+    kept = json.loads((ROOT / "benchmarks/results/chunks.json").read_text())
+    assert kept["table"] in (ROOT / "docs/performance.md").read_text()
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ MASKS = {
     "plain": {},
     "separate": {"cells": 0.5, "states": 0.3},
     "update": {"update_drop": 0.4},
-    "all": {"cells": 0.5, "states": 0.3, "update_drop": 0.4},
+    "all": {"cells": 0.5, "states": 0.3, "update_drop": 0.4, "hidden_drop": 0.25},
     "shared": {"cells": 0.4, "states": 0.4, "shared": True},
     "static": {"cells": 0.5, "states": 0.3, "static": True},
     "stochastic depth": {"cells": 0.5, "states": 0.3, "per_layer": True},
@@ -78,6 +78,7 @@ def build(name, dtype):
 def spec_for(cell, name):
     """The masks of a variant that the cell understands, or None."""
     known = {*cell.mask_names} | ({"update_drop"} if "update" in cell.mask_names else set())
+    known |= {"hidden_drop"} if cell.drops_hidden else set()
     rates = {n: rate for n, rate in MASKS[name].items() if n in known}
     kinds = {n: kind for n, kind in MASKS[name].items() if isinstance(kind, bool)}
     if "shared" in kinds and "cells" not in cell.mask_names or name != "plain" and not rates:

@@ -545,6 +545,25 @@ def test_shard_map_gives_the_numbers_of_one_device(name, chunk):
     close(jax.jit(spread)(params, xs), jax.grad(loss)(params, xs), 1e-4, 1e-5)
 
 
+class Sum(LinearCell):
+    """Has a coefficient that depends on nothing."""
+
+    gates = (None,)
+
+    def coefficients(self, params, xs):
+        return jnp.ones((1,) * xs.ndim), xs
+
+
+def test_constant_coefficients_under_shard_map():
+    cell, xs = Sum(H, H), jnp.ones((T, B, H))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = P(None, "data")
+    run = jax.shard_map(
+        lambda xs: unroll(cell, cell.init(KEY), xs)[1], mesh=mesh, in_specs=spec, out_specs=spec
+    )
+    np.testing.assert_allclose(jax.jit(run)(xs), jnp.cumsum(xs, 0), rtol=1e-6)
+
+
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 @pytest.mark.parametrize(
     "implementation", ["associative", pytest.param("scan", marks=pytest.mark.slow)]

@@ -229,10 +229,17 @@ def test_errors_and_old_keys():
         rnn.apply(variables, XS, deterministic=False)
     ys = rnn.apply(variables, XS, deterministic=False, rngs={"zoneout": jax.random.PRNGKey(0)})
     assert ys.shape == (B, T, H)
-    static = ZoneoutLSTMCell(H, zoneout=Zoneout(cells=0.5, static=True), deterministic=False)
+
+    def cell_of(spec):
+        return ZoneoutLSTMCell(H, zoneout=spec, deterministic=False)
+
+    static = cell_of(Zoneout(cells=0.5, static=True))
     stepped = nn.RNN(static, split_rngs=SPLIT)
     with pytest.raises(ValueError, match="static masks in training.*use ZoneoutRNN"):
         stepped.apply(variables, XS, rngs={"zoneout": jax.random.key(0)})
+    of_sequences = nn.RNN(cell_of(Zoneout(hidden_drop=0.5)), split_rngs=SPLIT)
+    with pytest.raises(ValueError, match="hidden_drop in training: a single step cannot"):
+        of_sequences.apply(variables, XS, rngs={"zoneout": jax.random.key(0)})
     # The expectation of a static mask is that of any other.
     stepped = nn.RNN(static.clone(deterministic=True), split_rngs=SPLIT).apply(variables, XS)
     wanted = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=Zoneout(cells=0.5))).apply(

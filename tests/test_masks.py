@@ -41,7 +41,7 @@ def correlation_in_sigmas(a, b):
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_independence(gaussian):
     spec = Zoneout(cells=0.5, states=0.3, update_drop=0.4, gaussian=gaussian)
-    masks = [np.asarray(m, np.float64) for m in spec.sample(jax.random.key(2), T, B, H)]
+    masks = [np.asarray(m, np.float64) for m in spec.sample(jax.random.key(2), T, B, H)[:3]]
     cells, states, update = masks
     for one, other in ((cells, states), (cells, update), (states, update)):
         assert abs(correlation_in_sigmas(one, other)) < 4
@@ -111,6 +111,41 @@ def test_variants(name, rate):
             assert abs(correlation_in_sigmas(arrays[one], arrays[other])) < 4
 
 
+@pytest.mark.parametrize("kind", [{}, {"per_layer": True}, {"gaussian": True}])
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.9])
+def test_the_mask_of_variational_dropout(rate, kind):
+    """One mask a sequence and unit, rescaled, whatever the kinds: mean 1, variance p/(1 − p)."""
+    spec = Zoneout(cells=0.5, states=0.5, update_drop=0.5, hidden_drop=rate, **kind)
+    masks = spec.sample(jax.random.key(8), T, 400, H)
+    assert masks.hidden.shape == (1, 400, H) and spec.expected().hidden is None
+    kept = np.asarray(masks.hidden[0], np.float64)
+    assert {*np.unique(kept)} == {0, np.float32(1 / np.float32(1 - np.float32(rate)))}
+    variance = rate / (1 - rate)
+    assert abs(kept.mean() - 1) <= 4 * np.sqrt(variance / kept.size) + 2.0**-16 / (1 - rate)
+    for axis in (0, 1):  # of each unit, and of each example: 460 averages, so 5 sigma
+        bound = 5 * np.sqrt(variance / kept.shape[axis]) + 2.0**-16 / (1 - rate)
+        assert np.all(np.abs(kept.mean(axis) - 1) <= bound)
+    # Examples and units are independent of each other, and of the other masks.
+    pairs = [(kept[1:], kept[:-1]), (kept[:, 1:], kept[:, :-1])]
+    if "per_layer" not in kind:
+        pairs += [(kept, np.asarray(mask[0], np.float64)) for mask in masks[:3]]
+    for one, other in pairs:
+        assert abs(correlation_in_sigmas(one, other)) < 4
+    # With it, the other masks are as without.
+    alone = Zoneout(cells=0.5, states=0.5, update_drop=0.5, **kind)
+    for one, other in zip(masks[:3], alone.sample(jax.random.key(8), T, 400, H)[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("rate", "value"), [(0.0, 1), (1.0, 0)])
+def test_variational_dropout_of_nothing_and_of_all(rate, value):
+    def mean(rate):
+        return Zoneout(hidden_drop=rate).sample(jax.random.key(0), T, B, H).hidden.mean()
+
+    assert mean(rate) == value and np.isfinite(jax.grad(mean)(rate))
+    assert Zoneout(hidden_drop=rate).active == (rate > 0)
+
+
 def test_schedules():
     spec = Zoneout(cells=lambda step: 0.1 * step, states=0.05)
 
@@ -126,7 +161,7 @@ def test_schedules():
 
 
 def test_masks_belong_to_examples():
-    spec = Zoneout(cells=0.5, states=0.5, update_drop=0.5)
+    spec = Zoneout(cells=0.5, states=0.5, update_drop=0.5, hidden_drop=0.5)
     whole = spec.sample(jax.random.key(6), T, 8, H)
     for part, masks in (
         (slice(0, 3), spec.sample(jax.random.key(6), T, 3, H)),

@@ -12,6 +12,7 @@ from tests.reports import write_report
 PROGRAMS = {
     "benchmarks.accelerator": "benchmarks/accelerator",
     "benchmarks.choices": "benchmarks/choices",
+    "benchmarks.chunks": "benchmarks/chunks",
     "benchmarks.outside_compiled": "benchmarks/outside_compiled",
     "benchmarks.rnn": "benchmarks/rnn",
     "benchmarks.rounding": "benchmarks/rounding",

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests.oracles import sigmoid
 from tests.test_cells import KEY, LENGTHS, B, F, H, T
-from zoneout_jax import GRU, LSTM, RNN, Zoneout, _unroll, linen, unroll
+from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, _unroll, linen, unroll
 from zoneout_jax import nnx as faces
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs/own_cell.md").read_text()
@@ -21,16 +21,16 @@ for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[:2]:
     exec(block, NAMES)
 
 
-def mgu_step(p, carry, x, d_c, d_h):
+def mgu_step(p, carry, x, d_c, d_h, m):
     (h,) = carry
     x_f, x_n = np.split(x @ p["input"] + p["bias"], 2, -1)
-    q_f, q_n = np.split(h @ p["recurrent"], 2, -1)
+    q_f, q_n = np.split((m * h) @ p["recurrent"], 2, -1)
     f = sigmoid(x_f + q_f)
     new = (1 - f) * h + f * np.tanh(x_n + f * q_n)
     return (d_h * h + (1 - d_h) * new,)
 
 
-def peephole_step(p, carry, x, d_c, d_h):
+def peephole_step(p, carry, x, d_c, d_h, m):
     c, h = carry
     z_i, z_f, z_g, z_o = np.split(x @ p["input"] + h @ p["recurrent"] + p["bias"], 4, -1)
     i, f = sigmoid(z_i + p["peephole_i"] * c), sigmoid(z_f + p["peephole_f"] * c)
@@ -40,7 +40,7 @@ def peephole_step(p, carry, x, d_c, d_h):
 
 
 CELLS = {
-    "MinimalGatedUnit": (mgu_step, 1, Zoneout(states=0.3)),
+    "MinimalGatedUnit": (mgu_step, 1, Zoneout(states=0.3, hidden_drop=0.4)),
     "PeepholeLSTM": (peephole_step, 2, Zoneout(cells=0.5, states=0.3)),
 }
 
@@ -84,7 +84,8 @@ def test_equals_numpy_and_the_scan(name, transposed, monkeypatch):
     now = (np.zeros((B, H)),) * size
     for t in range(T):
         d_c = np.zeros((B, H)) if masks.cells is None else np.asarray(masks.cells[t], np.float64)
-        new = step(p, now, np.asarray(xs[t]), d_c, np.asarray(masks.states[t], np.float64))
+        m = 1 if masks.hidden is None else np.asarray(masks.hidden[0], np.float64)
+        new = step(p, now, np.asarray(xs[t]), d_c, np.asarray(masks.states[t], np.float64), m)
         valid = (t < np.array(LENGTHS))[:, None]
         now = tuple(np.where(valid, n, c) for n, c in zip(new, now, strict=True))
         np.testing.assert_allclose(ys[t], np.where(valid, now[-1], 0), rtol=0, atol=1e-10)
@@ -215,6 +216,11 @@ class Nameless(RNN):
             ),
             ValueError,
             r"parameters of LSTM must have the shapes input \(3, 24\), got \(3, 20\)",
+        ),
+        (
+            lambda: Louder(F, H).known_masks(Masks(hidden=1.0)),
+            ValueError,
+            "Louder has no hidden to mask, only states and update",
         ),
         (lambda: Zoneout(cells=object()), TypeError, "rate of cells must be a number"),
         (lambda: Zoneout(cells=jnp.bfloat16(2.0)), ValueError, "rate of cells must be in"),

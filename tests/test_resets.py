@@ -398,7 +398,7 @@ def raised(layer):
     if isinstance(layer, InLinen):
         layer.variables = jax.tree.map(lambda p: p + 0.1, layer.variables)
     else:
-        for cell in layer.layer._stack():
+        for cell in sum(layer.layer._layers(), ()):
             for name in cell.pure.parameters():
                 getattr(cell, name)[...] += 0.1
     return layer

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 from tests.test_cells import BATCH, KEY, LENGTHS, B, F, H, T, build
-from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, linen, unroll
+from zoneout_jax import GRU, LSTM, RNN, Masks, MinGRU, Zoneout, _unroll, linen, unroll
 from zoneout_jax import nnx as faces
 
 
@@ -62,6 +63,25 @@ def test_emit_of_any_rank_with_lengths(name, reverse):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), full, wanted)
     with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
         run(lambda carry, y: y.sum(0), lengths)
+
+
+@pytest.mark.parametrize(("steps", "chunk"), [(1, 1), (9, 3), (10, 2), (11, 3)])
+def test_chunks_of_the_root_of_the_steps(steps, chunk, monkeypatch):
+    seen, run = [], _unroll._run_chunks
+    monkeypatch.setattr(_unroll, "_run_chunks", lambda *a: seen.append(a[4]) or run(*a))
+    cell = LSTM(F, H)
+    params, xs = cell.init(KEY), jax.random.normal(KEY, (steps, B, F))
+
+    def loss(params, chunk):
+        return jnp.sum(jnp.sin(unroll(cell, params, xs, chunk=chunk)[1]))
+
+    got, wanted = (jax.jit(jax.grad(loss), static_argnums=1)(params, c) for c in ("auto", None))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), got, wanted)
+    assert seen == [chunk] * (steps > 1)
+    layer = linen.ZoneoutRNN(linen.ZoneoutLSTMCell(H), time_major=True, chunk="auto")
+    ys = layer.apply({"params": {"cell": params}}, xs)
+    np.testing.assert_allclose(ys, unroll(cell, params, xs)[1], rtol=0, atol=1e-6)
+    assert seen == [chunk] * 2 * (steps > 1)
 
 
 @pytest.mark.parametrize("features", [1, F])  # of one, each step multiplies its own input
@@ -141,7 +161,9 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
         (lambda: call(RNN, zoneout=Zoneout(cells=0.5), key=KEY), ValueError, "no cells to mask"),
         (lambda: call(GRU, seq_lengths=np.array([8, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
         (lambda: call(GRU, seq_lengths=np.array([-1, 1, 1, 1])), ValueError, r"in \[0, 7\]"),
-        (lambda: call(GRU, chunk=0), ValueError, "chunk must be at least 1"),
+        (lambda: call(GRU, chunk=0), ValueError, 'chunk must be at least 1, "auto" or None; got 0'),
+        (lambda: call(GRU, chunk="sqrt"), ValueError, "chunk must be at least 1.*got 'sqrt'"),
+        (lambda: export_of(chunk="auto"), ValueError, "chunk needs a known number of steps, and T"),
         (lambda: call(GRU, unroll=0), ValueError, "unroll must be at least 1"),
         (lambda: call(GRU, carry_noise=-1.0), ValueError, "carry_noise must be at least 0"),
         (lambda: call(GRU, seq_lengths=np.array([1.5, 1, 1, 1])), TypeError, "must be integers"),
@@ -171,6 +193,11 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
         ),
         (lambda: call(GRU, masks=Masks(cells=1.0)), ValueError, "no cells to mask, only states"),
         (
+            lambda: call(MinGRU, zoneout=Zoneout(hidden_drop=0.5), deterministic=True),
+            ValueError,
+            "MinGRU has no hidden to mask, only states and update",
+        ),
+        (
             lambda: GRU(F, H).step({}, None, None, Masks(cells=jnp.ones((B, H)))),
             ValueError,
             "no cells to mask, only states",
@@ -191,6 +218,14 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def export_of(**options):
+    """Exports a run of any length."""
+    cell = RNN(F, H)
+    xs = jax.ShapeDtypeStruct((*export.symbolic_shape("T"), B, F), jnp.float32)
+    params = cell.init(jax.random.key(0))
+    return export.export(jax.jit(lambda xs: unroll(cell, params, xs, **options)))(xs)
 
 
 def call(factory, **options):

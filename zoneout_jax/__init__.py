@@ -12,7 +12,14 @@ from zoneout_jax._initializers import Initializer, block_orthogonal, tiled_ortho
 from zoneout_jax._linear import LRU, RGLRU, LinearCell, MinGRU, MinLSTM
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._normalization import update_stats
-from zoneout_jax._regularizers import norm_stabilizer, weight_noise
+from zoneout_jax._regularizers import (
+    activation_regularization,
+    dropout,
+    norm_stabilizer,
+    temporal_activation_regularization,
+    weight_drop,
+    weight_noise,
+)
 from zoneout_jax._rnn import RNN, IndRNN
 from zoneout_jax._unroll import unroll
 from zoneout_jax._zoneout import Masks, Zoneout, zoneout
@@ -31,11 +38,15 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "Zoneout",
+    "activation_regularization",
     "block_orthogonal",
+    "dropout",
     "norm_stabilizer",
+    "temporal_activation_regularization",
     "tiled_orthogonal",
     "unroll",
     "update_stats",
+    "weight_drop",
     "weight_noise",
     "zoneout",
 ]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from zoneout_jax._cell import Carry, Params
 from zoneout_jax._fused import Constants, How, Inputs
+from zoneout_jax._sharding import vary_alike
 from zoneout_jax._zoneout import Masks
 
 
@@ -28,7 +29,8 @@ def scan_associative(
     cell: Any = how.cell
     a, b, xs = inputs.xs
     constant = {name: mask[None] if mask.ndim else mask for name, mask in constants.masks.items()}
-    a, b = cell.zoned_out(a, b, Masks(**constant, **inputs.masks))
+    # Under `shard_map`, coefficients that are constant would differ in kind from the inputs.
+    a, b = vary_alike(cell.zoned_out(a, b, Masks(**constant, **inputs.masks)))
     if inputs.valid is not None:
         a, b = jnp.where(inputs.valid, a, 1), jnp.where(inputs.valid, b, 0)
     if inputs.resets is not None and len(b):

@@ -33,9 +33,11 @@ class Cell:
     A step is one matrix product and an elementwise rest. Of k blocks of H features,
 
         p = W x + b                          `project`
-        q = R h                              the product, made by whoever runs the cell
+        q = R (m∘h)                          the product, made by whoever runs the cell
         gate = activation(p + q)             for each block with an activation in `gates`
         carry', y = update(gates, rest)      for a block without one: its q in gates, its p in rest
+
+    m is the mask `hidden` (1 when off), and not the cell's business.
 
     A subclass says what its gates are and how they make the new carry. `unroll`, masks, lengths,
     chunks, the fused gradient and the Flax modules are then at its service:
@@ -70,7 +72,7 @@ class Cell:
         A single one is the carry itself, several are a tuple.
       output_features: P, size of h and of the output, and so of the rows of the recurrent kernel; H
         unless a cell says otherwise.
-      mask_names: the fields of `Masks` that the cell understands.
+      mask_names: the fields of `Masks` that `update` understands: "cells", "states", "update".
       elementwise: whether `update` and the activations treat each unit apart from the others. Large
         layers then run with transposed arrays on a CPU, which is faster.
       statistics: sizes of the quantities with batch statistics, by name.
@@ -134,12 +136,17 @@ class Cell:
 
     def size(self, name: str) -> int:
         """Size of an array of the carry or of a mask, by its name."""
-        return self.output_features if name in ("h", "states") else self.hidden_features
+        return self.output_features if name in ("h", "states", "hidden") else self.hidden_features
 
     @property
     def one_product(self) -> bool:
         """Whether a step is the product and `update`: not if `advance` does something else."""
         return type(self).advance is Cell.advance
+
+    @property
+    def drops_hidden(self) -> bool:
+        """Whether the mask `hidden` is of use: `advance` puts it on what enters the product."""
+        return self.one_product
 
     @property
     def plain_projection(self) -> bool:
@@ -221,6 +228,10 @@ class Cell:
         """The hidden state h of a carry."""
         return carry[self.carry_names.index("h")] if len(self.carry_names) > 1 else carry
 
+    def operand(self, carry: Carry, mask: ArrayLike | None) -> jax.Array:
+        """What the recurrent kernel multiplies: the hidden state, masked."""
+        return scaled(mask, self.hidden(carry))
+
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """The matrix product, with operands of `dtype`, summed in `param_dtype`."""
         operand = self.dtype or self.param_dtype
@@ -243,7 +254,8 @@ class Cell:
     ) -> tuple[Carry, jax.Array]:
         """A step from the result of `project` on."""
         blocks = len(self.gates)
-        products = jnp.split(self.product(self.hidden(carry), params["recurrent"]), blocks, -1)
+        operand = self.operand(carry, masks.hidden)
+        products = jnp.split(self.product(operand, params["recurrent"]), blocks, -1)
         values, rest = combine(self.gates, products, jnp.split(projected, blocks, -1))
         gates = tuple(
             value if activation is None else function(activation)(value)
@@ -310,9 +322,10 @@ class Cell:
     def known_masks(self, masks: Masks) -> dict[str, ArrayLike]:
         """The masks that are given, by name; ValueError if the cell has no use for one."""
         given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
+        names = (*self.mask_names, *(("hidden",) if self.drops_hidden else ()))
         for name in given:
-            if name not in self.mask_names:
-                known = " and ".join(self.mask_names)
+            if name not in names:
+                known = " and ".join(names)
                 raise ValueError(
                     f"{type(self).__name__} has no {name} to mask, only {known}; leave it None"
                 )

@@ -37,6 +37,8 @@ def draw_masks(
         raise ValueError(
             f"a mask cannot be shared by {sizes[0]} cells and {sizes[1]} states; leave shared out"
         )
+    if zoneout.hidden_drop is not None:
+        cell.known_masks(Masks(hidden=True))  # evaluation has none of it that could be refused
     if deterministic:
         return zoneout.expected()
     key = required(key, "zoneout")
@@ -91,6 +93,11 @@ def required(key: jax.Array | None, what: str) -> jax.Array:
     """The key, if it is one; raises otherwise, and says what needs it."""
     if key is None:
         raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
+    return checked_key(key)
+
+
+def checked_key(key: jax.Array) -> jax.Array:
+    """The key; raises TypeError unless it is one."""
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
     return key

@@ -1,4 +1,4 @@
-"""What the Linen and NNX modules share: batch dimensions, options of Flax's RNN, stacked layers."""
+"""What the Linen and NNX cells share: settings, modes, batch dimensions, carries."""
 
 import dataclasses
 import math
@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 from flax.errors import InvalidRngError
-from flax.linen.recurrent import flip_sequences
-from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Carry, Cell, Params
 from zoneout_jax._draw import draw_masks
 from zoneout_jax._initializers import Initializer
-from zoneout_jax._lengths import Lengths, check_booleans, clip_lengths, lengths_of
+from zoneout_jax._lengths import Lengths
 from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
 from zoneout_jax._sharding import batch_offset, check_spread, spread_as
 from zoneout_jax._unroll import unroll
@@ -70,12 +68,7 @@ class Mode:
         draws = zoneout.active or bool(module.carry_noise)
         if initializing or not (draws or cell.statistics):
             deterministic = True
-        if deterministic is None:
-            raise ValueError(
-                f"{type(module).__name__}: deterministic must be given where masks, noise or batch"
-                " statistics depend on it: False in training (masks are sampled), True in"
-                " evaluation (their expectation)"
-            )
+        deterministic = check_deterministic(module, deterministic)
         return cls(zoneout, deterministic, draws and not deterministic)
 
 
@@ -89,6 +82,17 @@ def linen_key(module: linen.Module) -> jax.Array:
             ' split_rngs={"params": False, "zoneout": True}'
         )
     return module.make_rng("zoneout")
+
+
+def check_deterministic(module: Any, deterministic: bool | None) -> bool:
+    """The mode; ValueError where it is not given."""
+    if deterministic is None:
+        raise ValueError(
+            f"{type(module).__name__}: deterministic must be given where masks, noise or batch"
+            " statistics depend on it: False in training (masks are sampled), True in"
+            " evaluation (their expectation)"
+        )
+    return deterministic
 
 
 def run_step(
@@ -108,8 +112,13 @@ def run_step(
     """
     name, batch_dims = type(module).__name__, x.shape[:-1]
     if not mode.deterministic:
-        spec = mode.zoneout
-        for what, given in (("static masks", spec.static), ("carry_noise", module.carry_noise)):
+        spec = mode.zoneout.without_zeros()
+        of_a_sequence = {
+            "static masks": spec.static,
+            "hidden_drop": spec.hidden_drop is not None,
+            "carry_noise": module.carry_noise,
+        }
+        for what, given in of_a_sequence.items():
             if given:
                 raise ValueError(
                     f"{name}: {what} in training: a single step cannot; use ZoneoutRNN"
@@ -237,118 +246,10 @@ def start_carry(
     return _from_pure(cell, carry, 0, batch_dims)
 
 
-def run_layers(
-    rnn: Any,
-    stack: Sequence[Any],
-    is_single: bool,
-    inputs: jax.Array,
-    *,
-    run: Callable[..., tuple[Carry, Any]],
-    initial_carry: Any,
-    seq_lengths: Lengths | None,
-    mask: ArrayLike | None,
-    resets: ArrayLike | None,
-    zoneout: Zoneout | Sequence[Zoneout] | None,
-    emit: Callable[..., Any] | None,
-    **overrides: bool | None,
-) -> Any:
-    """Cells on top of each other, with the options of Flax's `RNN`.
-
-    Args:
-      rnn: the Linen or NNX module, whose attributes the overrides override if they are not None.
-      stack: its cells.
-      is_single: whether carries are that of the only cell, and no tuple.
-      run: `run(number, cell, xs, carry, zoneout=, …)` runs one of them.
-      zoneout: one spec for all cells or one for each.
-      emit: of the last cell.
-    """
-    if inputs.ndim < 2:
-        raise ValueError(
-            "ZoneoutRNN: inputs must be [*batch, T, F] or, time first, [T, *batch, F]; got"
-            f" {inputs.shape}"
-        )
-    options = {
-        name: getattr(rnn, name) if value is None else value for name, value in overrides.items()
-    }
-    carries = (initial_carry,) if is_single else initial_carry
-    carries = (None,) * len(stack) if carries is None else carries
-    specs = zoneout if isinstance(zoneout, Sequence) else (zoneout,) * len(stack)
-    for name, given in (("initial_carry", carries), ("zoneout", specs)):
-        if not isinstance(given, Sequence) or len(given) != len(stack):
-            what = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
-            raise ValueError(f"{name} must be a sequence of {len(stack)}, one a cell; got {what}")
-    time_major = options["time_major"]
-    xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
-    if mask is not None:
-        if seq_lengths is not None:
-            raise ValueError("ZoneoutRNN: mask and seq_lengths say the same: pass one of them")
-        axis = 0 if time_major else -1
-        seq_lengths = lengths_of("ZoneoutRNN: mask", mask, inputs.shape[:-1], axis)
-    if resets is not None:
-        resets = jnp.asarray(check_booleans("ZoneoutRNN: resets", resets, inputs.shape[:-1]))
-        resets = resets if time_major else jnp.moveaxis(resets, -1, 0)
-    last = []
-    for number, (cell, carry, spec) in enumerate(zip(stack, carries, specs, strict=True)):
-        try:
-            carry, xs = run(
-                number,
-                cell,
-                xs,
-                carry,
-                zoneout=spec,
-                seq_lengths=seq_lengths,
-                resets=resets,
-                reverse=options["reverse"],
-                emit=emit if number == len(stack) - 1 else None,
-                unroll=rnn.unroll,
-                chunk=rnn.chunk,
-                implementation=rnn.implementation,
-            )
-        except ValueError as error:
-            if is_single:
-                raise
-            raise ValueError(f"cell {number} of ZoneoutRNN: {error}") from error
-        last.append(carry)
-    axes = inputs.ndim - 2
-    if options["reverse"] and not options["keep_order"]:
-        if seq_lengths is not None:
-            seq_lengths = clip_lengths(seq_lengths, inputs.shape[0 if time_major else -2])
-        xs = jax.tree.map(
-            lambda y: (
-                flip_sequences(y, seq_lengths, num_batch_dims=axes, time_major=True)
-                if y.ndim > 1
-                else y[::-1]
-            ),
-            xs,
-        )
-    if not time_major:  # scalars of each step, from `emit`, have the axis of time alone
-        xs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axes) if y.ndim > 1 else y, xs)
-    carry = last[0] if is_single else tuple(last)
-    return (carry, xs) if options["return_carry"] else xs
-
-
 def check_spec(zoneout: Any) -> None:
     """Raises TypeError unless it is a `Zoneout`."""
     if not isinstance(zoneout, Zoneout):
         raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
-
-
-def check_cells(cells: Sequence[Any], kind: type) -> None:
-    """Raises unless there are cells, all of a kind."""
-    if not cells:
-        raise ValueError("ZoneoutRNN needs at least one cell, got none")
-    for cell in cells:
-        if not isinstance(cell, kind):
-            given = type(cell)
-            if getattr(cell, "num_feature_axes", 1) > 1:
-                raise TypeError(
-                    f"ZoneoutRNN takes no {given.__name__}, whose inputs are maps; nn.RNN and"
-                    " nnx.RNN do"
-                )
-            raise TypeError(
-                f"ZoneoutRNN of {kind.__module__} takes cells of that module, got"
-                f" {given.__module__}.{given.__qualname__}"
-            )
 
 
 def _check_features(name: str, cell: Cell, shape: tuple[int, ...]) -> None:

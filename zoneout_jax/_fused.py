@@ -4,9 +4,10 @@ The derivative of `lax.scan` adds a product as large as a kernel to every weight
 step, and keeps whatever its rules ask for. Here the forward scan keeps the gates and carries, the
 backward scan passes on dz_t, the gradients of the blocks before their activations,
 
-    d_gates, d_carry = vjp of `update`,   dz = d_gates ∘ slope of the gate,   d_h += dz Rᵀ
+    d_gates, d_carry = vjp of `update`,   dz = d_gates ∘ slope of the gate,   d_h += m ∘ (dz Rᵀ)
 
-and the gradient of the kernel is one product over time and batch, dR = Σ_t h_{t−1}ᵀ dz_t.
+and the gradient of the kernel is one product over time and batch, dR = Σ_t (m ∘ h_{t−1})ᵀ dz_t,
+where m is the mask of what enters the product, if there is one.
 """
 
 import functools
@@ -176,7 +177,7 @@ def _forward(how, params, carry, inputs, constants, save):
 
     def body(carry, inputs):
         carry = _restarted(carry, inputs, constants)
-        operand = cell.hidden(carry)
+        operand = cell.operand(carry, (constants.masks | inputs.masks).get("hidden"))
         if how.own_input and summed:
             operand, projected = how.join((operand, inputs.xs)), bias
         elif how.own_input:
@@ -247,8 +248,12 @@ def _scan_backward(how, residuals, cotangents):
             next(more) if name is None else d for name, d in zip(cell.gates, dz, strict=True)
         ]
         dz = how.join(dz)
-        _, pull_hidden = jax.vjp(cell.hidden, carry)
-        d_carry = _add(d_carry, *pull_hidden(how.product(dz, kernel)))
+        hidden = (hard | soft | inputs.masks | soft_inputs).get("hidden")
+        _, pull_operand = jax.vjp(cell.operand, carry, hidden)
+        d_more, d_hidden = pull_operand(how.product(dz, kernel))
+        d_carry = _add(d_carry, d_more)
+        for gradients in (more_soft, d_soft_inputs):  # `update` has no use for it
+            gradients |= {"hidden": d_hidden} if "hidden" in gradients else {}
         if inputs.resets is not None:  # what `_restarted` chose has the gradient
             chosen = jax.tree.map(lambda d: jnp.where(inputs.resets, d, 0), d_carry)
             d_start = _add(d_start, chosen)
@@ -285,7 +290,10 @@ def _scan_backward(how, residuals, cotangents):
 
     gradient: dict[str, Any] = dict.fromkeys(params)  # None: they are not used here
     gradient |= {name: _like(d, params[name]) for name, d in how.turned(d_rows).items()}
-    gradient["recurrent"] = kernel_gradient("recurrent", cell.hidden(saved[0]), dz)
+    hidden = inputs.masks.get("hidden", constants.masks.get("hidden"))
+    if hidden is not None and jnp.ndim(hidden) == 2:
+        hidden = hidden[None]  # it serves every step
+    gradient["recurrent"] = kernel_gradient("recurrent", cell.operand(saved[0], hidden), dz)
     d_projected = dz if d_projected is None else d_projected
     if how.own_input:
         gradient["input"] = kernel_gradient("input", inputs.xs, d_projected)

@@ -89,7 +89,12 @@ class GRU(Cell):
     @property
     def one_product(self) -> bool:
         """Whether a step has a single product."""
-        return self.reset_after and type(self).advance is GRU.advance
+        return self.reset_after and self.drops_hidden
+
+    @property
+    def drops_hidden(self) -> bool:
+        """Whether the mask `hidden` is of use, in one product or two."""
+        return type(self).advance is GRU.advance
 
     @property
     def plain_projection(self) -> bool:
@@ -122,9 +127,10 @@ class GRU(Cell):
             return super().advance(params, carry, projected, masks)
         outer, inner = jnp.split(params["recurrent"], [2 * self.hidden_features], -1)
         x_r, x_z, x_n = jnp.split(projected, 3, -1)
-        q_r, q_z = jnp.split(self.product(carry, outer), 2, -1)
+        operand = self.operand(carry, masks.hidden)
+        q_r, q_z = jnp.split(self.product(operand, outer), 2, -1)
         r, z = function(self.gate_fn)(x_r + q_r), function(self.gate_fn)(x_z + q_z)
-        return self._finish(carry, z, x_n + self.product(r * carry, inner), masks)
+        return self._finish(carry, z, x_n + self.product(r * operand, inner), masks)
 
     def update(
         self, params: Params, carry: Carry, gates: Gates, rest: Gates, masks: Masks

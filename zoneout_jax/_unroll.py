@@ -1,6 +1,7 @@
 """Recurrent cells over time."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,9 @@ from zoneout_jax._zoneout import Masks, Zoneout
 
 Implementation = Literal["fused", "scan", "associative"]
 """How a cell is run over time."""
+
+Chunk = int | Literal["auto"] | None
+"""Steps in a chunk."""
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -48,7 +52,7 @@ def unroll(
     resets: ArrayLike | None = None,
     reverse: bool = False,
     emit: Callable[[Carry, jax.Array], Emitted] | None = None,
-    chunk: int | None = None,
+    chunk: Chunk = None,
     unroll: int = 1,
     implementation: Implementation | None = None,
     axis_name: AxisName | None = None,
@@ -86,7 +90,8 @@ def unroll(
         `[B, ...]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
         Scalars are the whole batch's: padding does not make them zero.
       chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
-        computed anew. None keeps everything.
+        computed anew. "auto" is about √T, so that what is kept grows with √T instead of T: the
+        largest divisor of T from √T down to its half, or √T rounded down. None keeps everything.
       unroll: steps in one iteration of the compiled loop; of no effect on an associative scan.
       implementation: "fused" makes each weight gradient in a single product; "scan" leaves
         derivatives to JAX, forward mode and higher orders included; "associative" runs all steps of
@@ -120,9 +125,9 @@ def unroll(
     xs = jnp.asarray(xs)
     if xs.ndim != 3 or xs.shape[-1] != cell.input_width:
         raise ValueError(f"xs must be [T, B, {cell.input_width}] (time first), got {xs.shape}")
-    for name, size in (("chunk", chunk), ("unroll", unroll)):
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+    chunk = _checked_chunk(chunk, xs.shape[0])
+    if unroll < 1:
+        raise ValueError(f"unroll must be at least 1, got {unroll}")
     if carry_noise < 0:
         raise ValueError(f"carry_noise must be at least 0, got {carry_noise}")
     implementation = _checked_implementation(implementation, cell, xs.shape[0])
@@ -193,8 +198,6 @@ def unroll(
     constants = Constants(constant, stats if deterministic else None, start)
     inputs: Any = Inputs(jnp.asarray(xs), varying, valid, starts, number)
     params, carry, constants, inputs = vary_alike((params, carry, constants, inputs))
-    if chunk is not None and not isinstance(steps, int):
-        raise ValueError("chunk needs a known number of steps, and T is symbolic; leave it out")
     if chunk is None or chunk >= steps:
         carry, (ys, found) = run(params, constants, carry, inputs)
     else:
@@ -225,6 +228,21 @@ def _checked_implementation(
             ' "scan"'
         )
     return implementation
+
+
+def _checked_chunk(chunk: Chunk, steps: Any) -> int | None:
+    """The steps in a chunk; ValueError where there can be no such chunks."""
+    if chunk is None:
+        return None
+    if not (chunk == "auto" or isinstance(chunk, int | np.integer) and chunk >= 1):
+        raise ValueError(f'chunk must be at least 1, "auto" or None; got {chunk!r}')
+    if not isinstance(steps, int):
+        raise ValueError("chunk needs a known number of steps, and T is symbolic; leave it out")
+    if chunk != "auto":
+        return int(chunk)
+    root = max(math.isqrt(steps), 1)
+    # What is left over after whole chunks would be compiled, and kept, apart.
+    return next((k for k in range(root, root // 2, -1) if steps % k == 0), root)
 
 
 def _run(how, scan, emit, params, constants, carry, inputs):

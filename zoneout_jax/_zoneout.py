@@ -18,7 +18,7 @@ from zoneout_jax._threefry import normal, random_words
 
 Rate = float | jax.Array | None | Callable[[Any], Any]
 
-RATES = ("cells", "states", "update_drop")
+RATES = ("cells", "states", "update_drop", "hidden_drop")
 KINDS = ("shared", "static", "per_layer", "gaussian")
 
 
@@ -59,13 +59,16 @@ class Masks(NamedTuple):
       cells: d of the memory cells; of no use to cells that have none.
       states: d of the hidden states.
       update: u, multiplies what the input gate lets in. True or 1 lets it pass.
+      hidden: m, multiplies h where it enters the recurrent product, and nowhere else; rescaled
+        already. True or 1 lets it pass.
 
-    None stands for "off": d = 0, u = 1.
+    None stands for "off": d = 0, u = 1, m = 1.
     """
 
     cells: ArrayLike | None = None
     states: ArrayLike | None = None
     update: ArrayLike | None = None
+    hidden: ArrayLike | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,10 @@ class Zoneout:
       update_drop: rate of dropping the update of a cell, "recurrent dropout without memory loss"
         (Semeniuta et al. 2016; input-gate dropout in the authors' repository). No rescaling in
         training; evaluation multiplies by the expectation, 1 − update_drop.
+      hidden_drop: rate of dropping units of h where it enters the recurrent product (variational
+        dropout, Gal and Ghahramani 2016, section 4; the carry stays whole): m/(1 − rate) with
+        m ~ Bernoulli(1 − rate), one mask a sequence and unit, whatever the kinds below. Nothing in
+        evaluation, for its expectation is 1.
       shared: one mask for cells and states, at the rate of the cells.
       static: one mask a sequence instead of one a step.
       per_layer: one draw for all units of an example (stochastic depth over time).
@@ -102,6 +109,7 @@ class Zoneout:
     cells: Rate = None
     states: Rate = None
     update_drop: Rate = None
+    hidden_drop: Rate = None
     shared: bool = False
     static: bool = False
     per_layer: bool = False
@@ -109,7 +117,7 @@ class Zoneout:
 
     def __post_init__(self) -> None:
         for name, rate in self.rates.items():
-            _check_rate(name, rate)
+            check_rate(name, rate)
         if self.shared:
             if self.cells is None or self.states is None:
                 raise ValueError("shared masks need a rate for both cells and states")
@@ -121,7 +129,7 @@ class Zoneout:
 
     @property
     def rates(self) -> dict[str, Any]:
-        """The three rates by name."""
+        """The rates by name."""
         return {name: getattr(self, name) for name in RATES}
 
     def at(self, step: jax.Array | int) -> "Zoneout":
@@ -148,12 +156,12 @@ class Zoneout:
         off, the rate of the cells decides, which is that of the mask.
         """
         deciding = self.rates | ({"states": self.cells} if self.shared else {})
-        off: dict[str, Any] = {name: None for name, rate in deciding.items() if _is_off(rate)}
+        off: dict[str, Any] = {name: None for name, rate in deciding.items() if is_off(rate)}
         return dataclasses.replace(self, **off, shared=self.shared and "cells" not in off)
 
     def expected(self) -> Masks:
         """The masks of evaluation: their expectations, scalars for every step."""
-        cells, states, update_drop = self.rates.values()
+        cells, states, update_drop, _ = self.rates.values()
         update = None if update_drop is None else 1 - jnp.asarray(update_drop)
         return Masks(cells, cells if self.shared else states, update)
 
@@ -166,8 +174,8 @@ class Zoneout:
         batch around it, so that a batch spread over devices has the masks of the whole batch when
         each device passes the global index of its first example.
 
-        Bernoulli masks of cells and states compare the two 16-bit halves of one random word with
-        the rate, which is thereby rounded to a multiple of 2⁻¹⁶.
+        Bernoulli masks compare 16 bits of a random word with the rate, which is thereby rounded to
+        a multiple of 2⁻¹⁶; those of cells and states share a word.
 
         Args:
           key: a JAX random key.
@@ -175,10 +183,15 @@ class Zoneout:
           offset: global index of the first example.
 
         Returns:
-          Masks `[T, B, H]`; T is 1 if static, H is 1 if per layer. Booleans unless Gaussian.
+          Masks `[T, B, H]`; T is 1 if static, H is 1 if per layer. Booleans unless Gaussian. But
+          `hidden` is always `[1, B, H]`, of the numbers 0 and 1/(1 − rate).
         """
-        steps, features = 1 if self.static else steps, 1 if self.per_layer else features
         examples = offset + jnp.arange(batch, dtype=jnp.int32)
+        hidden = None
+        if self.hidden_drop is not None:
+            words = random_words(key, 1, examples, features, stream=1)
+            hidden = _rescaled(words[1], self.hidden_drop)
+        steps, features = 1 if self.static else steps, 1 if self.per_layer else features
         if self.gaussian:
             masks = self._sample_gaussian(key, steps, examples, features)
         else:
@@ -189,7 +202,7 @@ class Zoneout:
                 states=None if self.shared else _below(words[0] >> 16, self.states),
                 update=None if dropped is None else ~dropped,
             )
-        return masks._replace(states=masks.cells) if self.shared else masks
+        return masks._replace(states=masks.cells if self.shared else masks.states, hidden=hidden)
 
     def _sample_gaussian(
         self, key: jax.Array, steps: int, examples: jax.Array, features: int
@@ -219,7 +232,7 @@ def _unflatten(kinds: tuple[bool, ...], rates: Iterable[Any]) -> Zoneout:
 jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
-def _is_off(rate: Rate) -> bool:
+def is_off(rate: Rate) -> bool:
     return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 
@@ -228,6 +241,14 @@ def _below(values: jax.Array, rate: Rate) -> jax.Array | None:
     if rate is None:
         return None
     return values < jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
+
+
+def _rescaled(words: jax.Array, rate: Any) -> jax.Array:
+    """0 with the probability of the rate, else 1/(1 − rate), of uniform words."""
+    dropped: Any = _below(words & 0xFFFF, rate)
+    kept = 1 - jnp.asarray(rate, jnp.float32)
+    # At a rate of 1 all is dropped, and nothing may be infinite.
+    return jnp.where(dropped, 0, 1 / jnp.where(kept > 0, kept, 1))
 
 
 def _gaussian(mean: ArrayLike | None, words: jax.Array) -> jax.Array | None:
@@ -241,7 +262,7 @@ def _gaussian(mean: ArrayLike | None, words: jax.Array) -> jax.Array | None:
     return mean + deviation * normal(words)
 
 
-def _check_rate(name: str, rate: Any) -> None:
+def check_rate(name: str, rate: Any) -> None:
     """Raises unless a rate that is known already is a probability. Traced ones pass."""
     if isinstance(rate, jax.core.Tracer) or rate is None or callable(rate):
         return

@@ -21,13 +21,13 @@ from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN, IndRNN
-from zoneout_jax._unroll import Implementation
+from zoneout_jax._unroll import Chunk, Implementation
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.linen", "flax"):
     import flax.linen as nn
 
-    from zoneout_jax import _flax
+    from zoneout_jax import _flax, _stack
     from zoneout_jax._conv_linen import ZoneoutConvLSTMCell
 
 __all__ = [
@@ -174,9 +174,9 @@ class ZoneoutCell(_Base):
         it is: the masks are then those of the whole batch on a single device.
 
     Raises:
-      ValueError: `deterministic` not given though something depends on it; static masks or noise
-        on the carry in a single step of training; a carry that does not fit the inputs; options as
-        in the pure cell.
+      ValueError: `deterministic` not given though something depends on it; static masks,
+        `hidden_drop` or noise on the carry in a single step of training; a carry that does not fit
+        the inputs; options as in the pure cell.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
     """
 
@@ -392,15 +392,25 @@ class ZoneoutRNN(nn.Module):
       keep_order: with `reverse`, outputs come in the order of the inputs.
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; None keeps everything.
+        before them; "auto" is about √T; None keeps everything.
       implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
         own if None.
       deterministic: False in training, True in evaluation; the cell's own if None.
+      backward: cells with weights of their own that run from the end of each sequence to its
+        beginning, one for each of `cell`. The outputs of both, in the order of the inputs, are
+        merged before the next layer reads them. Carries are pairs, of cell and backward.
+      merge_fn: merges the outputs of the two, `merge_fn(forward, backward)`, for instance
+        `jnp.add`; concatenates them by default, as `nn.Bidirectional` and torch.
+      dropout: rate of dropping outputs of each layer but the last, as in torch, in training;
+        `zoneout_jax.dropout` has the equation. Masks are from the stream "zoneout".
+      locked_dropout: one mask of it for all steps of a sequence.
+      residual: adds its inputs to the outputs of each layer but the first, x + dropout(layer(x)).
 
     Raises:
       TypeError: another kind of cell.
       ValueError: `deterministic` not given though something depends on it; misfit carry, lengths,
-        mask or resets; resets of a cell with `carry_init` or batch normalization.
+        mask or resets; resets of a cell with `carry_init` or batch normalization; residual
+        connections between layers of different sizes; options that do not go together.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
 
     Example:
@@ -410,6 +420,14 @@ class ZoneoutRNN(nn.Module):
       >>> rngs = {"zoneout": jax.random.key(1)}
       >>> ZoneoutRNN(cell).apply(variables, x, deterministic=False, rngs=rngs).shape
       (2, 7, 4)
+
+      An encoder of three bidirectional layers:
+
+      >>> one, other = ([ZoneoutLSTMCell(4) for _ in range(3)] for _ in range(2))
+      >>> encoder = ZoneoutRNN(one, backward=other, dropout=0.1, residual=True)
+      >>> variables = encoder.init(jax.random.key(0), x)
+      >>> encoder.apply(variables, x, deterministic=False, rngs=rngs).shape
+      (2, 7, 8)
     """
 
     cell: _Base | Sequence[_Base]
@@ -418,9 +436,14 @@ class ZoneoutRNN(nn.Module):
     reverse: bool = False
     keep_order: bool = False
     unroll: int = 1
-    chunk: int | None = None
+    chunk: Chunk = None
     implementation: Implementation | None = None
     deterministic: bool | None = None
+    backward: _Base | Sequence[_Base] | None = None
+    merge_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    dropout: float | jax.Array = 0.0
+    locked_dropout: bool = False
+    residual: bool = False
 
     def __call__(
         self,
@@ -451,13 +474,13 @@ class ZoneoutRNN(nn.Module):
           resets: booleans, laid out likewise, True for the first step of each episode: before it
             the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
-          zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
-            change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
+          zoneout: overrides the spec of every cell, or, a sequence, that of each layer: for rates
+            that change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
           emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
             output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
-            (y, carry[0])` adds the memory cells.
+            (y, carry[0])` adds the memory cells. With `backward`, the pair of both directions'.
         """
-        stack, is_single = self._stack()
+        layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
         deterministic = self.deterministic if deterministic is None else deterministic
 
         def run(number, cell, *arguments, **options):
@@ -465,12 +488,14 @@ class ZoneoutRNN(nn.Module):
             options |= {"init_key": key, "deterministic": deterministic}
             return cell._run(*arguments, **options)
 
-        return _flax.run_layers(
+        return _stack.run_layers(
             self,
-            stack,
+            layers,
             is_single,
             inputs,
             run=run,
+            draw_key=lambda cell: _flax.linen_key(self),
+            deterministic=self.is_initializing() or deterministic,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
             mask=mask,
@@ -486,16 +511,9 @@ class ZoneoutRNN(nn.Module):
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
         """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
-        stack, is_single = self._stack()
-        carries, shape = [], input_shape
-        for number, cell in enumerate(stack):
-            carries.append(cell.initialize_carry(jax.random.fold_in(rng, number), shape))
-            shape = (*shape[:-1], cell.pure(shape[-1]).output_features)
-        return carries[0] if is_single else tuple(carries)
+        layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
 
-    @nn.nowrap
-    def _stack(self) -> tuple[Sequence[_Base], bool]:
-        """The cells, and whether it is a single one."""
-        stack = self.cell if isinstance(self.cell, Sequence) else (self.cell,)
-        _flax.check_cells(stack, _Base)
-        return stack, stack is not self.cell
+        def start(number, cell):  # of the shape, that of the batch alone matters
+            return cell.initialize_carry(jax.random.fold_in(rng, number), input_shape)
+
+        return _stack.start_carries(layers, is_single, start)

@@ -22,13 +22,13 @@ from zoneout_jax._lstm import LSTM
 from zoneout_jax._needs import needs
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._rnn import RNN, IndRNN
-from zoneout_jax._unroll import Implementation
+from zoneout_jax._unroll import Chunk, Implementation
 from zoneout_jax._zoneout import Zoneout
 
 with needs("zoneout_jax.nnx", "flax"):
     from flax import nnx
 
-    from zoneout_jax import _flax
+    from zoneout_jax import _flax, _stack
     from zoneout_jax._conv_nnx import ZoneoutConvLSTMCell
     from zoneout_jax._nnx_cell import NoisyCell, Streams, carry_stream, fork_stream, mask_stream
 
@@ -71,8 +71,9 @@ class ZoneoutCell(NoisyCell):
       rngs: random streams: "params", and "zoneout" for the masks.
 
     Raises:
-      ValueError: training without a random stream; static masks or noise on the carry in a single
-        step of training; a carry that does not fit the inputs; options as in the pure cell.
+      ValueError: training without a random stream; static masks, `hidden_drop` or noise on the
+        carry in a single step of training; a carry that does not fit the inputs; options as in the
+        pure cell.
       TypeError: a `zoneout` that is no `Zoneout`, or holds a traced rate.
     """
 
@@ -482,6 +483,16 @@ class ZoneoutRNN(nnx.Module):
       cell: a cell; or a sequence of them, the outputs of each being the inputs of the next. Each
         has rates of its own. Carries of a sequence are tuples, with one carry for each cell. A cell
         becomes the attribute `cell`, those of a sequence `cell_0`, `cell_1` and so on.
+      backward: cells with weights of their own that run from the end of each sequence to its
+        beginning, one for each of `cell`; they become `backward`, or `backward_0` and so on. The
+        outputs of both, in the order of the inputs, are merged before the next layer reads them.
+        Carries are pairs, of cell and backward.
+      merge_fn: merges the outputs of the two, `merge_fn(forward, backward)`, for instance
+        `jnp.add`; concatenates them by default, as `nnx.Bidirectional` and torch.
+      dropout: rate of dropping outputs of each layer but the last, as in torch, in training;
+        `zoneout_jax.dropout` has the equation. Masks are from the stream of the layer's cell.
+      locked_dropout: one mask of it for all steps of a sequence.
+      residual: adds its inputs to the outputs of each layer but the first, x + dropout(layer(x)).
       time_major: inputs and outputs are `[T, *batch, features]` instead of
         `[*batch, T, features]`.
       return_carry: return the pair (final carry, outputs) instead of the outputs.
@@ -490,41 +501,61 @@ class ZoneoutRNN(nnx.Module):
       keep_order: with `reverse`, outputs come in the order of the inputs.
       unroll: steps in one iteration of the compiled loop.
       chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; None keeps everything.
+        before them; "auto" is about √T; None keeps everything.
       implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
         own if None.
 
     Raises:
       TypeError: another kind of cell.
       ValueError: misfit carry, lengths, mask or resets; resets of a cell with `carry_init` or batch
-        normalization.
+        normalization; residual connections between layers of different sizes; options that do not
+        go together.
 
     Example:
       >>> spec = Zoneout(cells=0.5, states=0.05)
       >>> rnn = ZoneoutRNN(ZoneoutLSTMCell(3, 4, zoneout=spec, rngs=nnx.Rngs(0)))
       >>> rnn(jnp.ones((2, 7, 3)), deterministic=True).shape
       (2, 7, 4)
+
+      An encoder of three bidirectional layers:
+
+      >>> rngs = nnx.Rngs(0)
+      >>> one, other = ([ZoneoutLSTMCell(f, 4, rngs=rngs) for f in (3, 8, 8)] for _ in range(2))
+      >>> encoder = ZoneoutRNN(one, backward=other, dropout=0.1, residual=True)
+      >>> encoder(jnp.ones((2, 7, 3))).shape
+      (2, 7, 8)
     """
 
     def __init__(
         self,
         cell: ZoneoutCell | Sequence[ZoneoutCell],
         *,
+        backward: ZoneoutCell | Sequence[ZoneoutCell] | None = None,
+        merge_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        dropout: float = 0.0,
+        locked_dropout: bool = False,
+        residual: bool = False,
         time_major: bool = False,
         return_carry: bool = False,
         reverse: bool = False,
         keep_order: bool = False,
         unroll: int = 1,
-        chunk: int | None = None,
+        chunk: Chunk = None,
         implementation: Implementation | None = None,
     ):
-        stack = cell if isinstance(cell, Sequence) else (cell,)
-        _flax.check_cells(stack, ZoneoutCell)
-        self.cell_names = (
-            tuple(f"cell_{n}" for n in range(len(stack))) if cell is stack else ("cell",)
+        layers, self.is_single = _stack.pair_up(cell, backward, ZoneoutCell)
+        ways = ("cell", "backward")[: len(layers[0])]
+        self.cell_names = tuple(
+            tuple(way if self.is_single else f"{way}_{number}" for way in ways)
+            for number in range(len(layers))
         )
-        for name, one in zip(self.cell_names, stack, strict=True):
-            setattr(self, name, one)
+        for names, cells in zip(self.cell_names, layers, strict=True):
+            for name, one in zip(names, cells, strict=True):
+                setattr(self, name, one)
+        self.merge_fn = merge_fn
+        self.dropout = dropout
+        self.locked_dropout = locked_dropout
+        self.residual = residual
         self.time_major = time_major
         self.return_carry = return_carry
         self.reverse = reverse
@@ -562,13 +593,13 @@ class ZoneoutRNN(nnx.Module):
             the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
           return_carry, time_major, reverse, keep_order: override the attributes.
           deterministic: overrides that of every cell.
-          zoneout: overrides the spec of every cell, or, a sequence, that of each: for rates that
-            change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
+          zoneout: overrides the spec of every cell, or, a sequence, that of each layer: for rates
+            that change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
           emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
             output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
-            (y, carry[0])` adds the memory cells.
+            (y, carry[0])` adds the memory cells. With `backward`, the pair of both directions'.
           rngs: streams to draw from instead of each cell's own: "zoneout" for the masks, "carry"
-            for `carry_init`.
+            for `carry_init`; or a key for the masks.
         """
         if isinstance(rngs, jax.Array):  # a key: each cell draws one of its own from it
             rngs = nnx.RngStream(rngs, tag="zoneout")
@@ -578,12 +609,14 @@ class ZoneoutRNN(nnx.Module):
             options |= {"deterministic": deterministic, "rngs": rngs, "starts": starts}
             return cell._run(*arguments, **options)
 
-        return _flax.run_layers(
+        return _stack.run_layers(
             self,
-            self._stack(),
-            self.cell_names == ("cell",),
+            self._layers(),
+            self.is_single,
             inputs,
             run=run,
+            draw_key=lambda cell: (mask_stream(rngs) or cell._key)(),
+            deterministic=deterministic,
             initial_carry=initial_carry,
             seq_lengths=seq_lengths,
             mask=mask,
@@ -599,16 +632,15 @@ class ZoneoutRNN(nnx.Module):
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
         """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
         starts = carry_stream(rngs)
-        carries = [
-            _flax.start_carry(
-                cell.pure, cell.pure_params(), input_shape[:-1], cell.carry_init, starts
-            )
-            for cell in self._stack()
-        ]
-        return carries[0] if self.cell_names == ("cell",) else tuple(carries)
 
-    def _stack(self) -> list[ZoneoutCell]:
-        return [getattr(self, name) for name in self.cell_names]
+        def start(number, cell):
+            batch_dims, params = input_shape[:-1], cell.pure_params()
+            return _flax.start_carry(cell.pure, params, batch_dims, cell.carry_init, starts)
+
+        return _stack.start_carries(self._layers(), self.is_single, start)
+
+    def _layers(self) -> list[tuple[ZoneoutCell, ...]]:
+        return [tuple(getattr(self, name) for name in names) for names in self.cell_names]
 
 
 SHARED = "zoneout deterministic momentum carry_init carry_noise axis_name rngs".split()

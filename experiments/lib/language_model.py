@@ -21,12 +21,12 @@ from zoneout_jax import (
     RNN,
     Cell,
     Initializer,
-    Zoneout,
     norm_stabilizer,
     tiled_orthogonal,
     unroll,
     weight_noise,
 )
+from zoneout_jax import dropout as dropout_of
 from zoneout_jax.training import RunConfig
 
 Readout = dict[str, jax.Array]
@@ -189,24 +189,27 @@ def language_model(
         """Outputs `[T, B, H]`, carry, and of each layer what the norm stabilizer looks at."""
         zoneout = config.zoneout.spec(rates)
 
-        def dropped(xs, rate, number, features):
+        def dropped(xs, rate, number, whole=False):
             if deterministic or not rate:
                 return xs
-            return drop(jax.random.fold_in(key, number), xs, rate, features, axis_name)
+            drop = functools.partial(
+                dropout_of, key=jax.random.fold_in(key, number), rate=rate, axis_name=axis_name
+            )
+            return xs * drop(jnp.ones_like(xs[..., :1])) if whole else drop(xs)
 
         if embedding_features:
             xs = params["embedding"][inputs]
-            xs = dropped(xs, input_drop, 0, first)
+            xs = dropped(xs, input_drop, 0)
         else:
             kernel = params["layers"][0]["input"]
             xs = kernel[inputs] if looked_up else jax.nn.one_hot(inputs, vocab_size)
-            xs = dropped(xs, input_drop, 0, 1)  # a symbol has one element to drop
+            xs = dropped(xs, input_drop, 0, whole=True)  # a symbol has one element to drop
         of_cells = regularizers.norm_cost_coeff and regularizers.penalty == "cells"
         emit = with_cells if of_cells else None
         new_carry, penalized = [], []
         for number, (cell, layer) in enumerate(zip(cells, params["layers"], strict=True)):
             if number:
-                xs = dropped(xs, dropout, 2 * number, features)
+                xs = dropped(xs, dropout, 2 * number)
             mode = {"deterministic": True}
             if not deterministic:
                 mode = {"key": jax.random.fold_in(key, 2 * number + 1), "axis_name": axis_name}
@@ -215,7 +218,7 @@ def language_model(
             xs, looked_at = ys if emit else (ys, ys)
             new_carry.append(after)
             penalized.append(looked_at)
-        xs = dropped(xs, dropout, 2 * len(cells), features)
+        xs = dropped(xs, dropout, 2 * len(cells))
         return xs, new_carry, penalized
 
     def read(params, inputs, carry=None, *, key=None, **mode):
@@ -275,21 +278,6 @@ def uniform(width: float) -> Callable[..., jax.Array]:
         return jax.random.uniform(key, shape, dtype, -width, width)
 
     return init
-
-
-def drop(
-    key: jax.Array, xs: jax.Array, rate: float, features: int, axis_name: str | None
-) -> jax.Array:
-    """Dropout of arrays `[T, B, F]`, whose masks belong to examples as those of zoneout do.
-
-    Args:
-      features: F; or 1 for one draw for all features.
-      axis_name: mapped axis over which the batch is spread.
-    """
-    steps, batch = xs.shape[:2]
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-    dropped = Zoneout(states=rate).sample(key, steps, batch, features, first).states
-    return jnp.where(dropped, 0, xs / (1 - rate))
 
 
 def readout_init(key: jax.Array, shape: tuple[int, int], kernel_init: Initializer) -> Readout:

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from experiments import char_ptb, text8, word_ptb
-from experiments.lib.language_model import drop, language_model
+from experiments.lib.language_model import language_model
 from experiments.lib.texts import carried_evaluation
 from zoneout_jax import norm_stabilizer
 from zoneout_jax.training import Batch
@@ -183,21 +183,6 @@ def test_the_step_size_falls():
     wanted = [1, 1, 1, 1 / 1.15, 1 / 1.15**2, 1 / 1.15**40]
     found = [[float(rate(jnp.int32(10 * epoch - k))) for k in (10, 1)] for epoch in epochs]
     np.testing.assert_allclose(found, np.repeat(wanted, 2).reshape(-1, 2), rtol=1e-5)
-
-
-@pytest.mark.parametrize("features", [1, 40])
-def test_dropout(features):
-    xs = jnp.ones((50, 30, 40))
-    run = functools.partial(drop, jax.random.key(3), xs, 0.3, features)
-    found = np.asarray(run(None))
-    assert set(np.unique(found)) == {np.float32(0), np.float32(1 / 0.7)}
-    draws = 50 * 30 * features
-    assert abs(np.mean(found == 0) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / draws)
-    assert features > 1 or np.all(found == found[..., :1])
-    halves = jax.pmap(
-        lambda half: drop(jax.random.key(3), half, 0.3, features, "data"), axis_name="data"
-    )(jnp.ones((2, 50, 15, 40)))
-    np.testing.assert_array_equal(np.concatenate(halves, 1), found)
 
 
 @pytest.mark.parametrize("penalty", ["hids", "cells"])

@@ -18,8 +18,12 @@ from zoneout_jax import (
     IndRNN,
     Masks,
     Zoneout,
+    activation_regularization,
+    dropout,
     norm_stabilizer,
+    temporal_activation_regularization,
     unroll,
+    weight_drop,
     weight_noise,
 )
 from zoneout_jax import nnx as zoneout_nnx
@@ -34,10 +38,12 @@ def pure() -> float:
     params = cell.init(jax.random.key(0))
 
     def loss(params: dict[str, Any], key: jax.Array) -> jax.Array:
-        noisy = weight_noise(params, key, 0.075)
-        carry, ys = unroll(cell, noisy, XS, zoneout=SPEC, key=key, seq_lengths=[5, 3])
+        noisy = weight_drop(weight_noise(params, key, 0.075), key, 0.5)
+        xs = dropout(jnp.asarray(XS), key, 0.3, locked=True)
+        carry, ys = unroll(cell, noisy, xs, zoneout=SPEC, key=key, seq_lengths=[5, 3], chunk="auto")
         assert_type(ys, jax.Array)
-        return jnp.mean(ys**2) + 50 * norm_stabilizer(ys)
+        penalty = activation_regularization(ys) + temporal_activation_regularization(ys)
+        return jnp.mean(ys**2) + 50 * norm_stabilizer(ys) + penalty
 
     gradient = jax.grad(loss)(params, jax.random.key(1))
     params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
@@ -54,7 +60,10 @@ class Tagger(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        layers = ZoneoutRNN([ZoneoutLSTMCell(self.features, zoneout=SPEC) for _ in range(2)])
+        one, other = (
+            [ZoneoutLSTMCell(self.features, zoneout=SPEC) for _ in range(2)] for _ in range(2)
+        )
+        layers = ZoneoutRNN(one, backward=other, dropout=0.1, residual=True, merge_fn=jnp.add)
         return nn.Dense(10)(jax.nn.relu(layers(x, deterministic=deterministic)))
 
 
@@ -85,6 +94,7 @@ def wrong() -> None:
     ZoneoutConvLSTMCell(4)  # type: ignore[call-arg]
     Zoneout(cell=0.5)  # type: ignore[call-arg]
     _, ys = unroll(cell, {}, XS, implementation="fast")  # type: ignore[arg-type]
+    unroll(cell, {}, XS, chunk="all")  # type: ignore[arg-type]
     ys.shpae()  # type: ignore[attr-defined]
     ZoneoutLSTMCell(4, normalization="layers")  # type: ignore[arg-type]
     ZoneoutRNN(ZoneoutLSTMCell(4), times=3)  # type: ignore[call-arg]

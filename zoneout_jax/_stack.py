@@ -1,0 +1,217 @@
+"""Layers of cells, one way or both ways over time, as the `ZoneoutRNN`s of both faces run them."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen.recurrent import flip_sequences
+from jax.typing import ArrayLike
+
+from zoneout_jax._cell import Carry
+from zoneout_jax._flax import check_deterministic
+from zoneout_jax._lengths import Lengths, check_booleans, clip_lengths, lengths_of
+from zoneout_jax._regularizers import dropout
+from zoneout_jax._zoneout import Zoneout, is_off
+
+Layers = list[tuple[Any, ...]]
+"""The cells of each layer: one, or that of either direction."""
+
+
+def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
+    """The layers, and whether `cell` is a single cell; raises unless all are of a kind."""
+    is_single = not isinstance(cell, Sequence)
+    cells, others = (one if isinstance(one, Sequence) else (one,) for one in (cell, backward))
+    if not cells:
+        raise ValueError("ZoneoutRNN needs at least one cell, got none")
+    for one in (*cells, *(others if backward is not None else ())):
+        if not isinstance(one, kind):
+            given = type(one)
+            if getattr(one, "num_feature_axes", 1) > 1:
+                raise TypeError(
+                    f"ZoneoutRNN takes no {given.__name__}, whose inputs are maps; nn.RNN and"
+                    " nnx.RNN do"
+                )
+            raise TypeError(
+                f"ZoneoutRNN of {kind.__module__} takes cells of that module, got"
+                f" {given.__module__}.{given.__qualname__}"
+            )
+    if backward is None:
+        return [(one,) for one in cells], is_single
+    if is_single == isinstance(backward, Sequence) or len(cells) != len(others):
+        what = "a cell, as cell is" if is_single else f"a sequence of {len(cells)}, as cell is"
+        raise ValueError(f"ZoneoutRNN: backward must be {what}")
+    return list(zip(cells, others, strict=True)), is_single
+
+
+def start_carries(layers: Layers, is_single: bool, start: Callable[[int, Any], Carry]) -> Carry:
+    """The carries before the first step, laid out as `run_layers` has them."""
+    carries = []
+    for number, cells in enumerate(layers):
+        pair = [start(number + way * len(layers), cell) for way, cell in enumerate(cells)]
+        carries.append(tuple(pair) if len(pair) > 1 else pair[0])
+    return carries[0] if is_single else tuple(carries)
+
+
+def run_layers(
+    rnn: Any,
+    layers: Layers,
+    is_single: bool,
+    inputs: jax.Array,
+    *,
+    run: Callable[..., tuple[Carry, Any]],
+    draw_key: Callable[[Any], jax.Array],
+    initial_carry: Any,
+    seq_lengths: Lengths | None,
+    mask: ArrayLike | None,
+    resets: ArrayLike | None,
+    deterministic: bool | None,
+    zoneout: Zoneout | Sequence[Zoneout] | None,
+    emit: Callable[..., Any] | None,
+    **overrides: bool | None,
+) -> Any:
+    """Cells on top of each other, with the options of Flax's `RNN`.
+
+    Args:
+      rnn: the Linen or NNX module, whose attributes the overrides override if they are not None.
+      layers: its cells.
+      is_single: whether carries are that of the only layer, and no tuple.
+      run: `run(number, cell, xs, carry, zoneout=, …)` runs one of them; the numbers of those that
+        run backward come after the others.
+      draw_key: a key for the dropout that follows the layer of a cell.
+      deterministic: True for no dropout; None for what each cell says.
+      zoneout: one spec for all layers or one for each.
+      emit: of the last layer.
+    """
+    if inputs.ndim < 2:
+        raise ValueError(
+            "ZoneoutRNN: inputs must be [*batch, T, F] or, time first, [T, *batch, F]; got"
+            f" {inputs.shape}"
+        )
+    options = {
+        name: getattr(rnn, name) if value is None else value for name, value in overrides.items()
+    }
+    both = len(layers[0]) > 1
+    _check_options(rnn, is_single, both and options["reverse"], emit)
+    carries = (initial_carry,) if is_single else initial_carry
+    carries = (None,) * len(layers) if carries is None else carries
+    specs = zoneout if isinstance(zoneout, Sequence) else (zoneout,) * len(layers)
+    for name, given in (("initial_carry", carries), ("zoneout", specs)):
+        if not isinstance(given, Sequence) or len(given) != len(layers):
+            what = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
+            raise ValueError(f"{name} must be a sequence of {len(layers)}, one a cell; got {what}")
+    time_major = options["time_major"]
+    xs: Any = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
+    if mask is not None:
+        if seq_lengths is not None:
+            raise ValueError("ZoneoutRNN: mask and seq_lengths say the same: pass one of them")
+        axis = 0 if time_major else -1
+        seq_lengths = lengths_of("ZoneoutRNN: mask", mask, inputs.shape[:-1], axis)
+    if resets is not None:
+        resets = jnp.asarray(check_booleans("ZoneoutRNN: resets", resets, inputs.shape[:-1]))
+        resets = resets if time_major else jnp.moveaxis(resets, -1, 0)
+    last: list[Any] = []
+    for number, (cells, carry, spec) in enumerate(zip(layers, carries, specs, strict=True)):
+        top = number == len(layers) - 1
+        ends, outputs = [], []
+        for way, cell in enumerate(cells):
+            try:
+                end, ys = run(
+                    number + way * len(layers),
+                    cell,
+                    xs,
+                    _of_way(carry, way) if both else carry,
+                    zoneout=spec,
+                    seq_lengths=seq_lengths,
+                    resets=resets,
+                    reverse=options["reverse"] or way == 1,
+                    emit=emit if top else None,
+                    unroll=rnn.unroll,
+                    chunk=rnn.chunk,
+                    implementation=rnn.implementation,
+                )
+            except ValueError as error:
+                if is_single and not both:
+                    raise
+                name = f"{'backward ' if way else ''}cell{'' if is_single else f' {number}'}"
+                raise ValueError(f"{name} of ZoneoutRNN: {error}") from error
+            ends.append(end)
+            outputs.append(ys)
+        last.append(tuple(ends) if both else ends[0])
+        if top and emit is not None:
+            xs = tuple(outputs) if both else outputs[0]
+        else:
+            ys = (rnn.merge_fn or _concatenate)(*outputs) if both else outputs[0]
+            if not top:
+                ys = _drop(rnn, cells[0], ys, deterministic, draw_key)
+            xs = _add(number, xs, ys) if rnn.residual and number else ys
+    axes = inputs.ndim - 2
+    if options["reverse"] and not options["keep_order"]:
+        if seq_lengths is not None:
+            seq_lengths = clip_lengths(seq_lengths, inputs.shape[0 if time_major else -2])
+        xs = jax.tree.map(
+            lambda y: (
+                flip_sequences(y, seq_lengths, num_batch_dims=axes, time_major=True)
+                if y.ndim > 1
+                else y[::-1]
+            ),
+            xs,
+        )
+    if not time_major:  # scalars of each step, from `emit`, have the axis of time alone
+        xs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axes) if y.ndim > 1 else y, xs)
+    carry = last[0] if is_single else tuple(last)
+    return (carry, xs) if options["return_carry"] else xs
+
+
+def _check_options(rnn: Any, is_single: bool, reversed_twice: bool, emit: Any) -> None:
+    """Raises ValueError for options that do not go together."""
+    if reversed_twice:
+        raise ValueError("ZoneoutRNN: reverse is of one way over time, and backward has both")
+    for name, off in (("dropout", is_off(rnn.dropout)), ("residual", not rnn.residual)):
+        if is_single and not off:
+            raise ValueError(
+                f"ZoneoutRNN: {name} is between the cells of a sequence, and there is one cell"
+            )
+    if rnn.residual and emit is not None:
+        raise ValueError(
+            "ZoneoutRNN: emit sees the outputs of the last cell, not what residual adds to them;"
+            " leave one of them out"
+        )
+
+
+def _of_way(carry: Any, way: int) -> Any:
+    """The initial carry of one direction."""
+    if carry is None:
+        return None
+    if not isinstance(carry, Sequence) or len(carry) != 2:
+        raise ValueError("an initial carry must be a pair, of cell and backward")
+    return carry[way]
+
+
+def _concatenate(forward: jax.Array, backward: jax.Array) -> jax.Array:
+    return jnp.concatenate([forward, backward], -1)
+
+
+def _drop(
+    rnn: Any, cell: Any, ys: jax.Array, deterministic: bool | None, draw_key: Callable[[Any], Any]
+) -> jax.Array:
+    """Dropout of outputs `[T, *batch, H]`, in training."""
+    if is_off(rnn.dropout):
+        return ys
+    deterministic = cell.deterministic if deterministic is None else deterministic
+    if check_deterministic(rnn, deterministic):
+        return ys
+    flat = ys.reshape(ys.shape[0], math.prod(ys.shape[1:-1]), ys.shape[-1])
+    options = {"locked": rnn.locked_dropout, "axis_name": cell.axis_name}
+    return dropout(flat, draw_key(cell), rnn.dropout, **options).reshape(ys.shape)
+
+
+def _add(number: int, xs: jax.Array, ys: jax.Array) -> jax.Array:
+    """The residual sum; ValueError where the sizes differ."""
+    if xs.shape != ys.shape:
+        raise ValueError(
+            f"cell {number} of ZoneoutRNN: residual adds its {xs.shape[-1]} inputs to its"
+            f" {ys.shape[-1]} outputs: make them as many"
+        )
+    return xs + ys
