@@ -46,6 +46,16 @@ def test_blocks_run_in_an_empty_file(block):
     exec(compile(block, "block", "exec"), {"__name__": "block"})
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda p: p.stem)
+def test_reference_names_every_public_object(page):
+    name = "zoneout_jax" if page.stem == "zoneout_jax" else f"zoneout_jax.{page.stem}"
+    module = importlib.import_module(name)
+    # Where there is no __all__, names are exported as `from … import x as x`.
+    exported = re.findall(r" as (\w+)$", pathlib.Path(module.__file__).read_text(), re.MULTILINE)
+    listed = re.findall(r"^\.\. auto(?!module)\w+:: (\w+)", page.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(getattr(module, "__all__", exported))
+
+
 def test_addresses_in_the_readme_work_on_a_package_index():
     readme = (ROOT / "README.md").read_text()
     pictures = re.findall(r'!\[[^]]*\]\((.*?)\)|src="(.*?)"', readme)

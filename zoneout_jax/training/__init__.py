@@ -20,6 +20,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.folders import new_folder as new_folder
     from zoneout_jax.training.folders import output_folder as output_folder
     from zoneout_jax.training.loop import fit as fit
+    from zoneout_jax.training.metrics import curves_figure as curves_figure
     from zoneout_jax.training.metrics import deviation as deviation
     from zoneout_jax.training.metrics import draw_curves as draw_curves
     from zoneout_jax.training.metrics import save_figure as save_figure

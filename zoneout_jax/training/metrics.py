@@ -146,10 +146,20 @@ def draw_curves(
     metric: str,
     splits: Sequence[str] = ("train", "validation"),
 ) -> None:
-    """Draws learning curves over epochs to a PNG.
+    """Draws learning curves to a PNG; arguments are those of `curves_figure`."""
+    figure = curves_figure(curves, metric, splits)
+    with writing(path):
+        save_figure(figure, path)
+
+
+def curves_figure(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    metric: str,
+    splits: Sequence[str] = ("train", "validation"),
+) -> Any:
+    """Makes a matplotlib figure of learning curves over epochs.
 
     Args:
-      path: file to write.
       curves: for each label the histories (see `RunDirectory.history`) of its runs, all in one
         colour.
       metric: name of the metric, such as `bpc`.
@@ -179,8 +189,7 @@ def draw_curves(
     axes.grid(alpha=0.3)
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
     axes.legend(fontsize="small", **place)
-    with writing(path):
-        save_figure(figure, path)
+    return figure
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:

@@ -1,0 +1,205 @@
+"""One page of all results beside the published ones.
+
+    python -m experiments.report                                   # runs/report.html
+    python -m experiments.report runs/char_ptb --out report.html   # with runs of your own
+    python -m experiments.report --out docs/reproduction.md        # the page of the documentation
+
+Collects run directories, tables of `reproduce` and pictures from `experiments/results` and from
+further folders. For each row of an experiment the page has the published values, ours, the flags
+and the state, then pictures, commands, commits, versions and hardware.
+"""
+
+import dataclasses
+import io
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+import tyro
+
+from experiments.lib.experiment import NAMES, Experiment, Study, find
+from experiments.lib.pages import Block, Picture, to_html, to_markdown
+from experiments.lib.results import COMMITTED, History, Result, collect, notes
+from zoneout_jax.training import (
+    command,
+    curves_figure,
+    deviation,
+    parse,
+    program,
+    replacing,
+    writing,
+)
+
+DASH = "–"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to show."""
+
+    folders: tyro.conf.Positional[tuple[pathlib.Path, ...]] = ()
+    """Folders of results, beside those of experiments/results."""
+    out: pathlib.Path = pathlib.Path("runs/report.html")
+    """The page: HTML in a single file, or Markdown."""
+
+    def __post_init__(self):
+        if self.out.suffix not in (".html", ".md"):
+            raise ValueError(f"out must end in .html or .md, got {self.out}")
+
+
+def page(folders: Sequence[pathlib.Path], as_html: bool) -> list[Block]:
+    """The page of the committed results and of further folders.
+
+    Args:
+      folders: further folders.
+      as_html: draw learning curves; otherwise the pictures in the folders are shown.
+
+    Raises:
+      ValueError: a folder has no results, or they cannot be read.
+    """
+    roots = [*sorted(path for path in COMMITTED.iterdir() if path.is_dir()), *folders]
+    found = {root: collect(root) for root in roots}
+    for folder in folders:
+        if not found[folder]:
+            raise ValueError(f"{folder} has no results: neither a config.json nor a table.json")
+    blocks: list[Block] = [
+        "# Reproduction",
+        "What has been run of the paper's experiments, beside what is published. Published values"
+        " are validation / test, of the paper's first version. Of several seeds: mean ± standard"
+        " deviation. Of a run that is not done: its last epoch. What the numbers mean is in"
+        f" [experiments/results/README.md]({COMMITTED / 'README.md'}). This page is made by"
+        " `python -m experiments.report`.",
+    ]
+    for name in NAMES:
+        experiment = find(name)
+        here = {root: of_root.get(name, []) for root, of_root in found.items()}
+        blocks.append(f"## {experiment.about.rstrip('.?')}")
+        if isinstance(experiment, Experiment):
+            blocks += tables(
+                experiment, [result for of_root in here.values() for result in of_root]
+            )
+        for root, results in here.items():
+            if results or isinstance(experiment, Study) and root.name.startswith(name):
+                blocks += [f"### {label(root)}", *pictures(root, experiment, results, as_html)]
+                blocks += provenance(root, results)
+    return blocks
+
+
+def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
+    """The rows of the paper, those that have not been run too, and what else there is."""
+    metrics = [metric.replace("_", " ") for metric in experiment.metrics]
+    start = next(iter(experiment.presets))
+    rows = [["row", "published", *metrics, "seeds", "state", "flags", "folder"]]
+    for name in experiment.preset_rows.get(start, experiment.rows):
+        row = experiment.rows[name]
+        ends = {m.partition("_")[0]: f"{value:g}" for m, value in row.published.items()}
+        published = " / ".join(ends.get(part, DASH) for part in ("validation", "test"))
+        head = [name, published if ends else DASH]
+        run = [result for result in results if result.first and result.row == name]
+        rows += [[*head, *numbers(experiment, r), r.state, code(r.flags), link(r)] for r in run]
+        if not run:
+            flags = code(" ".join(row.flags))
+            rows.append([*head, *[DASH] * len(metrics), DASH, "not run yet", flags, DASH])
+    others = [["row", *metrics, "seeds", "state", "flags", "folder"]]
+    for r in (result for result in results if not result.first):
+        ours = numbers(experiment, r)
+        others.append([r.row or DASH, *ours, r.state, code(r.flags), link(r)])
+    corpus, missing = experiment.published_on, sum("not run yet" in line for line in rows)
+    about = f"Published on {corpus}." if corpus else "Nothing is published of this task."
+    about += f" Of {len(rows) - 1} rows {missing} have not been run yet." if missing else ""
+    blocks: list[Block] = [
+        f"`python -m experiments.{experiment.name}` and the flags. {about}",
+        rows,
+    ]
+    return blocks + (["With other settings, not to be compared:", others] if others[1:] else [])
+
+
+def numbers(experiment: Experiment, result: Result) -> list[str]:
+    """The metrics, and of how many seeds they are."""
+    values = [result.values.get(metric, []) for metric in experiment.metrics]
+    return [*map(shown, values), str(max(map(len, values)) or DASH)]
+
+
+def code(text: str) -> str:
+    """Text as code, if there is any."""
+    return f"`{text}`" if text else ""
+
+
+def link(result: Result) -> str:
+    """A link to the folder of a result."""
+    return f"[{label(result.folder)}]({result.folder.resolve()})"
+
+
+def provenance(root: pathlib.Path, results: Sequence[Result]) -> list[Block]:
+    """Where the results of a folder come from."""
+    about = {result.folder: result.about for result in results} or {root: notes(root)}
+    columns = ("command", "commit", "hardware", "note")
+    lines = [["folder", *columns]]
+    for folder, of in about.items():
+        command, *others = (of.get(name, DASH) for name in columns)
+        lines.append([label(folder), code(command), *others])
+    used = [", ".join(map(" ".join, of.get("versions", {}).items())) for of in about.values()]
+    versions = " or ".join(filter(None, dict.fromkeys(used)))
+    return [lines, f"With {versions}."] if versions else [lines]
+
+
+def pictures(
+    root: pathlib.Path, experiment: Experiment | Study, results: Sequence[Result], as_html: bool
+) -> list[Picture]:
+    """The learning curves of a folder, drawn, or else the pictures that lie there."""
+    curves: dict[str, list[History]] = {}
+    for result in results:
+        for model, histories in result.curves.items():
+            curves.setdefault(model, []).extend(histories)
+    curves = {model: histories for model, histories in curves.items() if any(histories)}
+    if not (as_html and curves):
+        return [Picture(file.stem, file=file) for file in sorted(root.glob("*.png"))]
+    assert isinstance(experiment, Experiment)
+    names = next(iter(curves.values()))[0][0]
+    trained = [name.removeprefix("train_") for name in names if name.startswith("train_")]
+    drawn = [draw(curves, metric) for metric in trained if f"validation_{metric}" in names]
+    return drawn + [draw(curves, metric, ("validation",)) for metric in experiment.curves]
+
+
+def draw(
+    curves: Mapping[str, Sequence[History]],
+    metric: str,
+    splits: Sequence[str] = ("train", "validation"),
+) -> Picture:
+    """Learning curves as SVG."""
+    file = io.StringIO()
+    curves_figure(curves, metric, splits).savefig(file, format="svg", metadata={"Date": None})
+    return Picture(metric, svg=file.getvalue())
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and standard deviation of a metric."""
+    if not values:
+        return DASH
+    mean, sd = statistics.fmean(values), deviation(values)
+    digits = 1 if mean >= 10 else 3
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def label(folder: pathlib.Path) -> str:
+    """What a folder is called: its path within the committed results, or as it was given."""
+    inside = folder.is_relative_to(COMMITTED)
+    return (folder.relative_to(COMMITTED) if inside else folder).as_posix()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Makes the page from the command line."""
+    options = parse(Options, argv, command(), "All results beside the published ones, on a page.")
+    with program(argv):
+        as_html = options.out.suffix == ".html"
+        blocks = page(options.folders, as_html)
+        text = to_html(blocks) if as_html else to_markdown(blocks, options.out.resolve())
+        with writing(options.out):
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(options.out) as temporary:
+                temporary.write_text(text)
+        print(f"report: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

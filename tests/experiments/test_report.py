@@ -1,0 +1,128 @@
+"""All results on a page: committed ones, and those of fake run directories."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from experiments import report
+from experiments.lib import results
+from experiments.lib.experiment import NAMES, Experiment, find
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_run(folder, settings=(), result=None, epochs=2, **config):
+    """A run directory of char_ptb."""
+    folder.mkdir(parents=True)
+    content = {"experiment": "char_ptb", "settings": {"preset": "paper"} | dict(settings)}
+    (folder / "config.json").write_text(json.dumps(content | config))
+    lines = [
+        json.dumps({"epoch": n, "step": n, "train_bpc": 3.0 - n, "validation_bpc": 2.5 - n / 8})
+        for n in range(1, epochs + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def lines_of(page, name):
+    """Lines of the Markdown tables that have this cell."""
+    return [line for line in page.splitlines() if f"| {name} |" in line]
+
+
+def make(folder, out):
+    report.main([str(folder), f"--out={out}"])
+    return out.read_text()
+
+
+def test_a_row_that_is_done_one_that_is_not_and_one_of_other_settings(tmp_path, capsys):
+    runs = tmp_path / "mine"
+    done = {"validation_bpc": 1.3571, "validation_carried_bpc": 1.3, "test_bpc": 1.2345}
+    write_run(runs / "done", {"weight_noise": 0.075}, done, commit="abc123", versions={"jax": "9"})
+    write_run(runs / "on", {"norm_cost_coeff": 50.0})
+    write_run(runs / "other", {"weight_noise": 0.5, "augment": False}, done)
+    page = make(runs, tmp_path / "out" / "page.md")
+    assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'page.md'}\n"
+    (line,) = [line for line in lines_of(page, "weight noise") if "mine" in line]
+    assert "| 1.507 / 1.344 | 1.357 | 1.300 | 1.234 | 1 | done | `--weight_noise=0.075` |" in line
+    assert line.endswith(f"[{runs}/done](../mine/done) |")
+    (line,) = [line for line in lines_of(page, "norm stabilizer") if "mine" in line]
+    assert "| 2.250 | – | – | 1 | not done |" in line
+    (line,) = [line for line in page.splitlines() if "--no_augment" in line and "[" in line]
+    assert line.startswith("| – | 1.357 |") and "--weight_noise=0.5" in line
+    assert "`python -m experiments.char_ptb --weight_noise=0.075` | abc123 |" in page
+    assert "With jax 9." in page
+
+
+def test_seeds_and_a_run_cut_short(tmp_path):
+    runs = [{"seed": s, "validation_bpc": 1 + s / 10, "test_bpc": 2.0} for s in (0, 1)]
+    write_run(tmp_path / "run", {"epochs": 3, "num_seeds": 2}, runs[0] | {"runs": runs})
+    page = make(tmp_path / "run", tmp_path / "page.md")
+    (line,) = [line for line in lines_of(page, "LSTM") if "run](run)" in line]
+    assert "| 1.050 ± 0.071 | – | 2.000 ± 0.000 | 2 | 3 of at most 200 epochs |" in line
+
+
+def test_html_is_one_file_with_curves_as_svg(tmp_path, monkeypatch):
+    study = tmp_path / "committed/semantic_consistency"
+    study.mkdir(parents=True)
+    (study / "picture.png").write_bytes(b"PNG")
+    monkeypatch.setattr(report, "COMMITTED", study.parent)
+    write_run(tmp_path / "run<1>", result={"validation_bpc": 1.5})
+    page = make(tmp_path / "run<1>", tmp_path / "page.html")
+    assert page.count("<svg") == 1 and "run&lt;1&gt;" in page and "run<1>" not in page
+    assert "data:image/png;base64,UE5H" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page.replace("xlink:", ""))
+    assert "<td>not run yet</td>" in page and "<th>published</th>" in page
+
+
+def test_every_row_of_the_paper_is_there_with_its_values():
+    page = (ROOT / "docs/reproduction.md").read_text()
+    for name in NAMES:
+        experiment = find(name)
+        if isinstance(experiment, Experiment):
+            for row in experiment.preset_rows.get("paper", experiment.rows):
+                values = [f"{value:g}" for value in experiment.rows[row].published.values()]
+                of_row = [line for line in page.splitlines() if line.startswith(f"| {row} |")]
+                assert any(all(value in line for value in values) for line in of_row), row
+
+
+def test_the_page_of_the_documentation_is_of_today(tmp_path):
+    page = ROOT / "docs/reproduction.md"
+    blocks = report.page((), as_html=False)
+    assert page.read_text() == report.to_markdown(blocks, page), (
+        "make it again: python -m experiments.report --out docs/reproduction.md"
+    )
+
+
+def test_what_is_noted_of_folders_is_there():
+    for name, noted in results.read(results.NOTES).items():
+        assert (results.COMMITTED / name).is_dir(), name
+        assert noted.keys() <= {"command", "commit", "hardware", "note", "settings"}, name
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (None, None, "has no results"),
+        ("config.json", "no json", "cannot be read"),
+        ("config.json", '{"experiment": "char_ptb"}', "is no result"),
+        ("table.json", '{"experiment": "chess"}', "chess"),
+    ],
+)
+def test_what_is_no_result(file, content, words, tmp_path, capsys):
+    if file:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(SystemExit) as end:
+        make(tmp_path, tmp_path / "page.md")
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and words in error, error
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_out_must_be_a_page(capsys):
+    with pytest.raises(SystemExit) as end:
+        report.main(["--out=page.pdf"])
+    assert end.value.code == 2 and "out must end in .html or .md" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Every number of a table of README and documentation comes from a file of results.
+
+A table that has a number with a decimal point or a percent sign stands below a comment with its
+sources, files of this repository, and with `#` a part of a JSON file:
+
+    <!-- source: benchmarks/results/choices.json#results/char-PTB -->
+
+Every number of the table, whole ones too, must be in one of them, rounded as it is printed; each
+line must be in a source that is Markdown. `published` stands for the published values of all rows.
+The first column, the first line and `code` are names. A paragraph below such a comment is checked
+in the same way.
+"""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from experiments.lib.experiment import NAMES, Experiment, find
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = {"reproduction.md"}
+"""Pages that a program makes of the results; a test holds them to it."""
+UNSOURCED = {
+    ("deviations.md", "Initial weights: the authors' code has them in two ways"): "of formulas",
+    ("peers.md", "Read"): "versions of libraries",
+    ("performance.md", "Tried, without gain"): "prototypes that were not kept",
+    ("performance.md", "On accelerators: calculated, not measured"): "calculated",
+}
+"""Sections whose tables have no file, and why."""
+NUMBER = re.compile(r"(?<![\w.,\-/])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\d)")
+
+
+def blocks(page):
+    """Tables and paragraphs outside code: (section, sources or None, lines)."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    section, sources = "", None
+    for block in re.split(r"\n\s*\n", text):
+        lines = block.strip("\n").split("\n")
+        if lines[0].startswith("#"):
+            section = lines[0].lstrip("# ")
+        elif mark := re.fullmatch(r"<!-- source: (.*) -->", block.strip(), re.DOTALL):
+            sources = mark[1].split()
+            continue
+        elif not block.startswith("    "):
+            yield section, sources, lines
+        sources = None
+
+
+def cells(lines):
+    """What is not a name: without code, and of a table without first line and column."""
+    if lines[0].startswith("|"):
+        lines = [line.strip("| ").partition("|")[2] for line in lines[2:]]
+    text = re.sub(r"\]\(.*?\)", "]", "\n".join(lines))
+    return re.sub(r"`.*?`|arXiv:[\d.]+", "", text)
+
+
+def measured(lines):
+    """Whether a table has a number with a decimal point or a percent sign."""
+    return lines[0].startswith("|") and re.search(r"\d\.\d|\d ?%", cells(lines)) is not None
+
+
+def in_json(content):
+    """All numbers in JSON, also those in its texts."""
+    if isinstance(content, bool) or content is None:
+        return
+    if isinstance(content, (int, float)):
+        yield float(content)
+    elif isinstance(content, str):
+        yield from (value(found) for found in NUMBER.findall(content))
+    else:
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from in_json(part)
+
+
+def known(source):
+    """The numbers of a source."""
+    if source == "published":
+        experiments = [find(name) for name in NAMES]
+        rows = [row for e in experiments if isinstance(e, Experiment) for row in e.rows.values()]
+        return [number for row in rows for number in row.published.values()]
+    name, _, part = source.partition("#")
+    text = (ROOT / name).read_text()
+    content = [json.loads(t) for t in (text.splitlines() if name.endswith("l") else [text])]
+    for key in filter(None, part.split("/")):
+        content = [content[0][key]]
+    return list(in_json(content))
+
+
+def value(text):
+    return float(text.replace(",", "").replace("−", "-"))
+
+
+def is_in(text, percent, numbers):
+    """Whether one of the numbers is printed so."""
+    mantissa, _, exponent = text.partition("e")
+    half = 0.5 * 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2])) * 1.001
+    scale = 100 if percent else 1
+    return any(abs(scale * number - value(text)) <= half for number in numbers)
+
+
+def missing(sources, lines):
+    """What of a block is in none of its sources."""
+    files = [source for source in sources if source.endswith(".md")]
+    if files:
+        there = {line for file in files for line in (ROOT / file).read_text().splitlines()}
+        return [line for line in lines if line not in there]
+    numbers = [number for source in sources for number in known(source)]
+    text = cells(lines)
+    return [
+        found[0]
+        for found in NUMBER.finditer(text)
+        if not is_in(found[0], text[found.end() :].lstrip()[:1] == "%", numbers)
+    ]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in MADE], ids=lambda p: p.name)
+def test_numbers_come_from_results(page):
+    for section, sources, lines in blocks(page):
+        if sources:
+            assert not missing(sources, lines), (section, lines[0], missing(sources, lines))
+        elif measured(lines):
+            assert (page.name, section) in UNSOURCED, f"no source: {section}: {lines[0]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "same"),
+    [
+        ("1.50", 1.504, True),
+        ("1.50", 1.506, False),
+        ("1,567", 1567, True),
+        ("0.19", -0.19, False),
+        ("−0.2", -0.15, True),
+        ("1.3e-7", 1.34e-7, True),
+        ("1.3e-7", 1.36e-7, False),
+        ("2", 2.4, True),
+    ],
+)
+def test_as_printed(text, number, same):
+    assert is_in(text, False, [number]) == same
+
+
+def test_an_invented_number_is_found(tmp_path):
+    (tmp_path / "a.md").write_text(
+        "## S\n\n| | x |\n| --- | --- |\n| a 1.5 | 3.25 |\n\nText 1.5.\n"
+    )
+    ((_, _, table), _) = [b for b in blocks(tmp_path / "a.md") if b[2][0][0] != "#"]
+    assert measured(table) and missing(["benchmarks/results/notebooks.json"], table) == ["3.25"]
+    assert is_in("12", True, [0.1234]) and not is_in("12", True, [0.13])
