@@ -96,6 +96,22 @@ def test_steps_are_the_sequence(face, kind):
 
 
 @both
+def test_a_carry_of_two_sizes(face):
+    options = {"proj_size": 2, "carry_init": jax.nn.initializers.normal(1.0)}
+    layer = face("LSTM", zoneout=SPEC, **options)
+    start = layer.start((B, F))
+    assert [leaf.shape for leaf in start] == [(B, H), (B, 2)]
+    _, wanted = layer(XS, initial_carry=start, deterministic=True)
+    carry, y = layer.cell(start, XS[:, 0], deterministic=True)
+    _, rest = layer(XS[:, 1:], initial_carry=carry, deterministic=True)
+    np.testing.assert_allclose(jnp.concatenate([y[:, None], rest], 1), wanted, rtol=0, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"carry must be \(3, 8\), \(3, 2\), got \(\(3, 8\), \(3, 8"
+    ):
+        layer(XS, initial_carry=(jnp.zeros((B, H)),) * 2, deterministic=True)
+
+
+@both
 def test_emit(face):
     layer = face("LSTM", layers=2)
     (_, (last, _)), (ys, cells) = layer(XS, emit=lambda carry, y: (y, carry[0]))
