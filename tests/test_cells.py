@@ -42,6 +42,41 @@ CELLS = {
     "indrnn": ("indrnn", {"activation_fn": "tanh"}),
     "indrnn relu": ("indrnn", {"activation_fn": "relu"}),
 }
+SHAPES = {
+    "lstm": {"input": (F, 4 * H), "recurrent": (H, 4 * H), "bias": (4 * H,)},
+    "gru": {
+        "input": (F, 3 * H),
+        "recurrent": (H, 3 * H),
+        "bias": (3 * H,),
+        "recurrent_bias": (H,),
+    },
+    "gru reset before": {"input": (F, 3 * H), "recurrent": (H, 3 * H), "bias": (3 * H,)},
+    "rnn": {"input": (F, H), "recurrent": (H, H), "bias": (H,)},
+    "indrnn": {"input": (F, H), "recurrent": (H,), "bias": (H,)},
+    "lstm projected": {
+        "input": (F, 4 * H),
+        "recurrent": (P, 4 * H),
+        "bias": (4 * H,),
+        "projection": (H, P),
+    },
+    "gru layer norm": {
+        "input": (F, 3 * H),
+        "recurrent": (H, 3 * H),
+        "bias": (3 * H,),
+        "recurrent_bias": (H,),
+        "input_gamma": (3 * H,),
+        "recurrent_gamma": (3 * H,),
+    },
+    "lstm batch norm": {
+        "input": (F, 4 * H),
+        "recurrent": (H, 4 * H),
+        "bias": (4 * H,),
+        "input_gamma": (4 * H,),
+        "recurrent_gamma": (4 * H,),
+        "cell_gamma": (H,),
+        "cell_beta": (H,),
+    },
+}
 FURTHER = [*CELLS][[*CELLS].index("lstm projected") :]
 """Cells that have few of the fast tests: what they share with others is tested there."""
 MASKS = {
@@ -122,7 +157,9 @@ RUNNERS = {
 @pytest.mark.parametrize(
     ("name", "masks", "runner"),
     [
-        marked(name, masks, runner, fast=(masks, runner) == ("all", "fused"))
+        marked(
+            name, masks, runner, fast=(masks, runner) == ("separate", "fused") and name in SHAPES
+        )
         for name in CELLS
         for masks, runner in [*((m, "fused") for m in MASKS), *(("all", r) for r in [*RUNNERS][1:])]
     ],
@@ -160,7 +197,7 @@ def test_forward_equals_numpy(name, masks, runner):
     ],
 )
 @pytest.mark.parametrize(
-    "name", [marked(name, fast="layer norm" not in name) for name in CELLS if "relu" not in name]
+    "name", [marked(name, fast=name == "lstm projected") for name in CELLS if "relu" not in name]
 )
 def test_gradients_by_finite_differences(name, masks, lengths):
     # relu has no derivative at zero; the same code runs with tanh.
@@ -179,43 +216,6 @@ def test_gradients_by_finite_differences(name, masks, lengths):
     # That the plain scan has the same gradient is in test_fused.
     chunked = jax.jit(jax.grad(functools.partial(loss, chunk=2), (0, 1)))(params, xs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), fused, chunked)
-
-
-SHAPES = {
-    "lstm": {"input": (F, 4 * H), "recurrent": (H, 4 * H), "bias": (4 * H,)},
-    "gru": {
-        "input": (F, 3 * H),
-        "recurrent": (H, 3 * H),
-        "bias": (3 * H,),
-        "recurrent_bias": (H,),
-    },
-    "gru reset before": {"input": (F, 3 * H), "recurrent": (H, 3 * H), "bias": (3 * H,)},
-    "rnn": {"input": (F, H), "recurrent": (H, H), "bias": (H,)},
-    "indrnn": {"input": (F, H), "recurrent": (H,), "bias": (H,)},
-    "lstm projected": {
-        "input": (F, 4 * H),
-        "recurrent": (P, 4 * H),
-        "bias": (4 * H,),
-        "projection": (H, P),
-    },
-    "gru layer norm": {
-        "input": (F, 3 * H),
-        "recurrent": (H, 3 * H),
-        "bias": (3 * H,),
-        "recurrent_bias": (H,),
-        "input_gamma": (3 * H,),
-        "recurrent_gamma": (3 * H,),
-    },
-    "lstm batch norm": {
-        "input": (F, 4 * H),
-        "recurrent": (H, 4 * H),
-        "bias": (4 * H,),
-        "input_gamma": (4 * H,),
-        "recurrent_gamma": (4 * H,),
-        "cell_gamma": (H,),
-        "cell_beta": (H,),
-    },
-}
 
 
 def make_faces(name, spec, **options):
@@ -286,7 +286,7 @@ def test_parameters_of_narrow_types(dtype):
 @pytest.mark.parametrize(
     ("name", "masks", "deterministic"),
     [
-        marked(name, masks, mode, fast=(masks, mode) == ("all", False) and name in SHAPES)
+        marked(name, masks, mode, fast=(name, masks, mode) == ("lstm projected", "all", False))
         for name in CELLS
         for masks in ("all", "static")
         for mode in (True, False)

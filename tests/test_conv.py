@@ -158,6 +158,7 @@ def test_a_step_equals_numpy(name, deterministic, monkeypatch):
     close(cell.apply({"params": params}, carry, x, **options), got, atol)
 
 
+@slow
 @pytest.mark.usefixtures("x64")
 def test_gradients_by_finite_differences():
     params, x = variables(jnp.float64)["params"]["cell"], XS[:, 0].astype(jnp.float64)
@@ -189,10 +190,7 @@ def by_nnx(spec, xs, key, **options):
     return nnx.RNN(cell)(xs)
 
 
-both = pytest.mark.parametrize("run", [by_linen, by_nnx])
-
-
-@both
+@pytest.mark.parametrize("run", [pytest.param(by_linen, marks=slow), by_nnx])
 def test_masks(run):
     variables(jnp.float32)  # outside of what is compiled
     run = jax.jit(functools.partial(run, Zoneout(states=0.3)))

@@ -97,7 +97,10 @@ PLAIN = ["lstm", "lstm output gate", "gru", "gru reset before", "rnn relu"]
     ("name", "form"),
     [(name, form) for name in PLAIN for form in FORMS]
     # These are not transposed; a normalized one does not multiply its input either.
-    + [("lstm projected", "own input"), ("gru layer norm", "as it comes")],
+    + [
+        ("lstm projected", "own input"),
+        pytest.param("gru layer norm", "as it comes", marks=pytest.mark.slow),
+    ],
     indirect=["form"],
 )
 def test_every_form_equals_the_scan(name, form):

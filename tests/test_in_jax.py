@@ -12,6 +12,7 @@ from tests.test_cells import (
     KEY,
     LENGTHS,
     MASKS,
+    SHAPES,
     B,
     F,
     H,
@@ -28,7 +29,7 @@ KINDS = ("lstm", "lstm layer norm", "lstm batch norm", "gru", "gru reset before"
 
 @pytest.mark.parametrize(
     ("name", "masks"),
-    [marked(n, "all", fast="relu" not in n) for n in CELLS] + [("lstm", masks) for masks in MASKS],
+    [marked(n, "all", fast=n in SHAPES) for n in CELLS] + [("lstm", masks) for masks in MASKS],
 )
 def test_no_rank_is_promoted(name, masks):
     cell, params, xs = build(name, jnp.float32)
@@ -54,7 +55,7 @@ def test_no_rank_is_promoted(name, masks):
 @pytest.mark.parametrize(
     ("name", "implementation", "chunk"),
     [
-        marked(name, *how, fast=how == ("fused", None))
+        marked(name, *how, fast=how == ("fused", None) and name in SHAPES)
         for name in CELLS
         for how in (("fused", None), ("fused", 3), ("scan", None))
     ],
