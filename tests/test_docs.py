@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pathlib
 import pkgutil
 import re
@@ -15,8 +16,6 @@ from flax import nnx
 import zoneout_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-REPOSITORY = "https://github.com/zoneout-jax/zoneout_jax"
-PICTURES = "https://raw.githubusercontent.com/zoneout-jax/zoneout_jax/main"
 MODULES = [m.name for m in pkgutil.iter_modules(zoneout_jax.__path__) if not m.ispkg]
 COMMON = {"jax": jax, "jnp": jnp, "nn": nn, "nnx": nnx}
 
@@ -56,19 +55,19 @@ def test_reference_names_every_public_object(page):
     assert sorted(listed) == sorted(getattr(module, "__all__", exported))
 
 
-def test_addresses_in_the_readme_work_on_a_package_index():
-    readme = (ROOT / "README.md").read_text()
-    pictures = re.findall(r'!\[[^]]*\]\((.*?)\)|src="(.*?)"', readme)
-    badge = r"!\[[^]]*\]\([^)]*badge[^)]*\)"
-    pictures = [address for address in map("".join, pictures) if "badge" not in address]
-    links = re.findall(r"(?<!!)\[[^]]*\]\((.*?)\)", re.sub(badge, "", readme))
-    assert pictures and len(links) >= 10
-    for address in pictures:
-        assert address.startswith(f"{PICTURES}/"), address
-        assert (ROOT / address.removeprefix(f"{PICTURES}/")).is_file(), address
-    for address in links:
-        assert address.startswith(("#", "https://")), address
-        if address.startswith(REPOSITORY) and "/actions/" not in address:
-            kind, _, path = address.removeprefix(f"{REPOSITORY}/").partition("/main/")
-            there = ROOT / path.partition("#")[0]
-            assert there.is_dir() if kind == "tree" else kind == "blob" and there.is_file(), address
+def test_links_of_the_readme_lead_to_files_and_are_whole_on_a_package_index():
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    link = re.compile(r'\[[^]]*\]\((.*?)\)|src="(.*?)"')
+    paths = ["".join(found) for found in link.findall((ROOT / "README.md").read_text())]
+    whole = ["".join(found) for found in link.findall(setup.readme())]
+    assert len(paths) == len(whole) >= 10 and sum(path.endswith(".png") for path in paths) >= 1
+    for path, address in zip(paths, whole, strict=True):
+        if path.startswith(("#", "https://")):
+            assert address == path
+            continue
+        file = ROOT / path.partition("#")[0]
+        kind = "raw" if file.suffix == ".png" else "tree" if file.is_dir() else "blob"
+        assert file.exists() and file.is_relative_to(ROOT), path
+        assert address == f"{setup.repository()}/{kind}/v{zoneout_jax.__version__}/{path}"

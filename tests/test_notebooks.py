@@ -3,6 +3,7 @@
 import configparser
 import pathlib
 import re
+import subprocess
 
 import nbformat
 import pytest
@@ -11,8 +12,10 @@ import zoneout_jax
 from notebooks import execute
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAME = "zoneout-jax/zoneout_jax"
-REPOSITORY = f"https://github.com/{NAME}"
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+REPOSITORY = re.search("Source = (.*)", SETUP["metadata"]["project_urls"])[1]
+NAME = REPOSITORY.removeprefix("https://github.com/")
 
 
 def committed(name):
@@ -49,13 +52,22 @@ def test_notebook_fetches_this_release(name):
     assert len(set(others)) == 1, "the first cells differ"
 
 
-def test_address_is_that_of_the_package():
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert f"Source = {REPOSITORY}" in setup["metadata"]["project_urls"]
+def test_address_is_said_in_one_place():
+    """Beside setup.cfg only the notebooks name it, which run without a checkout."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no checkout")
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    texts = [file for file in files if file.suffix not in (".png", ".npz") and file.is_file()]
+    naming = {file.relative_to(ROOT) for file in texts if NAME in file.read_text()}
+    notebooks = {path for path in naming if path.parent.name == "notebooks"}
+    assert naming - notebooks == {pathlib.Path("setup.cfg")}
+
+
+def test_readme_lists_every_notebook():
     readme = (ROOT / "README.md").read_text()
     for name in execute.NAMES:
-        assert f"]({REPOSITORY}/blob/main/notebooks/{name}.ipynb)" in readme, name
+        assert f"](notebooks/{name}.ipynb)" in readme, name
 
 
 @pytest.fixture
