@@ -90,7 +90,8 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
     metrics = [metric.replace("_", " ") for metric in experiment.metrics]
     start = next(iter(experiment.presets))
     rows = [["row", "published", *metrics, "seeds", "state", "flags", "folder"]]
-    for name in experiment.preset_rows.get(start, experiment.rows):
+    names = experiment.preset_rows.get(start, experiment.rows)
+    for name in names:
         row = experiment.rows[name]
         ends = {m.partition("_")[0]: f"{value:g}" for m, value in row.published.items()}
         published = " / ".join(ends.get(part, DASH) for part in ("validation", "test"))
@@ -106,7 +107,7 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
         others.append([r.row or DASH, *ours, r.state, code(r.flags), link(r)])
     corpus, missing = experiment.published_on, sum("not run yet" in line for line in rows)
     about = f"Published on {corpus}." if corpus else "Nothing is published of this task."
-    about += f" Of {len(rows) - 1} rows {missing} have not been run yet." if missing else ""
+    about += f" Of {len(names)} rows {missing} have not been run yet." if missing else ""
     blocks: list[Block] = [
         f"`python -m experiments.{experiment.name}` and the flags. {about}",
         rows,

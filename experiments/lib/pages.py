@@ -13,7 +13,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; pad
 body { color: #222; background: #fff; } h2 { margin-top: 3rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
 td, th { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: left; }
-td { vertical-align: top; } code { font-size: 90%; overflow-wrap: anywhere; }
+table { font-size: 90%; } td { vertical-align: top; min-width: 4rem; }
+code { font-size: 90%; overflow-wrap: anywhere; } td code { white-space: nowrap; }
 svg, img { max-width: 100%; height: auto; display: block; }
 """
 
