@@ -80,7 +80,7 @@ def conv_step(
             f"{name}: convolutions must keep the size of maps {shape[:-1]}, got {gates.shape[:-1]};"
             " leave strides at 1 and padding at 'SAME'"
         )
-    *batch_dims, _ = inputs.shape[: 1 - module.num_feature_axes]
+    batch_dims = inputs.shape[: -module.num_feature_axes]
     units = math.prod(shape[len(batch_dims) :])
     cell = Maps(features, units, channels=features, param_dtype=module.param_dtype)
     mode = Mode.of(module, cell, zoneout, deterministic, initializing)

@@ -197,6 +197,7 @@ class LSTM(Cell):
             o = u * o + (1 - u) * carry[2]
         new_h = o * squash(self._normalized_cell(params, new_c, normalize))
         if self.proj_size is not None:
+            # Not the runner's: its gradient is summed step by step.
             new_h = self.product(new_h, params["projection"])
         kept_c, kept_h = zoneout(c, new_c, masks.cells), zoneout(h, new_h, masks.states)
         if self.ogates_zoneout == "repository" and u is not None:
