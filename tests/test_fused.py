@@ -112,17 +112,28 @@ EVERY_FORM = [(*case, "as it comes") for case in EVERY]
 # Masks are transposed, too: every shape and type of them is there in both forms.
 SHAPES = ("plain", "all", "static", "stochastic depth", "gaussian")
 EVERY_FORM += [(*case, "transposed, own input") for case in EVERY if case[0] in SHAPES]
-# The others differ from these in how a step computes, not in where its masks go.
-WITH_EVERY_MASK = (
-    *("lstm", "lstm output gate", "lstm output gate repository", "lstm layer norm"),
-    *("lstm batch norm", "gru", "rnn", "lstm projected"),
+# Where masks go is the same for all cells. The others differ in how a step computes, and have
+# masks of every shape and type, or all masks and none.
+WITH_EVERY_MASK = ("lstm", "gru")
+WITH_EVERY_SHAPE = (
+    *("lstm output gate", "lstm output gate repository", "lstm layer norm", "lstm batch norm"),
+    *("rnn", "lstm projected"),
 )
-assert {*WITH_EVERY_MASK} <= CELLS.keys()
+assert {*WITH_EVERY_MASK, *WITH_EVERY_SHAPE} <= CELLS.keys()
+
+
+def has_to(name, masks):
+    """Whether a cell is to be tried with masks of a kind."""
+    if name in WITH_EVERY_MASK:
+        return True
+    return masks in (SHAPES if name in WITH_EVERY_SHAPE else ("plain", "all"))
+
+
 EVERY_CASE = [
     (name, *case)
     for name in CELLS
     for case in EVERY_FORM
-    if name in WITH_EVERY_MASK or case[0] in ("plain", "all")
+    if has_to(name, case[0])
     # Normalized and projected cells have one form only.
     if case[-1] == "as it comes" or not {"norm", "projected"} & {*name.split()}
 ]
