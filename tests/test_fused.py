@@ -187,8 +187,16 @@ def test_large_layers_take_the_form_that_is_faster_here():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("form", ["as it comes", "transposed, own input"], indirect=True)
-@pytest.mark.parametrize("name", ["lstm", "gru", "gru reset before", "rnn"])
+@pytest.mark.parametrize(
+    "form",
+    ["as it comes", pytest.param("transposed, own input", marks=pytest.mark.slow)],
+    indirect=True,
+)
+@pytest.mark.parametrize(
+    "name",
+    ["lstm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "rnn"))]
+    + [pytest.param("gru reset before", marks=pytest.mark.slow)],
+)
 def test_higher_orders_and_batches_of_parameters(name, form):
     cell, params, xs = build(name, jnp.float64)
     spec = spec_for(cell, "all")

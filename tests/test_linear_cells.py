@@ -194,7 +194,7 @@ def losses(name, dtype, lengths=LENGTHS, reverse=False):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
 @pytest.mark.parametrize("name", CELLS)
 def test_associative_equals_the_scan(name, dtype):
     for reverse in (False, True) if name == "lru" else (dtype == jnp.float64,):

@@ -174,7 +174,10 @@ CASES += [("lstm", masks, "fused", *BACK) for masks in ("static", "gaussian", "s
     ("name", "masks", "run", "lengths", "reverse"),
     [
         pytest.param(*c, marks=pytest.mark.slow)
-        if c[-2:] == FORWARD or c[0] in FURTHER and c != ("lstm projected", "all", "fused", *BACK)
+        if c[-2:] == FORWARD
+        or c[2] == "chunks"
+        or c[0] in FURTHER
+        and c != ("lstm projected", "all", "fused", *BACK)
         else c
         for c in CASES
     ],
@@ -405,7 +408,10 @@ def raised(layer):
 
 
 @both
-@pytest.mark.parametrize(("kind", "layers"), [(kind, 1) for kind in KINDS] + [("LSTM", 2)])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [pytest.param(kind, 1, marks=pytest.mark.slow) for kind in KINDS] + [("LSTM", 2)],
+)
 def test_streaming_equals_training_in_faces(face, kind, layers):
     spec = Zoneout(states=0.3)
     layer = raised(face(kind, layers=layers, learned_carry=True, zoneout=spec))

@@ -67,7 +67,7 @@ def test_every_pair_belongs_to_one_part(all_pairs):
     ("part", "digits"),
     [
         ("train", 2),
-        ("validation", 2),
+        pytest.param("validation", 2, marks=pytest.mark.slow),
         pytest.param("train", 1, marks=pytest.mark.slow),
         pytest.param("test", 2, marks=pytest.mark.slow),
     ],

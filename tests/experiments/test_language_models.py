@@ -59,7 +59,7 @@ def test_a_uniform_model(experiment):
 
 
 @each_experiment
-@pytest.mark.parametrize("size", [301, 457])
+@pytest.mark.parametrize("size", [301, pytest.param(457, marks=pytest.mark.slow)])
 def test_a_unigram_model_has_the_entropy_of_the_counts_and_counts_once(experiment, size):
     config = smoke(experiment, eval_size=size)
     task, corpus = experiment.build(config), config.data.load()

@@ -42,7 +42,9 @@ CASES = {
 }
 
 
-@pytest.fixture(params=[True, False], ids=["as on a CPU", "as elsewhere"])
+@pytest.fixture(
+    params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["as on a CPU", "as elsewhere"]
+)
 def choices(request, monkeypatch):
     """Makes the choices of `unroll` that depend on the backend."""
     monkeypatch.setattr(_unroll, "_on_cpu", lambda: request.param)

@@ -77,12 +77,9 @@ def test_symbols_are_drawn_from_the_tempered_softmax(temperature):
     check(second[first == likeliest], [int(likeliest)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("experiment", "prompt", "blanks"),
-    [
-        (CHAR, "def ", 0),
-        pytest.param(WORDS, "def <eos>", 8, marks=pytest.mark.slow),
-    ],
+    ("experiment", "prompt", "blanks"), [(CHAR, "def ", 0), (WORDS, "def <eos>", 8)]
 )
 def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
     run = tmp_path / "run"

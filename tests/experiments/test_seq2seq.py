@@ -317,7 +317,7 @@ def random_params(task):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
 
 
-@pytest.mark.parametrize("algorithm", ["adam", "momentum"])
+@pytest.mark.parametrize("algorithm", [pytest.param("adam", marks=pytest.mark.slow), "momentum"])
 def test_a_step_leaves_the_level_alone(algorithm):
     """The optimizer sees weights only, and the loss hands on what it was given."""
     task = seq2seq.build(smoke(algorithm=algorithm, weight_decay=0.1, clip_norm=1.0))

@@ -68,6 +68,7 @@ def test_a_sweep_is_each_of_its_models_alone(name, flags, rates, alone, tmp_path
             np.testing.assert_allclose(entry[key], history[0][key], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_sweep_writes_with_its_rates(tmp_path):
     folder = tmp_path / "sweep"
     run("char_ptb", folder, "--sweep", "z_prob_cells=0,0.9")

@@ -288,6 +288,7 @@ def swept(params, model_state, batch, *key):
     return towards(rates["target"], rates["steepness"])(params, model_state, batch, *key)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_each_of_its_models_alone(tmp_path):
     rows = np.zeros((1, 3), np.int32)
     task = quadratic(loss=swept, validation=Evaluation(towards(0.68), np.zeros(1), rows))

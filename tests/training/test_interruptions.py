@@ -108,7 +108,7 @@ def test_time_that_is_up_ends_the_run_with_a_checkpoint(tmp_path):
     assert untimed(start(quadratic(), tmp_path / "cut")) == untimed(whole)
 
 
-@pytest.mark.parametrize("changed", [True, False])
+@pytest.mark.parametrize("changed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_other_versions_are_told_of_when_a_run_goes_on(changed, tmp_path, monkeypatch, capsys):
     def crash():
         raise Cut

@@ -10,7 +10,13 @@ import pytest
 from tests import bad_commands, fault_injection, scaling
 
 
-@pytest.mark.parametrize("name", bad_commands.EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(bad_commands.EXPERIMENTS[0], marks=pytest.mark.slow),
+        *bad_commands.EXPERIMENTS[1:],
+    ],
+)
 def test_bad_command_lines_end_with_one_line(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zoneout_jax.training.cli.prepare", None)  # nothing gets that far
