@@ -75,14 +75,16 @@ def compiled(make: Callable[[], Program]) -> Program:
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """A Markdown table: milliseconds, the ratio to the LSTM, and memory."""
+
+    def shown(found):
+        milliseconds = found["milliseconds"]
+        time = f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:,.0f}"
+        return f"{time} ms, {found['ratio']:.2f}, {found['temporary_bytes'] / 1e6:,.0f} MB"
+
     lines = ["| forward + backward | " + " | ".join(results) + " |"]
     lines.append("| --- " * (len(results) + 1) + "|")
     for name in next(iter(results.values())):
-        cells = [
-            f"{found[name]['milliseconds']:.3g} ms, {found[name]['ratio']:.2f},"
-            f" {found[name]['temporary_bytes'] / 1e6:,.0f} MB"
-            for found in results.values()
-        ]
+        cells = [shown(found[name]) for found in results.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
