@@ -262,7 +262,7 @@ def test_vmap_over_seeds(name):
 @pytest.mark.parametrize("name", ["min_gru", "min_lstm", "rg_lru projected", "lru"])
 @pytest.mark.parametrize(
     ("steps", "batch"),
-    [(0, B), (1, 1), (T, 0), pytest.param(2, 1, marks=pytest.mark.slow)],
+    [(0, B), (1, 1), *(pytest.param(*s, marks=pytest.mark.slow) for s in [(T, 0), (2, 1)])],
 )
 def test_short_and_empty(name, steps, batch):
     cell, params, _ = build(name, jnp.float32)

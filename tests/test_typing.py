@@ -20,5 +20,6 @@ def test_types():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_program_runs():
     runpy.run_path(str(ROOT / "tests/typing/user_program.py"), run_name="__main__")

@@ -31,6 +31,7 @@ def test_flags_of_masks(flag, attribute):
     assert smoke(CHAR, **rates, **{flag: True}).zoneout.spec() == wanted != plain
 
 
+@pytest.mark.slow
 @each_experiment
 def test_flags_of_each_row_fit_the_experiment(experiment):
     """Traced only: they are accepted, and the loss has gradients."""
