@@ -10,17 +10,14 @@ the associative scan with `chunk` of about √T.
 import dataclasses
 import functools
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable
 
-import jax
-
 from benchmarks.jax_peers import Shape, ours, peer, some_params
-from benchmarks.rnn import Program, measure_in_turn
+from benchmarks.rnn import Program, described, measure_in_turn
 from zoneout_jax import LRU, RGLRU, LinearCell, MinGRU, MinLSTM, Zoneout, unroll
-from zoneout_jax.training import Count, Measurement, parse_measurement, versions, write_json
+from zoneout_jax.training import Count, Measurement, parse_measurement, write_json
 
 SHAPES = {f"T = {steps:,}": Shape(4, steps, 128, 128) for steps in (784, 4096, 20_000)}
 QUICK = {"T = 9": Shape(2, 9, 3, 4)}
@@ -94,15 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     about = "Linear cells over long sequences."
     options, out = parse_measurement(Options, argv, "benchmarks.linear", about)
     shapes = QUICK if options.quick else SHAPES
-    command = ["python", "-m", "benchmarks.linear", *(sys.argv[1:] if argv is None else argv)]
-    content = {
-        "command": " ".join(command),
-        "shapes": {name: shape._asdict() for name, shape in shapes.items()},
-        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
-        "cores": os.cpu_count(),
-        "versions": versions(),
-        "results": {},
-    }
+    content = described("benchmarks.linear", argv, shapes)
     for shape_name, shape in shapes.items():
         print(f"{shape_name}: (B, T, F, H) = {shape[:4]}", file=sys.stderr)
         runs = {name: make() for name, make in variants(shape).items()}

@@ -255,20 +255,26 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def described(module: str, argv: list[str] | None, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What a file of results says of its making, and room for the results."""
+    command = ["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]
+    return {
+        "command": " ".join(command),
+        "shapes": {name: shape._asdict() for name, shape in shapes.items()},
+        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "results": {},
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and keeps the result."""
     about = "Recurrent layers side by side."
     options, out = parse_measurement(Options, argv, "benchmarks.rnn", about)
     shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes}
-    command = ["python", "-m", "benchmarks.rnn", *(sys.argv[1:] if argv is None else argv)]
-    content = {
-        "command": " ".join(command),
-        "shapes": {name: shape._asdict() for name, shape in shapes.items()},
-        "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
-        "cores": os.cpu_count(),
-        "versions": versions() | {"torch": "not installed"},
-        "results": {},
-    }
+    content = described("benchmarks.rnn", argv, shapes)
+    content["versions"]["torch"] = "not installed"
     with torch_process() as torch:
         if torch is not None:
             content["versions"]["torch"] = torch.ask(shape=[1, 1, 1, 1, False])["version"]

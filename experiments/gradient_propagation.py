@@ -35,6 +35,7 @@ import optax
 
 from experiments import permuted_mnist
 from experiments.lib.experiment import Study
+from experiments.lib.pixels import build_cell
 from experiments.lib.settings import DataConfig
 from zoneout_jax import Masks
 from zoneout_jax.training import (
@@ -179,7 +180,7 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     params["trained"], _ = read_trained(task, config.run, run.path).last
 
     xs = permuted_mnist.inputs(pixels, images.max_value)
-    cell = permuted_mnist.build_cell(config, len(xs))
+    cell = build_cell(config, len(xs))
     zoneout = config.zoneout.spec()
     if sampled and zoneout.active:
         key = jax.random.fold_in(streams.noise, 2**31)  # that of no training step

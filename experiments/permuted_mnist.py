@@ -40,7 +40,7 @@ from experiments.lib.experiment import Experiment, Row
 from experiments.lib.experiment import published as published_values
 from experiments.lib.language_model import readout_init
 from experiments.lib.optimizers import clipped, rmsprop
-from experiments.lib.pixels import ModelConfig, build_cell, linear_blocks, lstm, orthogonal
+from experiments.lib.pixels import ModelConfig, linear_blocks, lstm, orthogonal
 from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
 from zoneout_jax import Zoneout, update_stats
 from zoneout_jax.data import (
@@ -193,8 +193,7 @@ def build(config: Config, sampled: bool = True) -> Task:
     steps = splits["train"][0].shape[1]
     sizes = {name: len(labels) for name, (_, labels) in splits.items()}
     settings, features = config.model, config.model.hidden_features
-    cell = build_cell(config, steps)
-    network = linear_blocks(config) if settings.is_linear else lstm(config, cell, steps)
+    network = linear_blocks(config) if settings.is_linear else lstm(config, steps)
 
     def init(key):
         cell_key, readout_key = jax.random.split(key)
@@ -258,7 +257,7 @@ def build(config: Config, sampled: bool = True) -> Task:
         validation=evaluation("validation"),
         monitor="error",
         model_state=lambda params: (
-            {"stats": cell.init_stats()} if settings.batch_normalization else {}
+            {"stats": network.init_stats()} if settings.batch_normalization else {}
         ),
         calibration=calibration,
         test_evaluations={"test": evaluation("test")},

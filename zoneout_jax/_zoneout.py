@@ -233,6 +233,7 @@ jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
 def is_off(rate: Rate) -> bool:
+    """Whether there is no rate, or it is the number 0; a traced one is not known to be."""
     return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 

@@ -85,12 +85,14 @@ class Network(NamedTuple):
 
     Attributes:
       init: `init(key) -> params`.
+      init_stats: population statistics at the start, of a batch-normalized network.
       read: `read(params, xs, counted, **mode) -> (features [B, H], *stats)` after inputs
         `[T, B, 1]`; `counted` `[B]` tells images from what fills a batch, and `mode` is that of
         `unroll`.
     """
 
     init: Callable[[jax.Array], Any]
+    init_stats: Callable[[], dict[str, jax.Array]]
     read: Callable[..., Any]
 
 
@@ -130,8 +132,9 @@ def build_cell(config: Any, steps: int) -> LSTM:
     )
 
 
-def lstm(config: Any, cell: LSTM, steps: int) -> Network:
+def lstm(config: Any, steps: int) -> Network:
     """The LSTM of the experiment; its features are the last hidden state."""
+    cell = build_cell(config, steps)
     settings, features = config.model, config.model.hidden_features
 
     def init(key):
@@ -154,7 +157,7 @@ def lstm(config: Any, cell: LSTM, steps: int) -> Network:
         carry, _, *stats = unroll(cell, weights, xs, carry, seq_lengths=lengths, **mode)
         return cell.hidden(carry), *stats
 
-    return Network(init, read)
+    return Network(init, cell.init_stats, read)
 
 
 def linear_blocks(config: Any) -> Network:
@@ -196,4 +199,4 @@ def linear_blocks(config: Any) -> Network:
             xs = xs + ys * jax.nn.sigmoid(apply(block["gate"], ys))
         return (jnp.mean(xs, 0),)
 
-    return Network(init, read)
+    return Network(init, cell.init_stats, read)

@@ -11,6 +11,7 @@ import pytest
 from experiments import gradient_propagation as propagation
 from experiments import permuted_mnist, reproduce
 from experiments.lib.language_model import readout_init
+from experiments.lib.pixels import build_cell
 from tests import oracles
 from zoneout_jax import LSTM, Masks, unroll
 from zoneout_jax.training import AXIS, Batch, Streams, Trained
@@ -120,7 +121,7 @@ def test_measure(tmp_path, monkeypatch, capsys):
     task = permuted_mnist.build(config)
     pixels, labels = (jnp.asarray(x[:8]) for x in task.validation.data)
     params = task.init(Streams.from_seed(0).init)
-    cell = permuted_mnist.build_cell(config, 64)
+    cell = build_cell(config, 64)
     masks = Masks(cells=jnp.full((64, 1, 1), 0.5))
     xs = pixels.T[..., None].astype(jnp.float32) / 16
     by_c, by_h = propagation.gradients(cell, params, xs, labels.astype(jnp.int32), masks)
@@ -168,7 +169,7 @@ def test_each_model_is_measured_as_it_is_trained(name, tmp_path, monkeypatch):
     images = config.data.load()[1]["validation"]
     pixels, labels = (jnp.asarray(x[:6]) for x in images)
     xs = pixels.T[..., None].astype(jnp.float32) / 16
-    cell = permuted_mnist.build_cell(config, 64)
+    cell = build_cell(config, 64)
     drawn = config.zoneout.spec().sample(jax.random.fold_in(streams.noise, 2**31), 64, 6, 8)
     masks = {
         "zoneout": Masks(cells=drawn.cells),

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from experiments import permuted_mnist, reproduce
+from experiments.lib.pixels import build_cell
 from tests import oracles
 from tests.experiments.test_command_line import listed
 from zoneout_jax import Masks, Zoneout, unroll, update_stats
@@ -204,7 +205,7 @@ def test_options_reach_the_cell():
     xs = jnp.ones((3, 2, 1))
     outputs = {}
     for activation in ("tanh", "relu"):
-        cell = permuted_mnist.build_cell(smoke(activation=activation, hidden_features=5), 3)
+        cell = build_cell(smoke(activation=activation, hidden_features=5), 3)
         params = cell.init(jax.random.key(0))
         outputs[activation] = unroll(cell, params, xs, deterministic=True)[1]
         assert outputs[activation].shape == (3, 2, 5)
@@ -228,7 +229,7 @@ def test_moving_averages_are_those_of_update_stats():
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, grads, same_grads)
 
-    cell = permuted_mnist.build_cell(config, STEPS)
+    cell = build_cell(config, STEPS)
     xs = tasks["ema"].data[0][np.arange(16)].T[..., None] / np.float32(16)
     mode = {"zoneout": config.zoneout.spec(), "key": jax.random.key(0)}
     *_, batch = unroll(cell, params["lstm"], xs, **mode)
@@ -269,7 +270,7 @@ def test_reestimated_statistics_are_the_average_with_expected_masks():
     assert jax.tree.structure(means) == jax.tree.structure(state)
     fitted = means["stats"]
 
-    cell = permuted_mnist.build_cell(config, STEPS)
+    cell = build_cell(config, STEPS)
     pixels = task.data[0][:80].T[..., None] / np.float32(16)
     masks = Masks(cells=jnp.float32(0.5), states=jnp.float32(0.4), update=jnp.float32(0.7))
     parts = [(pixels[:, :32], 32), (pixels[:, 32:64], 32), (pixels[:, 64:], 16)]

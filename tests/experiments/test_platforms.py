@@ -15,6 +15,7 @@ from experiments import (
     text8,
     word_ptb,
 )
+from experiments.lib.pixels import build_cell
 from zoneout_jax import _unroll
 from zoneout_jax.training import parallel
 
@@ -83,7 +84,7 @@ def test_training_steps(case):
 def test_gradients_over_time():
     config = DIGITS.presets["smoke"].replace(**gradient_propagation.MODELS["zoneout"])
     xs = jnp.zeros((6, 4, 1))
-    cell = permuted_mnist.build_cell(config, len(xs))
+    cell = build_cell(config, len(xs))
     params = DIGITS.build(config).init(jax.random.key(0))
     masks = config.zoneout.spec().sample(jax.random.key(0), 6, 4, config.model.hidden_features)
 

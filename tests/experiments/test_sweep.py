@@ -7,6 +7,7 @@ import pytest
 
 from experiments import sample
 from experiments.lib.experiment import find
+from zoneout_jax.training import launch
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -85,6 +86,7 @@ def test_a_model_of_a_sweep_writes_with_its_rates(tmp_path):
     ("flags", "words"),
     [
         (("--sweep", "z_prob_cells=0,2"), "z_prob_cells must be in [0, 1], got 2.0"),
+        (("--sweep", "z_prob_cells=-1,0.5"), "z_prob_cells must be in [0, 1], got -1.0"),
         (("--sweep", "hidden_features=1,2"), "sweep must be of z_prob_cells, z_prob_states, drop_"),
         (("--sweep", "z_prob_cells=0,1", "--share_mask"), "a shared mask has one rate for both"),
         (("--sweep", "z_prob_cells=0,a"), "sweep must be name=rate,rate"),
@@ -99,3 +101,14 @@ def test_bad_sweeps_are_one_line(flags, words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and words in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["--static_mask", "--stoch_depth", "--gaussian_mask"])
+def test_a_kind_of_mask_may_be_swept_from_a_rate_of_zero(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoneout_jax.training.cli.fit", lambda task, config, *_: config.members)
+    flags = ["--preset=smoke", "--dataset=stdlib", kind, "--sweep", "z_prob_cells=0,0.5"]
+    char_ptb = find("char_ptb")
+    _, members = launch(
+        "char_ptb", char_ptb.presets, char_ptb.build, "", [*flags, f"--workdir={tmp_path / 'run'}"]
+    )
+    assert [member["z_prob_cells"] for member in members] == [0, 0.5]

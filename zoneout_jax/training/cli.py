@@ -7,7 +7,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import absl.logging
 import jax
@@ -37,8 +37,11 @@ class Config(Protocol):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run."""
 
-    def replace(self, **changes: Any) -> Self:
-        """The settings with some changed."""
+    def flat(self) -> dict[str, Any]:
+        """All settings by name."""
+
+    def check(self, name: str, value: float) -> None:
+        """Raises ValueError unless a setting may have a value."""
 
 
 def launch(
@@ -182,11 +185,10 @@ def prepare(
 def _check_sweep(config: Config) -> None:
     """Raises ValueError unless a sweep is of settings, with values that they may have."""
     for name, rates in parse_sweep(config.run.sweep).items():
+        if name not in config.flat():
+            raise ValueError(f"sweep must be of settings, got {name}")
         for rate in rates:
-            try:
-                config.replace(sweep=(), **{name: rate})
-            except TypeError as error:
-                raise ValueError(f"sweep must be of settings, got {name}") from error
+            config.check(name, rate)
 
 
 def path(name: str, config: Config, start: Config) -> pathlib.Path:

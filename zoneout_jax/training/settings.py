@@ -63,10 +63,14 @@ def check_ranges(settings: Any) -> None:
     for name, allowed in ranges(type(settings)).items():
         value = getattr(settings, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and item not in allowed:
-                unbounded = allowed.high is None and not math.isfinite(item)
-                finite = "finite and " if unbounded else ""
-                raise ValueError(f"{name} must be {finite}{allowed}, got {item}")
+            _check_range(name, item, allowed)
+
+
+def _check_range(name: str, value: float | None, allowed: Range) -> None:
+    if value is not None and value not in allowed:
+        unbounded = allowed.high is None and not math.isfinite(value)
+        finite = "finite and " if unbounded else ""
+        raise ValueError(f"{name} must be {finite}{allowed}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,21 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run."""
         return self.flat(incidental=False)
+
+    def check(self, name: str, value: float) -> None:
+        """Raises ValueError unless a setting may have a value, whatever the others are.
+
+        Args:
+          name: of the setting, here or in a part.
+          value: a number.
+        """
+        for field in dataclasses.fields(self):
+            part = getattr(self, field.name)
+            if isinstance(part, Settings) and name in part.flat():
+                part.check(name, value)
+        allowed = ranges(type(self)).get(name)
+        if allowed is not None:
+            _check_range(name, value, allowed)
 
     def replace(self, **changes: Any) -> Self:
         """The settings with some changed, by name, wherever they are.
