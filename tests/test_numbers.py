@@ -25,7 +25,7 @@ MADE = {"reproduction.md"}
 """Pages that a program makes of the results; a test holds them to it."""
 UNSOURCED = {
     ("deviations.md", "Initial weights: the authors' code has them in two ways"): "of formulas",
-    ("peers.md", "Read"): "versions of libraries",
+    ("peers.md", "Sources"): "versions of libraries",
     ("performance.md", "Tried, without gain"): "prototypes that were not kept",
     ("performance.md", "On accelerators: calculated, not measured"): "calculated",
 }
