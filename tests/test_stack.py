@@ -312,7 +312,7 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
         (
             lambda: encoder()(XS, emit=lambda carry, y: y),
             ValueError,
-            "not what residual adds to them; leave one of them out",
+            "before residual adds to them; leave emit or residual out",
         ),
         (
             lambda: encoder()(XS, initial_carry=(jnp.zeros((B, H)),) * 2),

@@ -33,7 +33,7 @@ class Cell:
     A step is one matrix product and an elementwise part. With k blocks of H features,
 
         p = W x + b                          `project`
-        q = R (m∘h)                          the product, made by `advance` or `unroll`
+        q = R (m∘h)                          the product, computed by `advance` or `unroll`
         gate = activation(p + q)             for each block with an activation in `gates`
         carry', y = update(gates, rest)      for a block without one: its q in gates, its p in rest
 
@@ -68,8 +68,8 @@ class Cell:
         still summed in `param_dtype`. None means `param_dtype`.
       gates: the activation of each block, in order: "sigmoid", "tanh", "relu", another function, or
         None to pass the block on unchanged.
-      carry_names: names of the arrays `[B, H]` of the carry; one must be "h", the hidden state. A
-        single array is the carry, several are a tuple.
+      carry_names: names of the arrays `[B, H]` of the carry; one must be "h", the hidden state.
+        With one name the carry is the array, with several it is a tuple.
       output_features: P, the size of h and of the output, and the number of rows of the recurrent
         kernel; H unless a cell overrides it.
       mask_names: the fields of `Masks` that `update` uses, out of "cells", "states" and "update".
@@ -107,7 +107,9 @@ class Cell:
             # One form for each type, so that equal settings compare equal.
             object.__setattr__(self, name, None if value is None else jnp.dtype(value))
         if "h" not in self.carry_names:
-            raise ValueError(f'carry_names must hold "h", the hidden state: {self.carry_names!r}')
+            raise ValueError(
+                f'carry_names must hold "h", the hidden state; got {self.carry_names!r}'
+            )
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -122,7 +124,7 @@ class Cell:
     @property
     def gates(self) -> tuple[Activation | None, ...]:
         """The activation of each block."""
-        raise NotImplementedError("a cell must say what its gates are")
+        raise NotImplementedError("a cell must define gates, the activation of each block")
 
     @property
     def input_width(self) -> int:
@@ -171,7 +173,7 @@ class Cell:
         Args:
           params: the parameters without the kernels; vectors are rows that broadcast.
           carry: carry of the previous step.
-          gates: the k blocks `[B, H]`, activated; of a block without an activation, the product.
+          gates: the k blocks `[B, H]`, activated; for a block without an activation, the product.
           rest: results of `project` for the blocks without an activation, in order.
           masks: masks of the step; None for a mask that is off.
 
@@ -181,7 +183,7 @@ class Cell:
         Returns:
           The new carry and the output `[B, H]`.
         """
-        raise NotImplementedError("a cell must say how its gates make the new carry")
+        raise NotImplementedError("a cell must define update, which makes the new carry")
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """Returns the initializer `init(key, shape, dtype)` and the shape of each parameter."""
@@ -339,7 +341,7 @@ Output = Literal["state", "candidate"]
 def combine(
     gates: tuple[Activation | None, ...], products: Any, projected: Any
 ) -> tuple[Gates, Gates]:
-    """Adds products and projections of blocks with an activation; returns the other projections."""
+    """Adds projections to products of blocks with an activation; returns the others separately."""
     blocks = list(zip(gates, products, projected, strict=True))
     values = tuple(product if name is None else product + x for name, product, x in blocks)
     return values, tuple(x for name, _, x in blocks if name is None)
@@ -386,6 +388,6 @@ def in_blocks(init: Initializer, blocks: int) -> Initializer:
 
 def on_arrays(f: Callable[..., jax.Array], *values: Any) -> Any:
     """Applies a function to arrays, inside the boxes with which initializers mark sharding."""
-    if hasattr(values[0], "raw_value"):  # of `nnx.with_partitioning`
+    if hasattr(values[0], "raw_value"):  # box of `nnx.with_partitioning`
         return dataclasses.replace(values[0], raw_value=f(*(value.raw_value for value in values)))
     return jax.tree.map(f, *values)

@@ -85,7 +85,7 @@ def conv_step(
     cell = Maps(features, units, channels=features, param_dtype=module.param_dtype)
     mode = Mode.of(module, cell, zoneout, deterministic, initializing)
     if mode.zoneout.static and not mode.deterministic:
-        raise ValueError(f"{name}: static masks in training: this cell draws masks step by step")
+        raise ValueError(f"{name}: no static masks in training, as each step draws its own masks")
     carry = jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, units), carry)
     gates = gates.astype(module.param_dtype).reshape(*batch_dims, 4 * units)
     carry, y, _ = run_step(module, cell, mode, {}, None, carry, gates, draw_key)

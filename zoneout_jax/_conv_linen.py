@@ -31,7 +31,7 @@ class ZoneoutConvLSTMCell(nn.RNNCellBase):
     an example share them. Masks come from the random stream "zoneout", and the masks of an example
     do not depend on the rest of the batch.
 
-    `nn.RNN` runs the cell over sequences `[*batch, T, *map, F]`; `ZoneoutRNN` does not accept it:
+    `ZoneoutRNN` does not accept the cell; `nn.RNN` runs it over sequences `[*batch, T, *map, F]`:
 
         nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
 

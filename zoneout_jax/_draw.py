@@ -21,9 +21,7 @@ def draw_masks(
 ) -> Masks:
     """Returns the masks of the sequence: none, expected, or sampled."""
     if zoneout is not None and not isinstance(zoneout, Zoneout):
-        raise TypeError(
-            f"zoneout must be a Zoneout, got {zoneout!r}; for instance Zoneout(cells=0.5)"
-        )
+        raise TypeError(f"zoneout must be a Zoneout, such as Zoneout(cells=0.5); got {zoneout!r}")
     if zoneout is None or not zoneout.active:
         return Masks()
     for name, rate in zoneout.rates.items():
@@ -50,7 +48,7 @@ def draw_masks(
 def split_masks(
     masks: Masks, cell: Cell, steps_and_batch: tuple[int, int]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Splits masks into those that serve every step, without time, and those with an axis T."""
+    """Splits masks into masks for every step, without an axis T, and masks with an axis T."""
     constant, varying = {}, {}
     for name, mask in cell.known_masks(masks).items():
         mask, shape = jnp.asarray(mask), (*steps_and_batch, cell.size(name))
@@ -90,7 +88,7 @@ def add_noise(
 
 
 def required(key: jax.Array | None, what: str) -> jax.Array:
-    """Returns the key; raises if it is missing, with the name of what needs it, or is not a key."""
+    """Returns the key; raises if it is missing or not a key. `what` needs it, for the message."""
     if key is None:
         raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
     return checked_key(key)

@@ -83,7 +83,7 @@ class GRU(Cell):
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
-        """The activations of r and z; `update` applies that of n, and with normalization all."""
+        """The activations of r and z; `update` applies that of n, with normalization all three."""
         gate_fn = None if self.normalization else self.gate_fn
         return gate_fn, gate_fn, None
 

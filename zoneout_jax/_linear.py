@@ -72,7 +72,7 @@ class LinearCell(Cell):
         Returns:
           Arrays `[…, H]`; axes over which they are constant may have size 1.
         """
-        raise NotImplementedError("a linear cell must say what its coefficients are")
+        raise NotImplementedError("a linear cell must define coefficients, which returns a and b")
 
     def readout(self, params: Params, hs: jax.Array, xs: jax.Array) -> jax.Array:
         """Returns the outputs `[…, H]` of states `[…, H]` and inputs `[…, F]`: the states."""
@@ -272,7 +272,7 @@ def _init_decay(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LRU(LinearCell):
-    """Linear recurrent unit, with a complex state, with zoneout.
+    """Linear recurrent unit with a complex state, with zoneout.
 
         λ = exp(−exp(ν) + i exp(θ))
         ĥ = λ∘h + exp(γ)∘u∘(B x)

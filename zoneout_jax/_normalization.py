@@ -134,7 +134,7 @@ class BatchNormalizer:
         return totals if self._axis_name is None else jax.lax.psum(totals, self._axis_name)
 
     def found(self) -> Stats | None:
-        """Returns the statistics of the batch, with `step` and `count`; None if there are none."""
+        """Returns the batch's statistics, `step` and `count`; None with population statistics."""
         if self._count is None:
             return None
         return self._found | {"step": self._number, "count": self._count}

@@ -170,7 +170,7 @@ def weight_drop(params: Tree, key: jax.Array, rate: jax.Array | float) -> Tree:
 
     Raises:
       ValueError: a rate outside [0, 1], or no kernel of that name.
-      TypeError: a rate that is not a number, a key that is not a key.
+      TypeError: a rate that is not a number, a key that is not a random key.
 
     Example:
       >>> params = {"recurrent": jnp.ones((1, 4)), "bias": jnp.ones(4)}
@@ -221,7 +221,7 @@ def dropout(
     Raises:
       ValueError: a rate outside [0, 1], arrays of another rank, a key that is the same on all
         devices without `axis_name`.
-      TypeError: a rate that is not a number, a key that is not a key.
+      TypeError: a rate that is not a number, a key that is not a random key.
 
     Example:
       >>> xs = dropout(jnp.ones((5, 2, 3)), jax.random.key(0), 0.4, locked=True)

@@ -20,7 +20,7 @@ Layers = list[tuple[Any, ...]]
 
 
 def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
-    """Returns the layers, and True if `cell` is a single cell; raises unless all are a `kind`."""
+    """Returns the layers, and True if `cell` is a single cell; raises for cells not of `kind`."""
     is_single = not isinstance(cell, Sequence)
     cells, others = (one if isinstance(one, Sequence) else (one,) for one in (cell, backward))
     if not cells:
@@ -100,7 +100,9 @@ def run_layers(
     for name, given in (("initial_carry", carries), ("zoneout", specs)):
         if not isinstance(given, Sequence) or len(given) != len(layers):
             what = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
-            raise ValueError(f"{name} must be a sequence of {len(layers)}, one a cell; got {what}")
+            raise ValueError(
+                f"{name} must be a sequence of {len(layers)}, one for each cell; got {what}"
+            )
     time_major = options["time_major"]
     xs: Any = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
     if mask is not None:
@@ -168,7 +170,7 @@ def _check_options(rnn: Any, is_single: bool, reversed_twice: bool, emit: Any) -
     """Raises ValueError for options that exclude each other."""
     if reversed_twice:
         raise ValueError(
-            "ZoneoutRNN: reverse is for one direction, and backward runs both; leave one out"
+            "ZoneoutRNN: reverse is for one direction, backward for both; leave one of them out"
         )
     for name, off in (("dropout", is_off(rnn.dropout)), ("residual", not rnn.residual)):
         if is_single and not off:
@@ -178,7 +180,7 @@ def _check_options(rnn: Any, is_single: bool, reversed_twice: bool, emit: Any) -
     if rnn.residual and emit is not None:
         raise ValueError(
             "ZoneoutRNN: emit gets the outputs of the last cell before residual adds to them;"
-            " leave one of them out"
+            " leave emit or residual out"
         )
 
 

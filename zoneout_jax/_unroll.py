@@ -338,7 +338,7 @@ def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carr
 
 
 def _as_array(array: Any, dtype: Any) -> jax.Array:
-    """Converts to a JAX array, other arrays to `dtype` if both are real or both are complex."""
+    """Converts to a JAX array; all but JAX arrays get `dtype` if both are real or both complex."""
     if not isinstance(array, jax.Array):
         given, kinds = np.asarray(array).dtype, (jnp.floating, jnp.complexfloating)
         if any(jnp.issubdtype(given, k) and jnp.issubdtype(dtype, k) for k in kinds):

@@ -89,9 +89,9 @@ class Zoneout:
         (Semeniuta et al. 2016; input-gate dropout in the authors' repository). Training does not
         rescale; evaluation multiplies by the expectation, 1 − update_drop.
       hidden_drop: rate of dropping units of h where h enters the recurrent product; the carry is
-        not masked (variational dropout, Gal and Ghahramani 2016, section 4). The mask is m/(1 −
-        rate) with m ~ Bernoulli(1 − rate), one draw for each sequence and unit, whatever the kinds
-        below. Evaluation has no such mask, because its expectation is 1.
+        not masked (variational dropout, Gal and Ghahramani 2016, section 4). With
+        m ~ Bernoulli(1 − rate), the mask is m/(1 − rate), one draw for each sequence and unit,
+        whatever the kinds below. Evaluation has no such mask, because its expectation is 1.
       shared: one mask for cells and states, at the rate of the cells.
       static: one mask for a whole sequence instead of one for each step.
       per_layer: one draw for all units of an example (stochastic depth over time).
@@ -233,7 +233,7 @@ jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
 def is_off(rate: Rate) -> bool:
-    """True if there is no rate or it is the number 0; a traced rate has no known value."""
+    """True if there is no rate or it is the number 0; False for a traced rate."""
     return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 

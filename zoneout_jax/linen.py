@@ -155,10 +155,10 @@ class ZoneoutCell(_Base):
 
     In training the masks come from the random stream "zoneout". The masks of an example do not
     depend on the rest of the batch. In evaluation the masks are their expectations; while
-    parameters are initialized there are no masks. Neither needs the stream. `nn.RNN` passes on only
-    the streams that `split_rngs` lists. Its default therefore raises InvalidRngError, and with
-    False for "zoneout" every step would draw the same masks. `ZoneoutRNN` needs no such argument,
-    and is faster:
+    parameters are initialized there are no masks. Neither needs the stream. `ZoneoutRNN` passes the
+    stream on. `nn.RNN`, which is slower, passes on only the streams in `split_rngs`: its default
+    raises InvalidRngError, and with False for "zoneout" every step would draw the same masks. So
+    write:
 
         nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
 
@@ -233,9 +233,9 @@ class ZoneoutLSTMCell(_SizedCell):
 
     The carry is (c, h), as in Flax. With `normalization="batch"` the number of the step follows,
     and the population statistics are variables of the collection "batch_stats", which must be
-    mutable in training. `nn.RNN` then needs `variable_carry="batch_stats"`. Initialize with
-    `ZoneoutRNN`, whose variables have the same names: `nn.RNN` cannot create what it carries. Its
-    statistics include padding.
+    mutable in training. `nn.RNN` then needs `variable_carry="batch_stats"`, and its statistics
+    include padding. It cannot create the variables that it carries: initialize with `ZoneoutRNN`,
+    whose variables have the same names.
 
     Attributes:
       features: H, number of units.
@@ -462,7 +462,7 @@ class ZoneoutRNN(nn.Module):
         deterministic: bool | None = None,
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
         emit: Callable[[Carry, jax.Array], Any] | None = None,
-    ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
+    ) -> jax.Array | Any:  # depends on `return_carry`, the argument or the attribute
         """Returns outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
@@ -470,17 +470,17 @@ class ZoneoutRNN(nn.Module):
           initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
           init_key: key for a cell's `carry_init`; `jax.random.key(0)` by default, as in `nn.RNN`.
           seq_lengths: integers `[*batch]`; elements beyond these lengths are padding.
-          mask: instead of `seq_lengths`, booleans with the axes of the inputs but the last: True up
-            to the end of each sequence, False in padding. If traced, only the count of True matters.
+          mask: instead of `seq_lengths`, booleans with the axes of the inputs but the last: True in
+            each sequence, False in padding. If traced, only the number of True values matters.
           resets: booleans with the same axes, True for the first step of each episode. Before that
             step the carry is the cell's initial carry, zeros or learned. See `zoneout_jax.unroll`.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
           zoneout: overrides the spec of every cell, or of each layer if a sequence. For rates that
             change during training, pass for instance `[cell.zoneout.at(step) for cell in cells]`.
           emit: function of each step of the last cell, whose result `emit(carry, y)` replaces the
-            output y. Arrays have the batch first, with all batch axes in one. For instance,
-            `lambda carry, y: (y, carry[0])` adds the memory cells. With `backward`, the results of
-            both directions are a pair.
+            output y. It takes and returns arrays with the batch first and all batch axes in one.
+            For instance, `lambda carry, y: (y, carry[0])` adds the memory cells. With `backward`,
+            the results of both directions are a pair.
         """
         layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
         deterministic = self.deterministic if deterministic is None else deterministic

@@ -565,7 +565,7 @@ class ZoneoutRNN(nnx.Module):
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
         emit: Callable[[Carry, jax.Array], Any] | None = None,
         rngs: Streams | None = None,
-    ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
+    ) -> jax.Array | Any:  # depends on `return_carry`, the argument or the attribute
         """Returns outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
@@ -623,7 +623,7 @@ SHARED = "zoneout deterministic momentum carry_init carry_noise axis_name rngs".
 
 
 def _pure(kind: type[Cell], given: dict[str, Any]) -> Cell:
-    """Returns the pure cell, made with those of the given arguments that it has."""
+    """Makes the pure cell from the given arguments that are its fields."""
     names = [field.name for field in dataclasses.fields(kind)]
     return kind(**{name: given[name] for name in names if name in given})
 
