@@ -268,8 +268,7 @@ class ZoneoutGRUCell(_SizedCell):
     """One step of a GRU with zoneout; `zoneout_jax.GRU` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.GRU`.
     """
 
@@ -284,8 +283,7 @@ class ZoneoutSimpleCell(_SizedCell):
     """One step of a plain RNN with zoneout; `zoneout_jax.RNN` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.RNN`.
     """
 
@@ -296,8 +294,7 @@ class ZoneoutIndRNNCell(_SizedCell):
     """One step of an IndRNN with zoneout; `zoneout_jax.IndRNN` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.IndRNN`.
     """
 
@@ -312,8 +309,7 @@ class ZoneoutMinGRUCell(_AnyCell):
     `ZoneoutRNN` runs all steps of this and the other linear cells at once.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.MinGRU`.
     """
 
@@ -327,8 +323,7 @@ class ZoneoutMinLSTMCell(_AnyCell):
     """One step of a minLSTM with zoneout; `zoneout_jax.MinLSTM` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.MinLSTM`.
     """
 
@@ -342,8 +337,7 @@ class ZoneoutRGLRUCell(_AnyCell):
     """One step of an RG-LRU with zoneout; `zoneout_jax.RGLRU` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.RGLRU`.
     """
 
@@ -358,8 +352,7 @@ class ZoneoutLRUCell(_AnyCell):
     The carry is complex.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.LRU`.
     """
 
