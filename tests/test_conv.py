@@ -279,7 +279,7 @@ def test_batch_axes_seeds_and_directions():
         (
             lambda: nnx.RNN(in_nnx(zoneout=Zoneout(cells=0.5, static=True)))(XS),
             ValueError,
-            "static masks in training: this cell draws masks step by step",
+            "no static masks in training, as each step draws its own masks",
         ),
         (lambda: in_nnx(zoneout=0.5), TypeError, "zoneout must be a Zoneout"),
     ],

@@ -72,7 +72,7 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         (
             interop.from_torch,
             zeros(weight_ih_l0=(20, F), weight_hh_l0=(20, H), weight_ih=(20, F)),
-            "a cell beside layers",
+            "both a cell and layers",
         ),
         (interop.from_haste, zeros(kernel=(F, 20), bias=(20,)), "got .*'bias'.*recurrent_kernel"),
         (interop.from_haste, zeros(**HASTE_LSTM, gamma=(2, 20)), "'gamma'"),
@@ -91,7 +91,7 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         (interop.from_keras, zeros(kernel=(F, 20)), r"got \['kernel'\]"),
         (interop.from_keras, [np.zeros((F, 15)), np.zeros((H, 15))], "set it"),
         (interop.from_equinox, zeros(weight_ih=(20, F)), "weight_hh and bias"),
-        (interop.from_equinox, zeros(weight_ih=(20, F), weight_hh=(20, H), bias_n=(H,)), "nothing"),
+        (interop.from_equinox, zeros(weight_ih=(20, F), weight_hh=(20, H), bias_n=(H,)), "only a"),
         (
             functools.partial(interop.from_haiku, prefix="lstm"),
             {"gru": zeros(w_i=(F, 15), w_h=(H, 15), b=(15,))},
@@ -142,7 +142,7 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         (
             functools.partial(interop.from_keras, reset_after=True),
             [np.zeros((F, 15)), np.zeros((H, 15)), np.zeros(15)],
-            "that of reset_after=False",
+            "belongs to reset_after=False",
         ),
         (
             interop.from_equinox,

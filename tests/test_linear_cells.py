@@ -652,7 +652,7 @@ class Real(LinearCell):
 
 
 class Nothing(LinearCell):
-    """Does not say what its coefficients are."""
+    """Does not define its coefficients."""
 
     gates = (None,)
 
@@ -680,7 +680,7 @@ class Nothing(LinearCell):
             TypeError,
             "Real.coefficients must return arrays of float32, got bfloat16 and float32",
         ),
-        (lambda: run(Nothing(F, H)), NotImplementedError, "must say what its coefficients are"),
+        (lambda: run(Nothing(F, H)), NotImplementedError, "must define coefficients"),
         (
             lambda: MinLSTM(F, H, recurrent_kernel_init=jax.nn.initializers.ones),
             ValueError,

@@ -165,7 +165,7 @@ def test_rates_that_are_arrays_become_numbers(rate):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: layer(0.5), TypeError, "must be a Zoneout, as Zoneout.cells=0.5.; got 0.5"),
+        (lambda: layer(0.5), TypeError, "must be a Zoneout, such as Zoneout.cells=0.5.; got 0.5"),
         (
             lambda: ZoneoutRNN(nnx.GRUCell(F, H, rngs=nnx.Rngs(0))),
             TypeError,

@@ -249,8 +249,8 @@ def test_dropout(locked):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda key: weight_drop({"kernel": jnp.ones(3)}, key, 0.5), ValueError, "no kernel of"),
-        (lambda key: weight_drop({"recurrent": {}}, key, 0.5), ValueError, "no kernel of the name"),
+        (lambda key: weight_drop({"kernel": jnp.ones(3)}, key, 0.5), ValueError, "no kernel named"),
+        (lambda key: weight_drop({"recurrent": {}}, key, 0.5), ValueError, "no kernel named"),
         (lambda key: weight_drop({"recurrent": jnp.ones(3)}, key, 1.5), ValueError, "got 1.5"),
         (lambda key: weight_drop({"recurrent": jnp.ones(3)}, 0, 0.5), TypeError, "a random key"),
         (lambda key: dropout(jnp.ones((2, 3)), key, 0.5), ValueError, "xs must be .T, B, F."),

@@ -279,17 +279,17 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
         (
             lambda: linen_layer(linen_cells(H, 7), residual=True),
             ValueError,
-            "cell 1 of ZoneoutRNN: residual adds its 5 inputs to its 7 outputs: make them as many",
+            "cell 1 of ZoneoutRNN: residual adds its 5 inputs to its 7 outputs; make both",
         ),
         (
             lambda: linen_layer(linen_cells(H)[0], residual=True),
             ValueError,
-            "residual is between the cells of a sequence, and there is one cell",
+            "residual acts between the cells of a sequence, but there is one cell",
         ),
         (
             lambda: linen_layer(linen_cells(H)[0], dropout=0.1),
             ValueError,
-            "dropout is between the cells of a sequence, and there is one cell",
+            "dropout acts between the cells of a sequence, but there is one cell",
         ),
         (
             lambda: linen_layer(linen_cells(H, H), backward=linen_cells(H)),
@@ -308,16 +308,16 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
             TypeError,
             "takes cells of that module, got zoneout_jax.linen.ZoneoutGRUCell",
         ),
-        (lambda: encoder(reverse=True)(XS), ValueError, "reverse is of one way over time"),
+        (lambda: encoder(reverse=True)(XS), ValueError, "reverse is for one direction"),
         (
             lambda: encoder()(XS, emit=lambda carry, y: y),
             ValueError,
-            "not what residual adds to them; leave one of them out",
+            "before residual adds to them; leave emit or residual out",
         ),
         (
             lambda: encoder()(XS, initial_carry=(jnp.zeros((B, H)),) * 2),
             ValueError,
-            "cell 0 of ZoneoutRNN: an initial carry must be a pair, of cell and backward",
+            "cell 0 of ZoneoutRNN: an initial carry must be a pair, one for cell",
         ),
         (
             lambda: encoder()(XS, initial_carry=((jnp.zeros((B, H)), jnp.zeros((2, H))),) * 2),

@@ -1,7 +1,8 @@
-"""Zoneout and other recurrent regularization in JAX: pure functions, on jax and numpy alone.
+"""Zoneout and other regularizers of recurrent networks in JAX: pure functions.
 
-`zoneout_jax.linen` and `zoneout_jax.nnx` have the modules for Flax, `zoneout_jax.interop` converts
-weights; `zoneout_jax.data` and `zoneout_jax.training` serve the experiments.
+They need jax and numpy only. `zoneout_jax.linen` and `zoneout_jax.nnx` have the modules for Flax,
+`zoneout_jax.interop` converts weights. `zoneout_jax.data` and `zoneout_jax.training` serve the
+experiments.
 """
 
 __version__ = "0.1.0"
@@ -53,6 +54,6 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Names for completion: without the modules inside, which imports leave here as well."""
+    """Lists the public names, for completion, without the private modules that imports add."""
     modules = {"data", "interop", "linen", "nnx", "training"} & globals().keys()
     return ["__version__", *__all__, *modules]

@@ -2,13 +2,13 @@
 
     h_t = a_t∘h_{t−1} + b_t
 
-is a system of linear equations in all h_t. An associative scan solves it by the rule that two steps
-in a row are a step again,
+is a system of linear equations in all h_t. An associative scan solves it, because two steps in a
+row are again a step of the same form:
 
     (a, b) then (a', b')  =  (a'∘a, a'∘b + b')
 
-and the transposed system, which the way back asks for, by the same scan from the other end. So the
-derivatives need no more of the forward pass than a and h, whatever the scan computes in between.
+The backward pass needs the transposed system, which the same scan solves from the other end. So
+derivatives need only a and h of the forward pass, and no intermediate values of the scan.
 """
 
 from typing import Any
@@ -29,15 +29,15 @@ def scan_associative(
     cell: Any = how.cell
     a, b, xs = inputs.xs
     constant = {name: mask[None] if mask.ndim else mask for name, mask in constants.masks.items()}
-    # Under `shard_map`, coefficients that are constant would differ in kind from the inputs.
+    # Under `shard_map`, constant coefficients would vary over other axes than the inputs.
     a, b = vary_alike(cell.zoned_out(a, b, Masks(**constant, **inputs.masks)))
     if inputs.valid is not None:
         a, b = jnp.where(inputs.valid, a, 1), jnp.where(inputs.valid, b, 0)
     if inputs.resets is not None and len(b):
         start: Any = constants.start
         b = jnp.where(inputs.resets, a * start[None] + b, b)
-        a = jnp.where(inputs.resets, 0, a)  # the step depends no more on what is before it
-        # Nor on a carry that is nan, of which 0 times would be nan again.
+        a = jnp.where(inputs.resets, 0, a)  # the step no longer depends on earlier steps
+        # Nor on a carry that is nan: 0 times nan would be nan.
         carry = jnp.where(inputs.resets[-1 if how.reverse else 0], start, carry)
     hs = linear_recurrence(a, b, carry, how.reverse)
     ys = cell.readout(params, hs, xs)
@@ -50,13 +50,13 @@ def scan_associative(
 def linear_recurrence(
     a: jax.Array, b: jax.Array, start: jax.Array, reverse: bool = False
 ) -> jax.Array:
-    """The states h_t = a_t∘h_{t−1} + b_t, `[T, B, H]`.
+    """Computes the states h_t = a_t∘h_{t−1} + b_t, `[T, B, H]`.
 
     Args:
       a: `[T, B or 1, H or 1]`.
       b: `[T, B, H]`.
       start: the state before the first step, `[B, H]`.
-      reverse: from the last element to the first.
+      reverse: run from the last element to the first.
     """
     if not b.shape[0]:
         return b
@@ -73,13 +73,13 @@ def linear_recurrence(
 
 
 def _shifted(array: jax.Array, reverse: bool) -> jax.Array:
-    """What each step finds of the step before it: zeros in the first."""
+    """Shifts an array so that each step sees the previous step; the first step sees zeros."""
     none = jnp.zeros_like(array[:1])
     return jnp.concatenate([array[1:], none] if reverse else [none, array[:-1]])
 
 
 def _scan(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:
-    """The states h_t = a_t∘h_{t−1} + b_t, from zero."""
+    """Computes the states h_t = a_t∘h_{t−1} + b_t from an initial state of zero."""
 
     def join(one, other):
         return other[0] * one[0], other[0] * one[1] + other[1]

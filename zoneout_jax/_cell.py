@@ -1,4 +1,4 @@
-"""What a recurrent cell is, and what cells share."""
+"""The base class of recurrent cells, and functions that cells share."""
 
 import dataclasses
 import inspect
@@ -30,17 +30,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Cell:
     """A recurrent cell: settings, and pure functions of parameters, carry and inputs.
 
-    A step is one matrix product and an elementwise rest. Of k blocks of H features,
+    A step is one matrix product and an elementwise part. With k blocks of H features,
 
         p = W x + b                          `project`
-        q = R (m∘h)                          the product, made by whoever runs the cell
+        q = R (m∘h)                          the product, computed by `advance` or `unroll`
         gate = activation(p + q)             for each block with an activation in `gates`
         carry', y = update(gates, rest)      for a block without one: its q in gates, its p in rest
 
-    m is the mask `hidden` (1 when off), and not the cell's business.
+    m is the mask `hidden` (1 when off); subclasses need not handle it.
 
-    A subclass says what its gates are and how they make the new carry. `unroll`, masks, lengths,
-    chunks, the fused gradient and the Flax modules are then at its service:
+    A subclass defines its gates and how they make the new carry. `unroll`, masks, lengths, chunks,
+    the fused gradient and the Flax modules then work with it:
 
         @dataclasses.dataclass(frozen=True)
         class LeakyCell(Cell):
@@ -50,36 +50,36 @@ class Cell:
                 h = zoneout(carry, 0.9 * carry + 0.1 * gates[0], masks.states)
                 return h, h
 
-    Cells are equal if their settings are, initializers apart, so that compiled functions are found
-    again.
+    Cells are equal if their settings other than initializers are equal, so that JAX can reuse
+    compiled functions.
 
     Attributes:
       in_features: F, size of the input.
       hidden_features: H, number of units.
-      kernel_init: initializer of the input kernel, `init(key, shape, dtype)` as those of JAX and
-        Flax, called for each block with a key of its own; or `init(key, shape, dtype, blocks)`,
-        called once for all. Block orthogonal by default.
-      recurrent_kernel_init: initializer of the recurrent kernel, likewise.
+      kernel_init: initializer of the input kernel: `init(key, shape, dtype)`, as in JAX and Flax,
+        called for each block with a separate key; or `init(key, shape, dtype, blocks)`, called once
+        for all blocks. Block orthogonal by default.
+      recurrent_kernel_init: initializer of the recurrent kernel, called in the same way.
       bias_init: initializer of the bias.
       learned_carry: the initial carry is made of parameters, which start at 0; otherwise it is 0.
-      param_dtype: type of the computation, of carry and of output, and of parameters as `init`
-        makes them.
-      dtype: type of the operands of matrix products, for instance `jnp.bfloat16`; they are summed
-        in `param_dtype` all the same. None means `param_dtype`.
+      param_dtype: type of the computation, the carry and the output, and of the parameters that
+        `init` makes.
+      dtype: type of the operands of matrix products, for instance `jnp.bfloat16`; the products are
+        still summed in `param_dtype`. None means `param_dtype`.
       gates: the activation of each block, in order: "sigmoid", "tanh", "relu", another function, or
-        None to hand the block on as it is.
-      carry_names: names of the arrays `[B, H]` of the carry; "h", the hidden state, is among them.
-        A single one is the carry itself, several are a tuple.
-      output_features: P, size of h and of the output, and so of the rows of the recurrent kernel; H
-        unless a cell says otherwise.
-      mask_names: the fields of `Masks` that `update` understands: "cells", "states", "update".
-      elementwise: whether `update` and the activations treat each unit apart from the others. Large
-        layers then run with transposed arrays on a CPU, which is faster.
+        None to pass the block on unchanged.
+      carry_names: names of the arrays `[B, H]` of the carry; one must be "h", the hidden state.
+        With one name the carry is the array, with several it is a tuple.
+      output_features: P, the size of h and of the output, and the number of rows of the recurrent
+        kernel; H unless a cell overrides it.
+      mask_names: the fields of `Masks` that `update` uses, out of "cells", "states" and "update".
+      elementwise: True if `update` and the activations treat each unit independently. Large layers
+        then use transposed arrays on a CPU, which is faster.
       statistics: sizes of the quantities with batch statistics, by name.
 
     Raises:
-      ValueError: a size below one, an activation without that name, no "h" in `carry_names`.
-      TypeError: types that are not those of real numbers, sizes that are no integers.
+      ValueError: a size below one, an unknown name of an activation, no "h" in `carry_names`.
+      TypeError: a type that is not of real numbers, a size that is not an integer.
     """
 
     in_features: int
@@ -104,29 +104,31 @@ class Cell:
             value = getattr(self, name)
             if value is not None and not jnp.issubdtype(value, jnp.floating):
                 raise TypeError(f"{name} must be a type of real numbers, got {value!r}")
-            # In one form, so that equal settings compare equal.
+            # One form for each type, so that equal settings compare equal.
             object.__setattr__(self, name, None if value is None else jnp.dtype(value))
         if "h" not in self.carry_names:
-            raise ValueError(f'carry_names must hold "h", the hidden state: {self.carry_names!r}')
+            raise ValueError(
+                f'carry_names must hold "h", the hidden state; got {self.carry_names!r}'
+            )
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """The arrays of the carry that can be learned and noisy at the start: all of them."""
+        """Names of the arrays of the carry that can start learned or noisy: all of them."""
         return self.carry_names
 
     @property
     def state_dtype(self) -> Any:
-        """Type of the carry: `param_dtype`, unless a cell has another."""
+        """Type of the carry: `param_dtype` unless a cell overrides it."""
         return self.param_dtype
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
         """The activation of each block."""
-        raise NotImplementedError("a cell must say what its gates are")
+        raise NotImplementedError("a cell must define gates, the activation of each block")
 
     @property
     def input_width(self) -> int:
-        """Size of the last axis of the inputs: F, where `project` takes nothing else."""
+        """Size of the last axis of the inputs: F unless `project` takes another."""
         return self.in_features
 
     @property
@@ -135,27 +137,27 @@ class Cell:
         return self.hidden_features
 
     def size(self, name: str) -> int:
-        """Size of an array of the carry or of a mask, by its name."""
+        """Returns the size of an array of the carry or of a mask, by its name."""
         return self.output_features if name in ("h", "states", "hidden") else self.hidden_features
 
     @property
     def one_product(self) -> bool:
-        """Whether a step is the product and `update`: not if `advance` does something else."""
+        """True if a step is one product and `update`, so not if a subclass overrides `advance`."""
         return type(self).advance is Cell.advance
 
     @property
     def drops_hidden(self) -> bool:
-        """Whether the mask `hidden` is of use: `advance` puts it on what enters the product."""
+        """True if the cell can use the mask `hidden`, which `advance` applies to the operand."""
         return self.one_product
 
     @property
     def plain_projection(self) -> bool:
-        """Whether `project` is W x + b."""
+        """True if `project` is W x + b."""
         return type(self).project is Cell.project
 
     @property
     def statistics(self) -> dict[str, int]:
-        """Sizes of what batch normalization normalizes, by name: nothing."""
+        """Sizes of the quantities that batch normalization normalizes, by name: none."""
         return {}
 
     def update(
@@ -166,25 +168,25 @@ class Cell:
         rest: Gates,
         masks: Masks,
     ) -> tuple[Carry, jax.Array]:
-        """The elementwise part of a step.
+        """Computes the elementwise part of a step.
 
         Args:
-          params: the parameters but for the kernels; vectors as rows that broadcast.
-          carry: carry of the step before.
-          gates: the k blocks `[B, H]`, activated; those without an activation as the product.
-          rest: what `project` gave for blocks without an activation, in order.
-          masks: those of the step, None where there are none.
+          params: the parameters without the kernels; vectors are rows that broadcast.
+          carry: carry of the previous step.
+          gates: the k blocks `[B, H]`, activated; for a block without an activation, the product.
+          rest: results of `project` for the blocks without an activation, in order.
+          masks: masks of the step; None for a mask that is off.
 
-        A cell with `statistics` takes one argument more: `normalize(name, parts)` normalizes the
+        A cell with `statistics` takes one more argument: `normalize(name, parts)` normalizes the
         quantity of that name over the batch.
 
         Returns:
           The new carry and the output `[B, H]`.
         """
-        raise NotImplementedError("a cell must say how its gates make the new carry")
+        raise NotImplementedError("a cell must define update, which makes the new carry")
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer `init(key, shape, dtype)` and shape of each parameter."""
+        """Returns the initializer `init(key, shape, dtype)` and the shape of each parameter."""
         blocks, hidden = len(self.gates), self.hidden_features
         kernels = {
             "input": (self.kernel_init, self.in_features),
@@ -201,12 +203,12 @@ class Cell:
         }
 
     def init_stats(self) -> Stats:
-        """Initial population statistics of a batch-normalized cell; none for others."""
+        """Returns initial population statistics of a batch-normalized cell; none for others."""
         dtype = statistics_dtype(self.param_dtype)
         return init_stats(self.statistics, getattr(self, "max_steps", None) or 0, dtype)
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Initial parameters, a dict of arrays."""
+        """Returns initial parameters, a dict of arrays."""
         parameters = self.parameters()
         keys = jax.random.split(key, len(parameters))
         return {
@@ -215,7 +217,7 @@ class Cell:
         }
 
     def initial_carry(self, params: Params, batch: int) -> Carry:
-        """The carry before the first step, arrays `[B, H]`: learned or zeros."""
+        """Returns the initial carry, arrays `[B, H]`: learned or zeros."""
         arrays = {
             name: jnp.zeros((batch, self.size(name)), self.state_dtype) for name in self.carry_names
         }
@@ -225,22 +227,22 @@ class Cell:
         return tuple(arrays.values()) if len(arrays) > 1 else arrays["h"]
 
     def hidden(self, carry: Carry) -> jax.Array:
-        """The hidden state h of a carry."""
+        """Returns the hidden state h of a carry."""
         return carry[self.carry_names.index("h")] if len(self.carry_names) > 1 else carry
 
     def operand(self, carry: Carry, mask: ArrayLike | None) -> jax.Array:
-        """What the recurrent kernel multiplies: the hidden state, masked."""
+        """Returns the operand of the recurrent kernel: the masked hidden state."""
         return scaled(mask, self.hidden(carry))
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The matrix product, with operands of `dtype`, summed in `param_dtype`."""
+        """Computes a matrix product with operands of `dtype`, summed in `param_dtype`."""
         operand = self.dtype or self.param_dtype
         return jnp.matmul(
             x.astype(operand), kernel.astype(operand), preferred_element_type=self.param_dtype
         )
 
     def project(self, params: Params, xs: jax.Array) -> jax.Array:
-        """What a step needs of inputs `[…, F]`, `[…, kH]`; for a whole sequence at once."""
+        """Computes W x + b `[…, kH]` of inputs `[…, F]`, for a whole sequence at once."""
         bias = params["bias"].astype(self.param_dtype)
         return self.product(xs, params["input"]) + as_row(bias, xs.ndim)
 
@@ -252,7 +254,7 @@ class Cell:
         masks: Masks,
         *normalize: BatchNormalizer,
     ) -> tuple[Carry, jax.Array]:
-        """A step from the result of `project` on."""
+        """Runs a step, given the result of `project`."""
         blocks = len(self.gates)
         operand = self.operand(carry, masks.hidden)
         products = jnp.split(self.product(operand, params["recurrent"]), blocks, -1)
@@ -276,18 +278,18 @@ class Cell:
 
         Args:
           params: parameters.
-          carry: carry of the step before.
+          carry: carry of the previous step.
           x: input `[B, F]`.
           masks: each `[B, H]` or broadcast to it; none by default.
-          stats: population statistics of a batch-normalized cell, without gradients; those of the
-            batch by default.
-          number: of the step, counted from 0, for the statistics.
+          stats: population statistics of a batch-normalized cell, which get no gradient; by default
+            the statistics of the batch.
+          number: number of the step, counted from 0, which selects the statistics.
 
         Returns:
           The new carry and the output `[B, H]`.
 
         Raises:
-          ValueError: a mask that the cell has no use for.
+          ValueError: a mask that the cell does not use.
         """
         masks = Masks(**self.known_masks(masks or Masks()))
         self.check_params(params)
@@ -296,12 +298,12 @@ class Cell:
 
     @property
     def _named_only(self) -> bool:
-        """Whether all functions that the settings hold are known to be elementwise."""
+        """True if all functions in the settings are known to be elementwise."""
         fields = (getattr(self, field, "") for field in ("activation_fn", "gate_fn"))
         return all(isinstance(value, str) for value in fields)
 
     def _name_activations(self, *fields: str) -> None:
-        """Checks these settings, and puts names in place of the functions that have one."""
+        """Checks these settings and replaces functions that have a name by that name."""
         names = {jax.nn.sigmoid: "sigmoid", jnp.tanh: "tanh", jax.nn.tanh: "tanh"}
         names[jax.nn.relu] = "relu"
         for field in fields:
@@ -311,7 +313,7 @@ class Cell:
             object.__setattr__(self, field, names.get(value, value))
 
     def check_params(self, params: Params) -> None:
-        """Raises ValueError unless parameters have the names and shapes of the cell's own."""
+        """Raises ValueError unless parameters have the names and shapes of `parameters`."""
         wanted = {name: shape for name, (_, shape) in self.parameters().items()}
         given = {name: jnp.shape(p) for name, p in params.items()}
         differing = [n for n in wanted | given if wanted.get(n) != given.get(n)]
@@ -320,7 +322,7 @@ class Cell:
             raise ValueError(f"parameters of {type(self).__name__} must have the shapes {what}")
 
     def known_masks(self, masks: Masks) -> dict[str, ArrayLike]:
-        """The masks that are given, by name; ValueError if the cell has no use for one."""
+        """Returns the given masks by name; ValueError if the cell does not use one of them."""
         given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
         names = (*self.mask_names, *(("hidden",) if self.drops_hidden else ()))
         for name in given:
@@ -333,20 +335,20 @@ class Cell:
 
 
 Output = Literal["state", "candidate"]
-"""What a cell puts out: its zoned-out state, or the candidate before zoneout."""
+"""The output of a cell: its zoned-out state, or the candidate before zoneout."""
 
 
 def combine(
     gates: tuple[Activation | None, ...], products: Any, projected: Any
 ) -> tuple[Gates, Gates]:
-    """Sums of products and projections, and the projections that no activation asks to be added."""
+    """Adds projections to products of blocks with an activation; returns the others separately."""
     blocks = list(zip(gates, products, projected, strict=True))
     values = tuple(product if name is None else product + x for name, product, x in blocks)
     return values, tuple(x for name, _, x in blocks if name is None)
 
 
 def function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The function that an activation names or is."""
+    """Returns the function that an activation names or is."""
     if isinstance(activation, str):
         check_choice("an activation", activation, tuple(ACTIVATIONS))
         return ACTIVATIONS[activation]
@@ -354,23 +356,23 @@ def function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
 
 
 def vectors(params: Params, dtype: Any) -> dict[str, Any]:
-    """The parameters that `update` reads: without the kernels, vectors as rows `[1, n]`."""
+    """Returns the parameters that `update` reads: no kernels, vectors as rows `[1, n]`."""
     rest = {name: p for name, p in params.items() if name not in ("input", "recurrent")}
     return jax.tree.map(lambda p: p.astype(dtype)[None] if jnp.ndim(p) == 1 else p, rest)
 
 
 def as_row(vector: jax.Array, ndim: int) -> jax.Array:
-    """The vector with leading axes of size one."""
+    """Adds leading axes of size one to a vector."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
-    """The product with a mask of booleans or numbers; without one, `x`."""
+    """Multiplies by a mask of booleans or numbers; without a mask, returns `x`."""
     return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
 
 
 def in_blocks(init: Initializer, blocks: int) -> Initializer:
-    """An initializer of blocks side by side, from one of all of them or of a single one."""
+    """Makes an initializer of blocks side by side from one of all blocks or of a single block."""
     parameters = inspect.signature(init).parameters.values()
     if any(p.name == "blocks" for p in parameters):
         return lambda key, shape, dtype: init(key, shape, dtype, blocks)
@@ -385,7 +387,7 @@ def in_blocks(init: Initializer, blocks: int) -> Initializer:
 
 
 def on_arrays(f: Callable[..., jax.Array], *values: Any) -> Any:
-    """A function of arrays that initializers may put into boxes, which say how they are spread."""
-    if hasattr(values[0], "raw_value"):  # of `nnx.with_partitioning`
+    """Applies a function to arrays, inside the boxes with which initializers mark sharding."""
+    if hasattr(values[0], "raw_value"):  # box of `nnx.with_partitioning`
         return dataclasses.replace(values[0], raw_value=f(*(value.raw_value for value in values)))
     return jax.tree.map(f, *values)

@@ -6,14 +6,14 @@ import numpy as np
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError unless the value is one of those allowed."""
+    """Raises ValueError unless the value is one of the allowed values."""
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{name} must be one of {choices}; got {value!r}")
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raises ValueError unless all sizes are at least 1."""
+    """Raises an error unless all sizes are integers of at least 1."""
     for name, size in sizes.items():
         if not isinstance(size, int | np.integer):
             raise TypeError(f"{name} must be an integer, got {size!r}")

@@ -1,4 +1,4 @@
-"""The convolutional LSTM, as far as Linen and NNX share it."""
+"""The parts of the convolutional LSTM that Linen and NNX share."""
 
 import dataclasses
 import math
@@ -16,10 +16,10 @@ from zoneout_jax._zoneout import Masks, Zoneout
 
 @dataclasses.dataclass(frozen=True)
 class Maps(LSTM):
-    """The LSTM of the units of maps `[*map, C]`, one after the other, from sums of convolutions on.
+    """An LSTM whose units are the elements of flattened maps `[*map, C]`.
 
-    Its inputs are those, `[*map, 4C]` one after the other, with gates in Flax's order i, g, f, o
-    and a forget gate σ(f + 1).
+    Its inputs are the sums of both convolutions, flattened maps `[*map, 4C]`, with gates in Flax's
+    order i, g, f, o. The forget gate is σ(f + 1).
 
     Attributes:
       channels: C.
@@ -33,17 +33,17 @@ class Maps(LSTM):
         return 4 * self.hidden_features
 
     def parameters(self) -> dict[str, Any]:
-        """None: the convolutions are elsewhere."""
+        """Returns no parameters: the modules hold the convolutions."""
         return {}
 
     def project(self, params: Params, xs: jax.Array) -> jax.Array:
-        """The inputs as they are."""
+        """Returns the inputs unchanged."""
         return xs
 
     def advance(
         self, params: Params, carry: Carry, projected: jax.Array, masks: Masks, *normalize: Any
     ) -> tuple[Carry, jax.Array]:
-        """The LSTM's equations."""
+        """Computes the LSTM's equations."""
         batch, units = projected.shape[0], self.hidden_features
         gates = projected.reshape(batch, units // self.channels, 4, self.channels)
         i, g, f, o = (gates[:, :, n].reshape(batch, units) for n in range(4))
@@ -62,13 +62,13 @@ def conv_step(
     draw_key: Callable[[], jax.Array],
     initializing: bool = False,
 ) -> tuple[Carry, jax.Array]:
-    """One step of a convolutional LSTM with the settings of a module.
+    """Runs one step of a convolutional LSTM with the settings of a module.
 
     Args:
-      module: that of Linen or NNX.
-      convolve: its convolutions, of inputs and of h, to four gates.
+      module: the Linen or NNX module.
+      convolve: its convolutions of inputs and of h, each to four gates.
       carry, inputs: maps `[*batch, *map, features]`.
-      features: C, of the carry.
+      features: C, channels of the carry.
     """
     name, shape = type(module).__name__, (*inputs.shape[:-1], features)
     given = jax.tree.map(jnp.shape, carry)
@@ -85,7 +85,7 @@ def conv_step(
     cell = Maps(features, units, channels=features, param_dtype=module.param_dtype)
     mode = Mode.of(module, cell, zoneout, deterministic, initializing)
     if mode.zoneout.static and not mode.deterministic:
-        raise ValueError(f"{name}: static masks in training: this cell draws masks step by step")
+        raise ValueError(f"{name}: no static masks in training, as each step draws its own masks")
     carry = jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, units), carry)
     gates = gates.astype(module.param_dtype).reshape(*batch_dims, 4 * units)
     carry, y, _ = run_step(module, cell, mode, {}, None, carry, gates, draw_key)
@@ -93,7 +93,7 @@ def conv_step(
 
 
 def conv_carry(module: Any, input_shape: tuple[int, ...], features: int, key: jax.Array) -> Carry:
-    """The carry before the first step, for inputs `[*batch, *map, F]`."""
+    """Returns the initial carry for inputs `[*batch, *map, F]`."""
     shape = (*input_shape[:-1], features)
     c, h = (module.carry_init(k, shape, module.param_dtype) for k in jax.random.split(key))
     return c, h

@@ -25,23 +25,23 @@ class ZoneoutConvLSTMCell(nn.RNNCellBase):
         c' = d_c∘c + (1 − d_c)∘ĉ
         h' = d_h∘h + (1 − d_h)∘ĥ
 
-    Shi et al. 2015 (arXiv:1506.04214), section 3.1, without the peepholes. It takes the place of
-    Flax's `nn.ConvLSTMCell`: arguments, parameters (`ih` and `hh`, with `kernel` and `bias`) and
-    carry (c, h) are the same. Each element of a map has masks of its own, with `per_layer` all of
-    an example the same. They come from the random stream "zoneout", and those of an example do not
-    depend on the batch around it.
+    Shi et al. 2015 (arXiv:1506.04214), section 3.1, without the peepholes. It replaces Flax's
+    `nn.ConvLSTMCell`: arguments, parameters (`ih` and `hh`, with `kernel` and `bias`) and carry
+    (c, h) are the same. Each element of a map has its own masks; with `per_layer`, all elements of
+    an example share them. Masks come from the random stream "zoneout", and the masks of an example
+    do not depend on the rest of the batch.
 
-    `nn.RNN` runs it over sequences `[*batch, T, *map, F]`; `ZoneoutRNN` does not take it:
+    `ZoneoutRNN` does not accept the cell; `nn.RNN` runs it over sequences `[*batch, T, *map, F]`:
 
         nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
 
     Attributes:
       features: C, channels of the states.
-      kernel_size: that of both convolutions, an integer for each axis of a map.
-      strides, padding: must keep the size of maps: strides of 1, and "SAME", "CIRCULAR", or pairs
-        that add up to the kernel's size less 1.
-      use_bias: whether both convolutions have a bias.
-      dtype: type of the convolutions; by default that of inputs and parameters.
+      kernel_size: kernel size of both convolutions, an integer for each axis of a map.
+      strides, padding: must keep the size of maps: strides of 1; padding "SAME", "CIRCULAR", or
+        pairs whose sum is the kernel size minus 1.
+      use_bias: True if both convolutions have a bias.
+      dtype: type of the convolutions; by default the type of inputs and parameters.
       param_dtype: type of the parameters, the carry and the output.
       carry_init: initializer of the initial carry, zeros by default.
       zoneout, deterministic, axis_name: as for `ZoneoutCell`.
@@ -85,7 +85,7 @@ class ZoneoutConvLSTMCell(nn.RNNCellBase):
         """Runs one step.
 
         Args:
-          carry: (c, h) of the step before, maps `[*batch, *map, C]`.
+          carry: (c, h) of the previous step, maps `[*batch, *map, C]`.
           inputs: `[*batch, *map, F]`.
           deterministic, zoneout: override the attributes.
 
@@ -116,10 +116,10 @@ class ZoneoutConvLSTMCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step, for inputs `[*batch, *map, F]`."""
+        """Returns the initial carry for inputs `[*batch, *map, F]`."""
         return conv_carry(self, input_shape, self.features, rng)
 
     @property
     def num_feature_axes(self) -> int:
-        """Number of axes of an input that are not batch axes: those of a map, and the channels."""
+        """Number of axes of an input that are not batch axes: axes of a map, and channels."""
         return len(self.kernel_size) + 1

@@ -19,9 +19,9 @@ from zoneout_jax._zoneout import Zoneout
 class ZoneoutConvLSTMCell(NoisyCell):
     """One step of a convolutional LSTM with zoneout, on maps such as images.
 
-    `zoneout_jax.linen.ZoneoutConvLSTMCell` has the equations; parameters are under the same names,
-    those of two `nnx.Conv`, `ih` and `hh`. `nnx.RNN` runs it over sequences `[*batch, T, *map, F]`;
-    `ZoneoutRNN` does not take it.
+    `zoneout_jax.linen.ZoneoutConvLSTMCell` has the equations. The parameters have the same names;
+    they belong to two `nnx.Conv`, `ih` and `hh`. `nnx.RNN` runs the cell over sequences
+    `[*batch, T, *map, F]`; `ZoneoutRNN` does not accept it.
 
     Args:
       in_features, hidden_features: F and C, channels of inputs and states.
@@ -91,7 +91,7 @@ class ZoneoutConvLSTMCell(NoisyCell):
         """Runs one step.
 
         Args:
-          carry: (c, h) of the step before, maps `[*batch, *map, C]`.
+          carry: (c, h) of the previous step, maps `[*batch, *map, C]`.
           inputs: `[*batch, *map, F]`.
           deterministic, zoneout: override the attributes.
           rngs: streams to draw from instead of the cell's own.
@@ -112,18 +112,18 @@ class ZoneoutConvLSTMCell(NoisyCell):
 
     @property
     def num_feature_axes(self) -> int:
-        """Number of axes of an input that are not batch axes: those of a map, and the channels."""
+        """Number of axes of an input that are not batch axes: axes of a map, and channels."""
         return len(self.ih.kernel_size) + 1
 
-    # Flax lets the caller choose an initializer as well; `carry_init` is an attribute here.
+    # Flax's method also takes an initializer; here it is the attribute `carry_init`.
     def initialize_carry(  # type: ignore[override]
         self, input_shape: tuple[int, ...], rngs: Any = None
     ) -> Carry:
-        """The carry before the first step, for inputs `[*batch, *map, F]`.
+        """Returns the initial carry for inputs `[*batch, *map, F]`.
 
         Args:
           input_shape: shape of the inputs.
-          rngs: streams for `carry_init`, of which "carry" is used, or that stream; `nnx.Rngs(0)` by
-            default.
+          rngs: random streams, of which `carry_init` uses "carry", or that stream alone;
+            `nnx.Rngs(0)` by default.
         """
         return conv_carry(self, input_shape, self.hidden_features, carry_stream(rngs)())

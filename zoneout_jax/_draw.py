@@ -1,4 +1,4 @@
-"""What is drawn before a cell runs over a sequence: masks, and noise on the carry."""
+"""Random draws before a cell runs over a sequence: masks, and noise on the carry."""
 
 from collections.abc import Callable
 
@@ -19,11 +19,9 @@ def draw_masks(
     batch: int,
     offset: Callable[[], jax.Array | int],
 ) -> Masks:
-    """Masks of the sequence: none, expected, or sampled."""
+    """Returns the masks of the sequence: none, expected, or sampled."""
     if zoneout is not None and not isinstance(zoneout, Zoneout):
-        raise TypeError(
-            f"zoneout must be a Zoneout, got {zoneout!r}; for instance Zoneout(cells=0.5)"
-        )
+        raise TypeError(f"zoneout must be a Zoneout, such as Zoneout(cells=0.5); got {zoneout!r}")
     if zoneout is None or not zoneout.active:
         return Masks()
     for name, rate in zoneout.rates.items():
@@ -38,7 +36,7 @@ def draw_masks(
             f"a mask cannot be shared by {sizes[0]} cells and {sizes[1]} states; leave shared out"
         )
     if zoneout.hidden_drop is not None:
-        cell.known_masks(Masks(hidden=True))  # evaluation has none of it that could be refused
+        cell.known_masks(Masks(hidden=True))  # evaluation has no such mask that could be rejected
     if deterministic:
         return zoneout.expected()
     key = required(key, "zoneout")
@@ -50,7 +48,7 @@ def draw_masks(
 def split_masks(
     masks: Masks, cell: Cell, steps_and_batch: tuple[int, int]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Masks of each step that serve every step, and those with a leading axis T."""
+    """Splits masks into masks for every step, without an axis T, and masks with an axis T."""
     constant, varying = {}, {}
     for name, mask in cell.known_masks(masks).items():
         mask, shape = jnp.asarray(mask), (*steps_and_batch, cell.size(name))
@@ -71,10 +69,10 @@ def split_masks(
 def add_noise(
     cell: Cell, carry: Carry, scale: float, key: jax.Array, offset: jax.Array | int
 ) -> Carry:
-    """Adds Gaussian noise to the states of a carry; each example has its own key."""
+    """Adds Gaussian noise to the states of a carry, with a separate key for each example."""
     leaves, structure = jax.tree.flatten(carry)
     for number, name in enumerate(cell.state_names):
-        stream = jax.random.fold_in(key, 2**31 + number)  # apart from any example's masks
+        stream = jax.random.fold_in(key, 2**31 + number)  # differs from every example's mask key
         place = cell.carry_names.index(name)
         leaf = leaves[place]
         examples = offset + jnp.arange(leaf.shape[0], dtype=jnp.int32)
@@ -84,20 +82,20 @@ def add_noise(
                 jax.random.fold_in(stream, example), leaf.shape[1:], leaf.dtype
             )
 
-        # Not `vmap`: it draws from the first key alone if keys are not those of threefry.
+        # Not `vmap`, which draws only from the first key if keys are not threefry's.
         leaves[place] = leaf + scale * jax.lax.map(draw, examples)
     return jax.tree.unflatten(structure, leaves)
 
 
 def required(key: jax.Array | None, what: str) -> jax.Array:
-    """The key, if it is one; raises otherwise, and says what needs it."""
+    """Returns the key; raises if it is missing or not a key. `what` needs it, for the message."""
     if key is None:
         raise ValueError(f"{what} in training needs a random key; pass key=, or deterministic=True")
     return checked_key(key)
 
 
 def checked_key(key: jax.Array) -> jax.Array:
-    """The key; raises TypeError unless it is one."""
+    """Returns the key; raises TypeError unless it is a random key."""
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
     return key

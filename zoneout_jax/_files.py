@@ -1,4 +1,4 @@
-"""Folders that a user names, and files that are written whole or not at all."""
+"""Folders that a user names, and files that are written completely or not at all."""
 
 import contextlib
 import os
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 
 
 def local_folder(path: str | os.PathLike[str], name: str) -> pathlib.Path:
-    """A folder that a user named, with `~` expanded.
+    """Returns a folder that a user named, with `~` expanded.
 
     Args:
       path: the folder.
-      name: the flag or variable that names it, for the message.
+      name: the flag or variable that names the folder, for messages.
 
     Raises:
       ValueError: an address such as `gs://…`, which would become a local folder of that name; the
-        home folder of somebody unknown.
+        home folder of an unknown user.
     """
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
         raise ValueError(f"{name} must be a local folder, got {os.fspath(path)}")
@@ -29,11 +29,12 @@ def local_folder(path: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a file to write, which takes the place of `path` when it is whole.
+    """Yields a temporary file to write, which replaces `path` once the block ends.
 
-    It lies in the same folder; if anything is raised it is removed, and `path` stays as it was.
+    The temporary file is in the same folder. If the block raises, the file is removed and `path`
+    does not change.
     """
-    # Several processes, on several hosts, may write the same file: a process id would not do.
+    # Processes on several hosts may write the same file, so a process id would not be unique.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary

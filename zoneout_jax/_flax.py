@@ -1,4 +1,4 @@
-"""What the Linen and NNX cells share: settings, modes, batch dimensions, carries."""
+"""Functions that the Linen and NNX cells share: settings, modes, batch dimensions, carries."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from zoneout_jax._zoneout import Zoneout
 
 
 def make_cell(kind: type[Cell], module: Any, in_features: int, hidden_features: int) -> Cell:
-    """The pure cell with the settings that a module has attributes of."""
+    """Makes the pure cell, with settings from the module's attributes of the same names."""
     names = [field.name for field in dataclasses.fields(kind)]
     offered = [name for name in names if not name.endswith("_features") and hasattr(module, name)]
     options = {name: getattr(module, name) for name in offered}
@@ -31,19 +31,21 @@ def make_cell(kind: type[Cell], module: Any, in_features: int, hidden_features: 
 def check_carry_init(module: Any, learned: bool) -> None:
     """Raises ValueError for two kinds of initial carry at once."""
     if module.carry_init is not None and learned:
-        raise ValueError("carry_init is for carries that are not learned; leave one of them out")
+        raise ValueError(
+            "carry_init is for carries that are not learned; leave carry_init or learned_carry out"
+        )
     if module.carry_init is not None and module.carry_noise:
         raise ValueError("carry_noise is for carries of zeros or learned ones, not for carry_init")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How a module is called: which masks are drawn, and whether at random.
+    """The mode of a call to a module.
 
     Attributes:
       zoneout: the spec.
-      deterministic: whether nothing is drawn.
-      draws: whether a key is needed.
+      deterministic: True if nothing is drawn.
+      draws: True if a key is needed.
     """
 
     zoneout: Zoneout
@@ -59,7 +61,7 @@ class Mode:
         deterministic: bool | None,
         initializing: bool = False,
     ) -> "Mode":
-        """The mode of a call, whose arguments override the module's attributes."""
+        """Returns the mode of a call; its arguments override the module's attributes."""
         zoneout = module.zoneout if zoneout is None else zoneout
         deterministic = module.deterministic if deterministic is None else deterministic
         check_spec(zoneout)
@@ -73,8 +75,8 @@ class Mode:
 
 
 def linen_key(module: linen.Module) -> jax.Array:
-    """The next key of a module's stream for masks."""
-    # Where a stream is missing, Flax would quietly take "params" if that one is there.
+    """Returns the next key of a module's stream for masks."""
+    # If the stream is missing, Flax would silently use "params" where that one exists.
     if not module.has_rng("zoneout"):
         raise InvalidRngError(
             'zoneout in training needs the random stream "zoneout": pass'
@@ -85,12 +87,12 @@ def linen_key(module: linen.Module) -> jax.Array:
 
 
 def check_deterministic(module: Any, deterministic: bool | None) -> bool:
-    """The mode; ValueError where it is not given."""
+    """Returns `deterministic`; ValueError if it is None."""
     if deterministic is None:
         raise ValueError(
             f"{type(module).__name__}: deterministic must be given where masks, noise or batch"
             " statistics depend on it: False in training (masks are sampled), True in"
-            " evaluation (their expectation)"
+            " evaluation (masks are their expectations)"
         )
     return deterministic
 
@@ -105,10 +107,10 @@ def run_step(
     x: jax.Array,
     draw_key: Callable[[], jax.Array],
 ) -> tuple[Carry, jax.Array, Stats | None]:
-    """`cell.step` for inputs `[*batch, F]` with the settings of a cell's module.
+    """Runs `cell.step` for inputs `[*batch, F]` with the settings of a cell's module.
 
     Returns:
-      The carry, the output, and in training the moved population statistics, if there are any.
+      The carry, the output, and in training the updated population statistics, if there are any.
     """
     name, batch_dims = type(module).__name__, x.shape[:-1]
     if not mode.deterministic:
@@ -121,7 +123,7 @@ def run_step(
         for what, given in of_a_sequence.items():
             if given:
                 raise ValueError(
-                    f"{name}: {what} in training: a single step cannot; use ZoneoutRNN"
+                    f"{name}: a single step of training cannot have {what}; use ZoneoutRNN"
                 )
     _check_features(name, cell, x.shape)
     carry, number = _to_pure(name, cell, carry, batch_dims)
@@ -175,10 +177,10 @@ def run_sequence(
     emit: Callable[..., Any] | None,
     **options: Any,
 ) -> tuple[Carry, Any, Stats | None]:
-    """`unroll` for inputs `[T, *batch, F]` with the settings of a cell's module.
+    """Runs `unroll` over inputs `[T, *batch, F]` with the settings of a cell's module.
 
     Returns:
-      The carry, the outputs, and in training the moved population statistics, if there are any.
+      The carry, the outputs, and in training the updated population statistics, if there are any.
     """
     name, (steps, *batch_dims, in_features) = type(module).__name__, xs.shape
     _check_features(name, cell, xs.shape)
@@ -233,7 +235,7 @@ def start_carry(
     carry_init: Initializer | None,
     key: Callable[[], jax.Array],
 ) -> Carry:
-    """The carry before the first step, learned, drawn or zeros."""
+    """Returns the initial carry: learned, drawn or zeros."""
     carry = jax.tree.map(
         lambda a: jnp.broadcast_to(a[0], (*batch_dims, a.shape[-1])), cell.initial_carry(params, 1)
     )
@@ -247,13 +249,13 @@ def start_carry(
 
 
 def check_spec(zoneout: Any) -> None:
-    """Raises TypeError unless it is a `Zoneout`."""
+    """Raises TypeError unless `zoneout` is a `Zoneout`."""
     if not isinstance(zoneout, Zoneout):
-        raise TypeError(f"zoneout must be a Zoneout, as Zoneout(cells=0.5); got {zoneout!r}")
+        raise TypeError(f"zoneout must be a Zoneout, such as Zoneout(cells=0.5); got {zoneout!r}")
 
 
 def _check_features(name: str, cell: Cell, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless the last axis of the inputs is as large as the cell takes it."""
+    """Raises ValueError unless the last axis of the inputs has the size that the cell takes."""
     if shape[-1] != cell.input_width:
         raise ValueError(f"{name} takes {cell.input_width} features, got inputs of {shape[-1]}")
 
@@ -261,7 +263,7 @@ def _check_features(name: str, cell: Cell, shape: tuple[int, ...]) -> None:
 def _to_pure(
     name: str, cell: Cell, carry: Carry, batch_dims: Sequence[int]
 ) -> tuple[Carry, jax.Array | int]:
-    """The carry with a single batch dimension, and the number of the step."""
+    """Returns the carry with a single batch dimension, and the number of the step."""
     number: Any = 0
     if cell.statistics and isinstance(carry, tuple) and len(carry) == len(cell.carry_names) + 1:
         *arrays, number = carry
@@ -278,6 +280,6 @@ def _to_pure(
 def _from_pure(
     cell: Cell, carry: Carry, number: jax.Array | int, batch_dims: Sequence[int]
 ) -> Carry:
-    """The carry as the module has it: that of batch normalization ends with the step's number."""
+    """Returns the carry in the module's form; with batch statistics the step number comes last."""
     carry = jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, leaf.shape[-1]), carry)
     return (*carry, jnp.asarray(number, jnp.int32)) if cell.statistics else carry

@@ -1,13 +1,13 @@
-"""Cells over time, with a backward pass of our own.
+"""Cells over time, with a custom backward pass.
 
-The derivative of `lax.scan` adds a product as large as a kernel to every weight gradient at every
-step, and keeps whatever its rules ask for. Here the forward scan keeps the gates and carries, the
-backward scan passes on dz_t, the gradients of the blocks before their activations,
+At every step, the derivative of `lax.scan` adds a product as large as the kernel to each weight
+gradient; it also stores all values that its rules need. Here the forward scan stores gates and
+carries. The backward scan computes dz_t, the gradients of the blocks before their activations:
 
     d_gates, d_carry = vjp of `update`,   dz = d_gates ∘ slope of the gate,   d_h += m ∘ (dz Rᵀ)
 
-and the gradient of the kernel is one product over time and batch, dR = Σ_t (m ∘ h_{t−1})ᵀ dz_t,
-where m is the mask of what enters the product, if there is one.
+The gradient of the kernel is then one product over time and batch, dR = Σ_t (m ∘ h_{t−1})ᵀ dz_t,
+where m is the mask `hidden`, if there is one.
 """
 
 import functools
@@ -31,16 +31,17 @@ SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class How(NamedTuple):
-    """What is known before any array is: the cell, and how it is run.
+    """The static settings of a run: the cell, and how it runs.
 
     Attributes:
-      cell: its functions.
-      reverse: from the last element to the first.
+      cell: the cell.
+      reverse: run from the last element to the first.
       unroll: steps in one iteration of the loop.
-      emit_carry: whether each step emits the pair (carry, output), not the output alone.
-      axis_name: mapped axis over which the batch is spread, for batch statistics.
-      transposed: arrays of a step are `[features, B]`, not `[B, features]`.
-      own_input: each step multiplies its input too, as further rows of the recurrent kernel.
+      emit_carry: True if each step emits the pair (carry, output), False for the output alone.
+      axis_name: mapped axis that the batch is spread over, for batch statistics.
+      transposed: True if arrays of a step are `[features, B]`, False if `[B, features]`.
+      own_input: True if each step multiplies its own input. If all blocks have an activation, the
+        input kernel is appended to the rows of the recurrent kernel.
     """
 
     cell: Cell
@@ -57,39 +58,39 @@ class How(NamedTuple):
         return -2 if self.transposed else -1
 
     def turned(self, tree: Any) -> Any:
-        """Arrays `[…, B, features]` as the steps have them, or back."""
+        """Converts arrays `[…, B, features]` to the layout of the steps, or back."""
         return jax.tree.map(_turn, tree) if self.transposed else tree
 
     def product(self, operand: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The product of an operand with an oriented kernel."""
+        """Computes the product of an operand with an oriented kernel."""
         product = self.cell.product
         return product(kernel, operand) if self.transposed else product(operand, kernel)
 
     def oriented(self, kernel: jax.Array) -> jax.Array:
-        """A kernel `[in, out]` as `product` takes it."""
+        """Converts a kernel `[in, out]` to the form that `product` takes."""
         kernel = kernel.astype(self.cell.dtype or self.cell.param_dtype)
-        # Without the barrier, the product in a loop of one step takes over the transposition, and
-        # XLA's CPU backend lacks the code for that in bfloat16.
+        # Without the barrier, XLA merges the transposition into the product of a loop of one step,
+        # and its CPU backend has no code for that in bfloat16.
         return jax.lax.optimization_barrier(kernel.T) if self.transposed else kernel
 
     def split(self, wide: jax.Array) -> Gates:
-        """Cuts the blocks apart."""
+        """Splits an array into the blocks of the gates."""
         return tuple(jnp.split(wide, len(self.cell.gates), self.axis))
 
     def join(self, parts: Any) -> jax.Array:
-        """Puts arrays side by side."""
+        """Concatenates arrays along the features."""
         return jnp.concatenate(parts, self.axis) if len(parts) > 1 else parts[0]
 
 
 class Inputs(NamedTuple):
-    """What a step reads besides carry and parameters; None is "nothing of the kind".
+    """The inputs of each step other than carry and parameters; None for a missing kind.
 
     Attributes:
-      xs: `cell.project` of the inputs, `[T, B, kH]` or what else the cell makes of them; or the
+      xs: `cell.project` of the inputs, `[T, B, kH]` or another form that the cell makes; or the
         inputs `[T, B, F]` themselves.
-      masks: masks by name with a leading axis T.
-      valid: booleans `[T, B, 1]`; where False the carry stands still and the output is zero.
-      resets: booleans `[T, B, 1]`; where True the carry before the step is `Constants.start`.
+      masks: masks by name, with a leading axis T.
+      valid: booleans `[T, B, 1]`; where False, the carry does not change and the output is zero.
+      resets: booleans `[T, B, 1]`; where True, the carry before the step is `Constants.start`.
       number: numbers of the steps `[T]`, for a batch-normalized cell.
     """
 
@@ -101,7 +102,7 @@ class Inputs(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What serves every step: masks by name, population statistics, the carry at resets."""
+    """Inputs that serve every step: masks by name, population statistics, the carry at resets."""
 
     masks: dict[str, jax.Array]
     stats: Stats | None
@@ -114,14 +115,14 @@ def scan(
     """Runs the recurrent part of a cell over time.
 
     Returns:
-      The last carry; what each step emitted, `[T, ...]`; and the batch statistics, if the cell is
-      batch-normalized and has no population statistics to use.
+      The last carry; the emitted values of all steps, `[T, ...]`; and the batch statistics, if the
+      cell is batch-normalized and no population statistics are given.
     """
 
     def body(carry, inputs):
         own = params
         if explicit_sharding(jax.tree.leaves(inputs.xs)[0]):
-            # JAX 0.12 does not find the gradient of a product with what a scan closes over there.
+            # On an explicit mesh, JAX 0.12 finds no gradient of a product with a closed-over array.
             own = jax.lax.optimization_barrier(params)
         carry = _restarted(carry, inputs, constants)
         advance = functools.partial(how.cell.advance, own, carry, inputs.xs)
@@ -134,20 +135,20 @@ def scan(
 def scan_fused(
     how: How, params: Params, carry: Carry, inputs: Inputs, constants: Constants
 ) -> tuple[Carry, tuple[Any, Stats | None]]:
-    """`scan` with a backward pass of its own, and without a forward-mode derivative."""
+    """Runs `scan` with a custom backward pass, and without a forward-mode derivative."""
     last, (emitted, _) = _forward(how, params, carry, inputs, constants, save=False)
     return last, emitted
 
 
 def _restarted(carry, inputs, constants):
-    """The carry before a step: the initial one where an episode begins."""
+    """Returns the carry before a step: the initial carry where an episode begins."""
     if inputs.resets is None:
         return carry
     return jax.tree.map(lambda c, s: jnp.where(inputs.resets, s, c), carry, constants.start)
 
 
 def _finish(how, update, carry, inputs, constants):
-    """What `update(masks, *normalize)` makes of a step, with regard to padding."""
+    """Calls `update(masks, *normalize)`; in padding, keeps the carry and sets outputs to zero."""
     valid, normalize = inputs.valid, []
     if how.cell.statistics:
         normalize = [BatchNormalizer(inputs.number, constants.stats, valid, how.axis_name)]
@@ -161,10 +162,10 @@ def _finish(how, update, carry, inputs, constants):
 
 
 def _forward(how, params, carry, inputs, constants, save):
-    """The scan, and if `save` what the way back needs of each step.
+    """Runs the scan; with `save`, also returns what the backward pass needs of each step.
 
-    That is the carry before it, its blocks (of a gate with a known slope the activated gate), and
-    with `own_input` the rest.
+    This is the carry before the step, its blocks (activated if the slope of the activation is
+    known), and with `own_input` the projections of blocks without an activation.
     """
     cell, kernel, summed = how.cell, params["recurrent"], None not in how.cell.gates
     if how.own_input:
@@ -216,7 +217,7 @@ def _scan_backward(how, residuals, cotangents):
     cell = how.cell
     rows = how.turned(vectors(params, cell.param_dtype))
     kernel = how.oriented(params["recurrent"].T)
-    # Masks of numbers have gradients, those of booleans do not.
+    # Masks of numbers have gradients, masks of booleans do not.
     soft, hard = _soft_and_hard(constants.masks)
     soft_inputs, hard_inputs = _soft_and_hard(inputs.masks)
 
@@ -252,14 +253,14 @@ def _scan_backward(how, residuals, cotangents):
         _, pull_operand = jax.vjp(cell.operand, carry, hidden)
         d_more, d_hidden = pull_operand(how.product(dz, kernel))
         d_carry = _add(d_carry, d_more)
-        for gradients in (more_soft, d_soft_inputs):  # `update` has no use for it
+        for gradients in (more_soft, d_soft_inputs):  # `update` does not use the mask `hidden`
             gradients |= {"hidden": d_hidden} if "hidden" in gradients else {}
-        if inputs.resets is not None:  # what `_restarted` chose has the gradient
+        if inputs.resets is not None:  # the gradient goes to the carry that `_restarted` chose
             chosen = jax.tree.map(lambda d: jnp.where(inputs.resets, d, 0), d_carry)
             d_start = _add(d_start, chosen)
             d_carry = jax.tree.map(lambda d: jnp.where(inputs.resets, 0, d), d_carry)
         state = d_carry, _add(d_rows, more_rows), _add(d_soft, more_soft), d_start
-        # Without a rest it is the same as dz.
+        # Without a rest, d_projected equals dz.
         out = dz, how.join(d_projected) if d_rest else None
         return state, (how.turned(out), d_soft_inputs)
 
@@ -272,8 +273,8 @@ def _scan_backward(how, residuals, cotangents):
         unroll=how.unroll,
     )
 
-    # Over time and batch at once: of rows [T·B, ·], which take no copy, or where devices may share
-    # the batch, and would have to gather the rows, without merging the axes.
+    # One product over time and batch, of rows [T·B, ·], which needs no copy. With several devices
+    # the axes are not merged, because devices that share the batch would have to gather the rows.
     def kernel_gradient(name, operand, dz):
         one, other = (a.astype(cell.dtype or cell.param_dtype) for a in (operand, dz))
         axes: Any = ((0, 2) if how.transposed else (0, 1), (0, 1))
@@ -288,11 +289,11 @@ def _scan_backward(how, residuals, cotangents):
             out_sharding=explicit_sharding(params[name]),
         )
 
-    gradient: dict[str, Any] = dict.fromkeys(params)  # None: they are not used here
+    gradient: dict[str, Any] = dict.fromkeys(params)  # None for parameters not used here
     gradient |= {name: _like(d, params[name]) for name, d in how.turned(d_rows).items()}
     hidden = inputs.masks.get("hidden", constants.masks.get("hidden"))
     if hidden is not None and jnp.ndim(hidden) == 2:
-        hidden = hidden[None]  # it serves every step
+        hidden = hidden[None]  # this mask serves every step
     gradient["recurrent"] = kernel_gradient("recurrent", cell.operand(saved[0], hidden), dz)
     d_projected = dz if d_projected is None else d_projected
     if how.own_input:
@@ -314,7 +315,7 @@ scan_fused.defvjp(_scan_forward, _scan_backward)
 
 
 def _check_update(cell: Cell, new: Carry, carry: Carry) -> None:
-    """Raises TypeError unless `update` returned a carry like the one that it got."""
+    """Raises TypeError unless `update` returned a carry with the types and shapes of its input."""
     given, wanted = (
         jax.tree.map(lambda a: f"{a.dtype.name}{list(a.shape)}", tree) for tree in (new, carry)
     )
@@ -323,7 +324,7 @@ def _check_update(cell: Cell, new: Carry, carry: Carry) -> None:
 
 
 def _turn(array: jax.Array) -> jax.Array:
-    """Swaps the last two axes of what is no scalar."""
+    """Swaps the last two axes of an array, unless it is a scalar."""
     return jnp.swapaxes(array, -1, -2) if array.ndim else array
 
 
@@ -332,11 +333,11 @@ def _add(one: Any, other: Any) -> Any:
 
 
 def _like(gradient: Any, parameter: Any) -> Any:
-    """The gradient of a vector from that of its row."""
+    """Returns gradients of rows in the shapes of the parameters."""
     return jax.tree.map(lambda d, p: d.reshape(p.shape), gradient, parameter)
 
 
 def _soft_and_hard(masks: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Masks that have gradients, and those of booleans or integers."""
+    """Splits masks into masks with gradients and masks of booleans or integers."""
     soft = {name: m for name, m in masks.items() if jnp.issubdtype(m.dtype, jnp.inexact)}
     return soft, {name: m for name, m in masks.items() if name not in soft}

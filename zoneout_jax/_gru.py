@@ -34,20 +34,21 @@ class GRU(Cell):
         ĥ = z∘h + (1 − z)∘u∘n
         h' = d_h∘h + (1 − d_h)∘ĥ
 
-    The carry is h', and so is the output. There are no memory cells: the masks are those of states
-    and of the update. Parameters are `input` [F, 3H], `recurrent` [H, 3H] and `bias` [3H] in the
-    order r, z, n; `recurrent_bias` [H], b_hn, if reset_after; `initial_h` [H] with a learned carry.
+    Carry and output are h'. There are no memory cells; the masks are `states` and `update`.
+    Parameters are `input` [F, 3H], `recurrent` [H, 3H] and `bias` [3H], with blocks in the order r,
+    z, n. `reset_after` adds `recurrent_bias` [H], b_hn. A learned carry adds `initial_h` [H].
 
-    Without `reset_after` a step has two products, one after the other; its derivatives are those
-    that JAX finds.
+    Without `reset_after`, a step has two products, one after the other, and JAX computes its
+    derivatives.
 
-    With `normalization="layer"` (Ba et al. 2016), γ_x∘N(W_x x) takes the place of W_x x and
-    γ_h∘N(W_h h) that of W_h h, N being over the features of all three blocks together, as in
-    Haste's LayerNormGRU. (The authors' code normalizes r and z apart from n.) More parameters are
+    With `normalization="layer"` (Ba et al. 2016), γ_x∘N(W_x x) replaces W_x x and γ_h∘N(W_h h)
+    replaces W_h h. N normalizes over the features of all three blocks together, as in Haste's
+    LayerNormGRU. (The authors' code normalizes r and z separately from n.) This adds the parameters
     `input_gamma` [3H] and `recurrent_gamma` [3H], which start at 1.
 
     Attributes:
-      reset_after: the reset gate multiplies the recurrent product, not the state before it.
+      reset_after: True if the reset gate multiplies the recurrent product, False if it multiplies
+        the state before that product.
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
       gate_fn: "sigmoid" or another function, where σ stands above.
       output: "state" gives h', "candidate" gives ĥ.
@@ -77,32 +78,32 @@ class GRU(Cell):
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """True without normalization, and without functions that may not be elementwise."""
+        """True unless there are normalization or unknown activation functions."""
         return self.normalization is None and self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
-        """The activations of r and z; n, and with normalization all, take products as they are."""
+        """The activations of r and z; `update` applies that of n, with normalization all three."""
         gate_fn = None if self.normalization else self.gate_fn
         return gate_fn, gate_fn, None
 
     @property
     def one_product(self) -> bool:
-        """Whether a step has a single product."""
+        """True if a step has a single product."""
         return self.reset_after and self.drops_hidden
 
     @property
     def drops_hidden(self) -> bool:
-        """Whether the mask `hidden` is of use, in one product or two."""
+        """True if the cell can use the mask `hidden`, with one product or with two."""
         return type(self).advance is GRU.advance
 
     @property
     def plain_projection(self) -> bool:
-        """Whether `project` is W x + b: not with normalization."""
+        """True if `project` is W x + b, so not with normalization."""
         return self.normalization is None and type(self).project is GRU.project
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer and shape of each parameter."""
+        """Returns the initializer and the shape of each parameter."""
         made, hidden = super().parameters(), self.hidden_features
         if self.reset_after:
             made["recurrent_bias"] = self.bias_init or jax.nn.initializers.zeros, (hidden,)
@@ -111,7 +112,7 @@ class GRU(Cell):
         return made
 
     def project(self, params: Params, xs: jax.Array) -> jax.Array:
-        """W_x x + b; with normalization γ_x∘N(W_x x) + b."""
+        """Computes W_x x + b; with normalization γ_x∘N(W_x x) + b."""
         if not self.normalization:
             return super().project(params, xs)
         names = ("input_gamma", "bias")
@@ -122,7 +123,7 @@ class GRU(Cell):
     def advance(
         self, params: Params, carry: Carry, projected: jax.Array, masks: Masks, *normalize: Any
     ) -> tuple[Carry, jax.Array]:
-        """A step from the result of `project` on."""
+        """Runs a step, given the result of `project`."""
         if self.reset_after:
             return super().advance(params, carry, projected, masks)
         outer, inner = jnp.split(params["recurrent"], [2 * self.hidden_features], -1)
@@ -135,7 +136,7 @@ class GRU(Cell):
     def update(
         self, params: Params, carry: Carry, gates: Gates, rest: Gates, masks: Masks
     ) -> tuple[Carry, jax.Array]:
-        """The equations of the class, for reset_after."""
+        """Computes the equations of the class, for reset_after."""
         r, z, product = gates
         if self.normalization:
             r, z, product = normalized(params, "recurrent", gates)

@@ -10,12 +10,12 @@ Initializer = Callable[..., jax.Array]
 
 
 def block_orthogonal(scale: float = 1.0) -> Initializer:
-    """Orthogonal blocks side by side, one for each gate.
+    """Makes an initializer of orthogonal blocks side by side, one for each gate.
 
     A matrix `[n, k·m]` of k gates is filled with k independent matrices `[n, m]`, each with
     orthonormal columns (or rows, if n < m), times `scale`. One orthogonal matrix over all gates
-    would instead tie the gates' weights to each other. Square blocks are the authors' own
-    initialization, there from the SVD of a Gaussian matrix.
+    would make the weights of the gates depend on each other. The authors initialize square blocks
+    in this way, from the SVD of a Gaussian matrix.
 
     Args:
       scale: factor on every block.
@@ -44,17 +44,16 @@ def block_orthogonal(scale: float = 1.0) -> Initializer:
 
 
 def tiled_orthogonal(scale: float = 1.0) -> Initializer:
-    """Square orthogonal tiles, as large as a gate has room for.
+    """Makes an initializer of square orthogonal tiles, as large as the block of a gate allows.
 
     The block `[n, m]` of each gate is covered with independent orthogonal matrices of side
     s = min(n, m), times `scale`; the last tiles are cropped. Every element has mean 0 and
 
         standard deviation = scale / √s
 
-    A matrix of 50 symbols and gates of 1000 units thus has elements of 1/√50, not of the 1/√1000
-    of `block_orthogonal`. This is how the authors of zoneout start their character models. Their
-    code takes the greatest common divisor of n and m for s, which is the same at their sizes, and
-    leaves nothing to crop.
+    With 50 symbols and gates of 1000 units, this is 1/√50; with `block_orthogonal` it is 1/√1000.
+    The authors of zoneout initialize their character models in this way. In their code, s is the
+    greatest common divisor of n and m, so no tile is cropped; at their sizes s is the same.
 
     Args:
       scale: factor on every tile.
@@ -84,7 +83,7 @@ def tiled_orthogonal(scale: float = 1.0) -> Initializer:
 
 
 def _block_shape(shape: tuple[int, int], blocks: int) -> tuple[int, int]:
-    """Rows and columns of a block."""
+    """Returns the numbers of rows and columns of a block."""
     rows, columns = shape
     if columns % blocks:
         raise ValueError(f"{columns} columns do not divide into {blocks} blocks")
@@ -92,5 +91,5 @@ def _block_shape(shape: tuple[int, int], blocks: int) -> tuple[int, int]:
 
 
 def wide(dtype):
-    """The type to draw in: QR knows none below 32 bits."""
+    """Returns the type to draw in: QR supports no type below 32 bits."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

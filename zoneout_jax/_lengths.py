@@ -1,4 +1,4 @@
-"""Where sequences end: lengths and padding; and where episodes begin inside them: resets."""
+"""Ends of sequences (lengths and padding), and episodes that begin inside sequences (resets)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Lengths = ArrayLike | Sequence[int]
 
 
 def check_lengths(seq_lengths: Lengths, steps: int, batch: int) -> jax.Array:
-    """The lengths as an array; those that are not known yet are cut off at T."""
+    """Returns the lengths as an array; raises if one is out of range, but clips traced lengths."""
     if not isinstance(seq_lengths, jax.Array):
         seq_lengths = np.asarray(seq_lengths)
     if seq_lengths.shape != (batch,):
@@ -26,11 +26,11 @@ def check_lengths(seq_lengths: Lengths, steps: int, batch: int) -> jax.Array:
 
 
 def clip_lengths(seq_lengths: Lengths, steps: int) -> jax.Array:
-    """Lengths of any integer type as integers in [0, T]."""
+    """Clips lengths of any integer type to [0, T]."""
     seq_lengths = jnp.asarray(seq_lengths)
     if not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
         raise TypeError(f"seq_lengths must be integers, got {seq_lengths.dtype}")
-    # In a narrow type T itself may be too large, and would wrap.
+    # T may be too large for a narrow type, and would wrap.
     if seq_lengths.dtype.itemsize < 4:
         seq_lengths = seq_lengths.astype(jnp.int32)
     most = jnp.asarray(steps).astype(seq_lengths.dtype)  # T may be symbolic, for `jax.export`
@@ -38,9 +38,9 @@ def clip_lengths(seq_lengths: Lengths, steps: int) -> jax.Array:
 
 
 def lengths_of(name: str, mask: ArrayLike, shape: tuple[int, ...], axis: int) -> jax.Array:
-    """The lengths of sequences whose mask, of a shape, is True along the axis and then False.
+    """Returns the lengths of sequences from a mask that is True first and then False along an axis.
 
-    Of a traced mask, whose order is not known, the True are counted.
+    The order of a traced mask is unknown, so its True values are only counted.
     """
     mask = check_booleans(name, mask, shape)
     if not isinstance(mask, jax.core.Tracer):
@@ -53,10 +53,10 @@ def lengths_of(name: str, mask: ArrayLike, shape: tuple[int, ...], axis: int) ->
 def first_steps(
     resets: ArrayLike, valid: jax.Array | None, shape: tuple[int, int], reverse: bool
 ) -> jax.Array:
-    """The steps before which the carry is the initial one, booleans `[T, B, 1]`.
+    """Marks the steps before which the carry is reset, booleans `[T, B, 1]`.
 
-    Going on, these are the first elements of episodes; in reverse the last ones, which come before
-    the first of the next. Padding has no steps.
+    These are the first elements of episodes. In reverse they are the last elements, just before the
+    first element of the next episode. No step of padding is marked.
     """
     resets = jnp.asarray(check_booleans("resets", resets, shape))[..., None]
     if valid is not None:
@@ -65,7 +65,7 @@ def first_steps(
 
 
 def check_booleans(name: str, array: ArrayLike, shape: tuple[int, ...]) -> jax.Array | np.ndarray:
-    """The array; raises unless it holds booleans and has the shape."""
+    """Returns the array; raises unless it holds booleans and has the given shape."""
     given = array if isinstance(array, jax.Array) else np.asarray(array)
     for error, wrong in ((ValueError, given.shape != shape), (TypeError, given.dtype != bool)):
         if wrong:
@@ -76,7 +76,7 @@ def check_booleans(name: str, array: ArrayLike, shape: tuple[int, ...]) -> jax.A
 
 
 def flip(tree: Any, lengths: jax.Array) -> Any:
-    """Reverses each example of arrays `[T, B, ...]` within its length, and arrays `[T]` whole."""
+    """Reverses arrays `[T, B, ...]` within the length of each example, and arrays `[T]` fully."""
 
     def flip_one(array):
         if array.ndim == 1:
@@ -91,12 +91,12 @@ def flip(tree: Any, lengths: jax.Array) -> Any:
 
 
 def without_padding(y: jax.Array, valid: jax.Array) -> jax.Array:
-    """What `emit` returned of each step, with zeros in place of padding."""
+    """Sets the results of `emit` to zero in padding."""
     if y.ndim == 1:
-        return y  # it is the whole batch's
+        return y  # scalars belong to the whole batch
     if y.shape[:2] != valid.shape[:2]:
         raise ValueError(
-            f"with seq_lengths, emit must return arrays [{valid.shape[1]}, ...], one row an"
+            f"with seq_lengths, emit must return arrays [{valid.shape[1]}, ...], one row for each"
             f" example, or scalars; got {y.shape[1:]}"
         )
     valid = valid.reshape(valid.shape[:2] + (1,) * (y.ndim - 2))

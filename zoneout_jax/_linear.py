@@ -1,4 +1,4 @@
-"""Cells that are linear in their state, so that all steps can run at once."""
+"""Cells whose steps are linear in the state, so that all steps can run at once."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -31,12 +31,12 @@ class LinearCell(Cell):
            = (d + (1 − d)∘a)∘h + (1 − d)∘u∘b
         y = readout(h', x)
 
-    a and b depend on the input alone, so the step stays linear when zoned out. `unroll` then runs
-    all steps at once, by an associative scan, and the masks of evaluation give the exact mean over
-    the masks of training, as long as these are fresh at each step.
+    a and b depend only on the input, so the step is also linear with zoneout. `unroll` then runs
+    all steps at once, by an associative scan. The masks of evaluation give the exact mean over the
+    masks of training, provided that each step draws new masks.
 
-    A subclass says what a and b are. `blocks` makes W x + b for it and applies the activations in
-    `gates`; a cell that needs other parameters lists them in `parameters`.
+    A subclass defines a and b. Its method can call `blocks`, which computes W x + b and applies the
+    activations in `gates`. A cell that needs other parameters lists them in `parameters`.
 
         @dataclasses.dataclass(frozen=True)
         class Accumulator(LinearCell):
@@ -46,18 +46,18 @@ class LinearCell(Cell):
                 keep, new = self.blocks(params, xs)
                 return keep, new
 
-    The carry is h', and so is the output unless `readout` says otherwise. Masks are those of states
-    and of the update. Parameters are `input` [F, kH] and `bias` [kH] for k blocks, and `initial_h`
-    [H] with a learned carry.
+    The carry is h'; the output is h' too, unless `readout` is overridden. The masks are `states`
+    and `update`. Parameters are `input` [F, kH] and `bias` [kH] for k blocks. A learned carry adds
+    `initial_h` [H].
 
     Attributes:
       in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
         for `Cell`.
-      recurrent_kernel_init: must stay None, for there is no recurrent kernel.
+      recurrent_kernel_init: must stay None, because there is no recurrent kernel.
 
     Raises:
       ValueError: a size below one, or an initializer of something that the cell does not have.
-      TypeError: coefficients of another type than the state's.
+      TypeError: coefficients whose type is not the type of the state.
     """
 
     mask_names: ClassVar[tuple[str, ...]] = ("states", "update")
@@ -67,19 +67,19 @@ class LinearCell(Cell):
         self._has_no("recurrent_kernel_init")
 
     def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The coefficients a and b of inputs `[…, F]`, of the type of the state.
+        """Returns the coefficients a and b of inputs `[…, F]`, of the type of the state.
 
         Returns:
           Arrays `[…, H]`; axes over which they are constant may have size 1.
         """
-        raise NotImplementedError("a linear cell must say what its coefficients are")
+        raise NotImplementedError("a linear cell must define coefficients, which returns a and b")
 
     def readout(self, params: Params, hs: jax.Array, xs: jax.Array) -> jax.Array:
-        """The outputs `[…, H]` of states `[…, H]` and inputs `[…, F]`: the states."""
+        """Returns the outputs `[…, H]` of states `[…, H]` and inputs `[…, F]`: the states."""
         return hs
 
     def blocks(self, params: Params, xs: jax.Array) -> Gates:
-        """The blocks `[…, H]` of W x + b, activated as `gates` says."""
+        """Returns the blocks `[…, H]` of W x + b, with the activations in `gates`."""
         parts = jnp.split(super().project(params, xs), len(self.gates), -1)
         return tuple(
             part if activation is None else function(activation)(part)
@@ -87,25 +87,25 @@ class LinearCell(Cell):
         )
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer and shape of each parameter."""
+        """Returns the initializer and the shape of each parameter."""
         made = super().parameters()
         del made["recurrent"]
         return made
 
     def project(self, params: Params, xs: jax.Array) -> Any:
-        """What steps need of inputs `[…, F]`: a, b, and the inputs for `readout`."""
+        """Returns what steps need of inputs `[…, F]`: a, b, and the inputs for `readout`."""
         a, b = self.coefficients(params, xs)
         if not a.dtype == b.dtype == self.state_dtype:
             raise TypeError(
                 f"{type(self).__name__}.coefficients must return arrays of {self.state_dtype}, got"
                 f" {a.dtype} and {b.dtype}"
             )
-        # The first axis may be that of time, over which both are cut into steps.
+        # The first axis may be time, along which a scan cuts both into steps.
         a = jnp.broadcast_to(a, (*xs.shape[:1], *a.shape[1:]))
         return a, jnp.broadcast_to(b, (*xs.shape[:-1], self.hidden_features)), xs
 
     def zoned_out(self, a: jax.Array, b: jax.Array, masks: Masks) -> tuple[jax.Array, jax.Array]:
-        """The coefficients of the zoned-out step."""
+        """Returns the coefficients of the step with zoneout."""
         b = scaled(masks.update, b)
         kept = zoneout(jnp.ones_like(a), a, masks.states)
         return kept, zoneout(jnp.zeros_like(b), b, masks.states)
@@ -113,14 +113,14 @@ class LinearCell(Cell):
     def advance(
         self, params: Params, carry: Carry, projected: Any, masks: Masks, *normalize: Any
     ) -> tuple[Carry, jax.Array]:
-        """A step from the result of `project` on."""
+        """Runs a step, given the result of `project`."""
         a, b, x = projected
         a, b = self.zoned_out(a, b, masks)
         h = a * carry + b
         return h, self.readout(params, h, x)
 
     def _has_no(self, name: str) -> None:
-        """Raises ValueError if the initializer of something that is not there is given."""
+        """Raises ValueError if an initializer is given for something that the cell lacks."""
         if getattr(self, name) is not None:
             what = name.removesuffix("_init").replace("_", " ")
             raise ValueError(f"{type(self).__name__} has no {what}: leave {name} out")
@@ -128,7 +128,7 @@ class LinearCell(Cell):
 
 @dataclasses.dataclass(frozen=True)
 class _Minimal(LinearCell):
-    """What minGRU and minLSTM share."""
+    """Base class of minGRU and minLSTM."""
 
     activation_fn: Activation | None = None
 
@@ -148,11 +148,12 @@ class MinGRU(_Minimal):
         h' = d_h∘h + (1 − d_h)∘ĥ
 
     Feng et al. 2024 (arXiv:2410.01201), section 3.1. Carry and output are h'. Parameters are
-    `input` [F, 2H] and `bias` [2H] in the order z, n; `initial_h` [H] with a learned carry.
+    `input` [F, 2H] and `bias` [2H], with blocks in the order z, n. A learned carry adds `initial_h`
+    [H].
 
     Attributes:
-      activation_fn: "tanh", "relu" or another function of n; None for none. The form in logarithms
-        of the paper's appendix B has g(x) = x + 1/2 for x ≥ 0, σ(x) otherwise.
+      activation_fn: "tanh", "relu" or another function of n; None for none. The paper's form in
+        logarithms (appendix B) has g(x) = x + 1/2 for x ≥ 0, σ(x) otherwise.
       in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
         for `Cell`.
 
@@ -174,7 +175,7 @@ class MinGRU(_Minimal):
         return "sigmoid", self.activation_fn
 
     def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The equations of the class."""
+        """Computes the equations of the class."""
         z, n = self.blocks(params, xs)
         return 1 - z, z * n
 
@@ -190,8 +191,8 @@ class MinLSTM(_Minimal):
         h' = d_h∘h + (1 − d_h)∘ĥ
 
     Feng et al. 2024 (arXiv:2410.01201), section 3.2. There are no memory cells; carry and output
-    are h'. Parameters are `input` [F, 3H] and `bias` [3H] in the order f, i, n; `initial_h` [H]
-    with a learned carry.
+    are h'. Parameters are `input` [F, 3H] and `bias` [3H], with blocks in the order f, i, n. A
+    learned carry adds `initial_h` [H].
 
     Attributes:
       activation_fn: as for `MinGRU`.
@@ -204,11 +205,11 @@ class MinLSTM(_Minimal):
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
-        """The activation of n; f and i stay logarithms of odds."""
+        """The activation of n; f and i have none, they stay log-odds."""
         return None, None, self.activation_fn
 
     def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The equations of the class."""
+        """Computes the equations of the class."""
         f, i, n = self.blocks(params, xs)
         # σ(log f − log i) is f/(f + i) even where both gates round to 0.
         keep = jax.nn.sigmoid(jax.nn.softplus(-i) - jax.nn.softplus(-f))
@@ -225,11 +226,11 @@ class RGLRU(LinearCell):
         ĥ = a∘h + √(1 − a²)∘i∘u∘x
         h' = d_h∘h + (1 − d_h)∘ĥ
 
-    De et al. 2024, "Griffin" (arXiv:2402.19427), section 2.4. Carry and output are h'. Where
-    F ≠ H, W_x x + b_x takes the place of the last x, as the linear layer does that comes before the
-    unit in the paper's recurrent block. Parameters are `input` [F, 2H] or [F, 3H] and `bias` [2H]
-    or [3H] in the order r, i, x, and `decay` [H], Λ; `initial_h` [H] with a learned carry. The
-    kernel starts by LeCun's initializer, and σ(Λ)^8 uniform in [0.9, 0.999].
+    De et al. 2024, "Griffin" (arXiv:2402.19427), section 2.4. Carry and output are h'. If F ≠ H,
+    W_x x + b_x replaces x in the equation of ĥ, like the linear layer before the unit in the
+    paper's recurrent block. Parameters are `input` [F, 2H] or [F, 3H] and `bias` [2H] or [3H], with
+    blocks in the order r, i, x, and `decay` [H], which is Λ. A learned carry adds `initial_h` [H].
+    LeCun's initializer makes the kernel; σ(Λ)^8 starts uniform in [0.9, 0.999].
 
     Attributes:
       in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
@@ -246,32 +247,32 @@ class RGLRU(LinearCell):
         return ("sigmoid", "sigmoid", None) if projected else ("sigmoid", "sigmoid")
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer and shape of each parameter."""
+        """Returns the initializer and the shape of each parameter."""
         made = super().parameters()
         kernel_init = self.kernel_init or jax.nn.initializers.lecun_normal()
         made["input"] = in_blocks(kernel_init, len(self.gates)), made["input"][1]
         return made | {"decay": (_init_decay, (self.hidden_features,))}
 
     def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The equations of the class."""
+        """Computes the equations of the class."""
         r, i, *projected = self.blocks(params, xs)
         x = projected[0] if projected else xs.astype(self.param_dtype)
         decay = as_row(params["decay"].astype(self.param_dtype), xs.ndim)
         log_a = -8 * r * jax.nn.softplus(-decay)
-        # The root has no derivative at 0, which is where r rounds to 0.
+        # The square root has no derivative at 0, which occurs where r rounds to 0.
         rest = jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(self.param_dtype).tiny)
         return jnp.exp(log_a), jnp.sqrt(rest) * i * x
 
 
 def _init_decay(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The logarithm of the odds of v^(1/8), v uniform in [0.9, 0.999]."""
+    """Returns the log-odds of v^(1/8), with v uniform in [0.9, 0.999]."""
     log_a = jnp.log(jax.random.uniform(key, shape, wide(dtype), 0.9, 0.999)) / 8
     return (log_a - jnp.log(-jnp.expm1(log_a))).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class LRU(LinearCell):
-    """Linear recurrent unit, of complex numbers, with zoneout.
+    """Linear recurrent unit with a complex state, with zoneout.
 
         λ = exp(−exp(ν) + i exp(θ))
         ĥ = λ∘h + exp(γ)∘u∘(B x)
@@ -279,19 +280,19 @@ class LRU(LinearCell):
         y = Re(C h') + D x
 
     Orvieto et al. 2023 (arXiv:2303.06349), section 3. The carry is h', H complex numbers, each with
-    a mask of its own, `complex64` or, for parameters of 64 bits, `complex128`; the output is y, H
-    real numbers. Parameters are real: `input` [F, 2H], B as real and imaginary parts side by side;
-    `output` [H, 2H], C likewise; `skip` [F, H], D; `diagonal` [3H], ν, θ and γ; `initial_h` [2H]
-    with a learned carry, real and imaginary parts. There is no bias.
+    its own mask: `complex64`, or `complex128` for parameters of 64 bits. The output is y, H real
+    numbers. Parameters are real, and there is no bias: `input` [F, 2H] holds the real and imaginary
+    parts of B side by side, `output` [H, 2H] those of C, `skip` [F, H] is D, and `diagonal` [3H]
+    holds ν, θ and γ. A learned carry adds `initial_h` [2H], real and imaginary parts.
 
-    At the start λ is uniform on a ring of the complex plane and exp(γ) = √(1 − |λ|²). B, C and D
-    are normal, with variances 1/(2F), 1/H and 1/F. (Appendix A of the paper takes a diagonal D; it
-    is a matrix here, as in the paper's equations, for F and H may differ.)
+    λ starts uniform on a ring of the complex plane, and exp(γ) = √(1 − |λ|²). B, C and D start
+    normal, with variances 1/(2F), 1/H and 1/F. (Appendix A of the paper has a diagonal D. Here D is
+    a matrix, as in the paper's equations, because F and H may differ.)
 
     Attributes:
       r_min, r_max: radii of the ring, 0 ≤ r_min ≤ r_max ≤ 1.
       max_phase: largest angle of λ, in radians.
-      kernel_init: initializer of `input`, for each part.
+      kernel_init: initializer of each part of `input`.
       in_features, hidden_features, learned_carry, param_dtype, dtype: as for `Cell`.
       bias_init: must stay None.
 
@@ -321,7 +322,7 @@ class LRU(LinearCell):
         return jnp.dtype(jnp.complex128 if self.param_dtype == jnp.float64 else jnp.complex64)
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer and shape of each parameter."""
+        """Returns the initializer and the shape of each parameter."""
         features, hidden = self.in_features, self.hidden_features
         normal = jax.nn.initializers.variance_scaling
         half, whole = normal(0.5, "fan_in", "normal"), normal(1.0, "fan_in", "normal")
@@ -336,7 +337,7 @@ class LRU(LinearCell):
         return made
 
     def initial_carry(self, params: Params, batch: int) -> Carry:
-        """The carry before the first step, `[B, H]`: learned or zeros."""
+        """Returns the initial carry, `[B, H]`: learned or zeros."""
         shape = batch, self.hidden_features
         if not self.learned_carry:
             return jnp.zeros(shape, self.state_dtype)
@@ -344,7 +345,7 @@ class LRU(LinearCell):
         return jnp.broadcast_to(row[None], shape)
 
     def coefficients(self, params: Params, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The equations of the class."""
+        """Computes the equations of the class."""
         nu, theta, gamma = jnp.split(params["diagonal"], 3)
         decay = jnp.exp(self._complex(-jnp.exp(nu), jnp.exp(theta)))
         parts = jnp.split(self.product(xs, params["input"]), 2, -1)
@@ -352,20 +353,20 @@ class LRU(LinearCell):
         return as_row(decay, xs.ndim), self._complex(*(scale * part for part in parts))
 
     def readout(self, params: Params, hs: jax.Array, xs: jax.Array) -> jax.Array:
-        """The outputs Re(C h) + D x."""
+        """Returns the outputs Re(C h) + D x."""
         real, imaginary = jnp.split(params["output"], 2, -1)
         kernel, parts = jnp.concatenate([real, -imaginary]), jnp.concatenate([hs.real, hs.imag], -1)
         return self.product(parts, kernel) + self.product(xs, params["skip"])
 
     def _complex(self, real: jax.Array, imaginary: jax.Array) -> jax.Array:
-        """Complex numbers of the type of the state."""
+        """Makes complex numbers of the type of the state."""
         part = jnp.finfo(self.state_dtype).dtype
         return jax.lax.complex(real.astype(part), imaginary.astype(part))
 
     def _init_diagonal(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """The initial ν, θ and γ side by side: γ needs ν."""
+        """Draws the initial ν, θ and γ side by side, because γ needs ν."""
         kind = wide(dtype)
-        # Zeros would have no logarithm.
+        # Above 0, so that the logarithms are finite.
         one, other = jax.random.uniform(key, (2, shape[0] // 3), kind, jnp.finfo(kind).tiny)
         squared = one * (self.r_max**2 - self.r_min**2) + self.r_min**2
         nu = jnp.log(-0.5 * jnp.log(squared))

@@ -1,4 +1,4 @@
-"""The LSTM, with its normalizations and output gates."""
+"""The LSTM, with normalization, zoneout of output gates, and projection."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -36,36 +36,37 @@ class LSTM(Cell):
 
     Krueger et al. 2017, section 3.2. ĥ comes from the candidate cell ĉ, not from the zoned-out c'.
     The carry is (c, h), as in Flax; the output is h'. Parameters are `input` [F, 4H], `recurrent`
-    [H, 4H] and `bias` [4H], gates in the order i, f, g, o; with a learned carry `initial_c` [H] and
-    `initial_h` [H].
+    [H, 4H] and `bias` [4H], with gates in the order i, f, g, o. A learned carry adds `initial_c`
+    [H] and `initial_h` [H].
 
-    With `normalization`, γ_x∘N(W_x x) + γ_h∘N(W_h h) + b takes the place of W_x x + W_h h + b, and
-    ĥ = σ(o)∘tanh(γ_c∘N(ĉ) + β_c); more parameters are `input_gamma` [4H], `recurrent_gamma` [4H],
-    `cell_gamma` [H] and `cell_beta` [H]. "layer" (Ba et al. 2016) normalizes each 4H-vector and ĉ
-    over their features. "batch" (Cooijmans et al. 2016) normalizes each unit over the batch, at
-    each step with statistics of its own.
+    With `normalization`, γ_x∘N(W_x x) + γ_h∘N(W_h h) + b replaces W_x x + W_h h + b, and
+    ĥ = σ(o)∘tanh(γ_c∘N(ĉ) + β_c). This adds the parameters `input_gamma` [4H], `recurrent_gamma`
+    [4H], `cell_gamma` [H] and `cell_beta` [H]. "layer" (Ba et al. 2016) normalizes both vectors of
+    4H features, and ĉ, over their features. "batch" (Cooijmans et al. 2016) normalizes each unit
+    over the batch, with separate statistics for each step.
 
-    With `ogates_zoneout`, the output of units whose update is dropped (u = 0) is held back too:
-    "paper" keeps their output gates, o' = u∘σ(o) + (1 − u)∘o'₋₁ and ĥ = o'∘tanh(ĉ), with o' last in
-    the carry. (The equation printed in the paper has u the other way round, against its own words.)
-    "repository" is the authors' code, h' = u∘h* + (1 − u)∘σ(f)∘h, where h* is h' as above.
+    With `ogates_zoneout`, units whose update is dropped (u = 0) also hold back their output.
+    "paper" keeps their output gates, o' = u∘σ(o) + (1 − u)∘o'₋₁ and ĥ = o'∘tanh(ĉ); o' is then the
+    last array of the carry. (The equation printed in the paper has u the other way round, which
+    contradicts the paper's text.) "repository" is the authors' code, h' = u∘h* + (1 − u)∘σ(f)∘h,
+    where h* is h' as above.
 
     With `proj_size` P (Sak et al. 2014, section 2; as in torch), ĥ = W_p (σ(o)∘tanh(ĉ)) has P
-    features, and so have h', its masks and the output. `recurrent` is then [P, 4H], `initial_h`
-    [P], and `projection` [H, P] is a further parameter.
+    features, and so do h', its masks and the output. `recurrent` is then [P, 4H] and `initial_h`
+    [P]. The parameter `projection` [H, P] is W_p.
 
     Attributes:
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
       gate_fn: "sigmoid" or another function, where σ stands above.
       forget_bias: added to the forget gate's initial bias.
       normalization: "layer", "batch" or None.
-      initial_gamma: initial value of γ; None means 1 for layers and 0.1 for batches.
-      max_steps: steps that have population statistics of their own, needed for "batch" only. Later
-        steps use those of the last.
+      initial_gamma: initial value of γ; None means 1 for "layer" and 0.1 for "batch".
+      max_steps: number of steps with their own population statistics, for "batch" only, which needs
+        it. Later steps use the statistics of the last of them.
       ogates_zoneout: "paper", "repository" or None.
-      output: "state" gives h', "candidate" gives ĥ, as models in the manner of Tacotron 2 expect.
+      output: "state" gives h'; "candidate" gives ĥ, as models like Tacotron 2 expect.
       proj_size: P, or None for h of H features; not with ogates_zoneout="repository", which mixes
-        the gates of cells into h'. `recurrent_kernel_init` makes the projection too.
+        the gates of cells into h'. `recurrent_kernel_init` also initializes the projection.
       in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init, learned_carry,
         param_dtype, dtype: as for `Cell`.
 
@@ -111,12 +112,12 @@ class LSTM(Cell):
 
     @property
     def carry_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """States c and h, and the output gate where it is kept."""
+        """Names of the states c and h, and of the output gate o if it is kept."""
         return ("c", "h", "o") if self.ogates_zoneout == "paper" else ("c", "h")
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """States c and h: the output gate starts at 0."""
+        """Names of the states c and h; the output gate always starts at 0."""
         return ("c", "h")
 
     @property
@@ -126,30 +127,30 @@ class LSTM(Cell):
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """True without normalization, projection, and functions that may not be elementwise."""
+        """True unless there are normalization, projection or unknown activation functions."""
         return self.normalization is None and self.proj_size is None and self._named_only
 
     @property
     def gates(self) -> tuple[Activation | None, ...]:
-        """The activations of i, f, g and o; with normalization, products as they are."""
+        """The activations of i, f, g and o; with normalization, `update` applies them instead."""
         if self.normalization:
             return (None,) * 4
         return self.gate_fn, self.gate_fn, self.activation_fn, self.gate_fn
 
     @property
     def plain_projection(self) -> bool:
-        """Whether `project` is W x + b: not with normalization."""
+        """True if `project` is W x + b, so not with normalization."""
         return self.normalization is None and type(self).project is LSTM.project
 
     @property
     def statistics(self) -> dict[str, int]:
-        """What batch normalization normalizes: products of input and of h, and the cells."""
+        """Sizes of what batch normalization normalizes: products of x and of h, and the cells."""
         wide = 4 * self.hidden_features
         sizes = {"input": wide, "recurrent": wide, "cell": self.hidden_features}
         return sizes if self.normalization == "batch" else {}
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer and shape of each parameter."""
+        """Returns the initializer and the shape of each parameter."""
         made, hidden = super().parameters(), self.hidden_features
         inner, shape = made["bias"]
 
@@ -170,7 +171,7 @@ class LSTM(Cell):
         return made
 
     def project(self, params: Params, xs: jax.Array) -> jax.Array:
-        """W_x x + b; with normalization W_x x alone."""
+        """Computes W_x x + b; with normalization W_x x alone."""
         return (
             self.product(xs, params["input"]) if self.normalization else super().project(params, xs)
         )
@@ -184,7 +185,7 @@ class LSTM(Cell):
         masks: Masks,
         normalize: BatchNormalizer | None = None,
     ) -> tuple[Carry, jax.Array]:
-        """The equations of the class."""
+        """Computes the equations of the class."""
         c, h = carry[:2]
         squash = function(self.activation_fn)
         if self.normalization:
@@ -197,7 +198,7 @@ class LSTM(Cell):
             o = u * o + (1 - u) * carry[2]
         new_h = o * squash(self._normalized_cell(params, new_c, normalize))
         if self.proj_size is not None:
-            # Not the runner's: its gradient is summed step by step.
+            # Unlike the recurrent product, its gradient is summed step by step.
             new_h = self.product(new_h, params["projection"])
         kept_c, kept_h = zoneout(c, new_c, masks.cells), zoneout(h, new_h, masks.states)
         if self.ogates_zoneout == "repository" and u is not None:
@@ -209,7 +210,7 @@ class LSTM(Cell):
     def _normalized(
         self, params: Params, products: Gates, projected: Gates, normalize: BatchNormalizer | None
     ) -> Gates:
-        """The gates γ_x∘N(W_x x) + γ_h∘N(W_h h) + b, activated."""
+        """Returns the gates γ_x∘N(W_x x) + γ_h∘N(W_h h) + b, activated."""
         xs = normalized(params, "input", projected, normalize)
         qs = normalized(params, "recurrent", products, normalize)
         biases = jnp.split(params["bias"], 4, -1)
@@ -222,7 +223,7 @@ class LSTM(Cell):
     def _normalized_cell(
         self, params: Params, cell: jax.Array, normalize: BatchNormalizer | None
     ) -> jax.Array:
-        """γ_c∘N(ĉ) + β_c, or the cell as it is."""
+        """Returns γ_c∘N(ĉ) + β_c, or ĉ without normalization."""
         if not self.normalization:
             return cell
         (cell,) = normalized(params, "cell", (cell,), normalize)

@@ -1,4 +1,4 @@
-"""What to install where a package is missing."""
+"""Errors that say what to install if a package is missing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needs(module: str, extra: str) -> Iterator[None]:
-    """Names the extra that brings what the imports of a module lack.
+    """Names the extra to install if an import of a module fails.
 
     Raises:
-      ModuleNotFoundError: in place of the one raised by an import.
+      ModuleNotFoundError: replaces the error of the import.
     """
     try:
         yield

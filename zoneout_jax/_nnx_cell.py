@@ -1,4 +1,4 @@
-"""What the cells for Flax NNX share: the spec, the mode, and where random keys come from."""
+"""The base class of cells for Flax NNX: the spec, the mode, and the source of random keys."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from zoneout_jax._flax import check_spec
 from zoneout_jax._zoneout import Zoneout
 
 Streams = nnx.Rngs | nnx.RngStream | jax.Array
-"""Random streams, that of the masks alone, or a key."""
+"""Random streams, the stream of the masks alone, or a key."""
 
 
 class NoisyCell(nnx.RNNCellBase):
@@ -45,14 +45,14 @@ class NoisyCell(nnx.RNNCellBase):
 
 
 def fork_stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
-    """A stream of the cell's own for masks; without one, the cell serves while it need not draw."""
+    """Forks a stream for masks; None without one, which is enough while no mask is drawn."""
     return rngs.zoneout.fork() if "zoneout" in rngs or "default" in rngs else None
 
 
 def mask_stream(rngs: Any) -> Callable[[], jax.Array] | None:
-    """Draws keys for masks from what is given to a call; None where that is not for masks.
+    """Returns a function that draws mask keys from the `rngs` of a call; None if they have none.
 
-    Flax's `RNN` and `Bidirectional` pass a stream on that is for initial carries.
+    Flax's `RNN` and `Bidirectional` pass on a stream that is only for initial carries.
     """
     if rngs is None or isinstance(rngs, nnx.RngStream) and rngs.tag != "zoneout":
         return None
@@ -66,7 +66,7 @@ def mask_stream(rngs: Any) -> Callable[[], jax.Array] | None:
 
 
 def carry_stream(rngs: Any) -> Callable[[], jax.Array]:
-    """Draws keys for initial carries: of the stream "carry", or as from `nnx.Rngs(0)`."""
+    """Returns a function that draws keys for initial carries, from "carry" or `nnx.Rngs(0)`."""
     if isinstance(rngs, nnx.RngStream) and rngs.tag != "zoneout":
         return rngs
     if isinstance(rngs, nnx.Rngs) and ("carry" in rngs or "default" in rngs):
@@ -75,11 +75,11 @@ def carry_stream(rngs: Any) -> Callable[[], jax.Array]:
 
 
 def _plain_spec(zoneout: Any) -> Zoneout:
-    """The spec with numbers in place of arrays of one known number."""
+    """Returns the spec with arrays of one known number replaced by that number."""
     check_spec(zoneout)
     rates: dict[str, Any] = {name: _plain(name, rate) for name, rate in zoneout.rates.items()}
     if zoneout.shared:
-        rates["states"] = rates["cells"]  # that of the cells decides
+        rates["states"] = rates["cells"]  # a shared mask has the rate of the cells
     return dataclasses.replace(zoneout, **rates)
 
 

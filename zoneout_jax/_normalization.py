@@ -19,7 +19,7 @@ EPSILON = 1e-5
 
 
 def layer_norm(parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Normalizes a vector that is given in parts, such as the gates `[B, H]` of a step.
+    """Normalizes vectors that are given in parts, such as the gates `[B, H]` of a step.
 
     (x − mean) / √(var + ε), with mean and variance over all features of all parts, ε = 1e-5
     """
@@ -31,7 +31,7 @@ def layer_norm(parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
 
 
 def init_stats(sizes: Mapping[str, int], max_steps: int, dtype: Any = jnp.float32) -> Stats:
-    """Population statistics at the start: means of 0 and variances of 1, `[max_steps, size]`."""
+    """Returns initial population statistics: means 0 and variances 1, `[max_steps, size]`."""
     stats = {}
     for name, size in sizes.items():
         stats[f"{name}_mean"] = jnp.zeros((max_steps, size), dtype)
@@ -40,17 +40,17 @@ def init_stats(sizes: Mapping[str, int], max_steps: int, dtype: Any = jnp.float3
 
 
 def update_stats(stats: Stats, batch_stats: Stats, rate: jax.Array | float = 0.01) -> Stats:
-    """Moves population statistics towards those of a batch.
+    """Moves population statistics towards the statistics of a batch.
 
         stats + rate · (batch_stats − stats)     for the steps that the batch has examples of
 
-    With a rate of 1/n for the n-th batch, counted from one, they are the average over batches.
-    Steps beyond the population's last are left out.
+    With a rate of 1/n for the n-th batch, counted from one, the result is the average over batches.
+    Steps after the last step of the population statistics are ignored.
 
     Args:
-      stats: those of the population, each `[max_steps, size]`.
-      batch_stats: as `unroll` returns them in training: the same names, each `[T, size]`, with
-        `step` and `count` `[T]`.
+      stats: population statistics, each `[max_steps, size]`.
+      batch_stats: statistics as `unroll` returns them in training: the same names, each
+        `[T, size]`, with `step` and `count` `[T]`.
       rate: weight of the batch, in [0, 1].
 
     Example:
@@ -77,11 +77,11 @@ class BatchNormalizer:
     Statistics are summed in float32 or wider.
 
     Args:
-      number: of the step, a scalar.
-      stats: population statistics to use (those of the last step, for steps beyond it); None for
-        those of the batch, which are then kept.
-      valid: booleans `[B, 1]`: the examples that count; None for all.
-      axis_name: mapped axis over which the batch is spread.
+      number: number of the step, a scalar.
+      stats: population statistics to use; steps after the last use the last. None uses the batch's
+        statistics, and `found` then returns them.
+      valid: booleans `[B, 1]`, True for examples that count; None for all.
+      axis_name: mapped axis that the batch is spread over.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class BatchNormalizer:
         self._number, self._valid, self._axis_name = number, valid, axis_name
         self._stats = None
         if stats is not None:
-            # They are no parameters: neither way of running over time has a gradient of them.
+            # Statistics are not parameters: no implementation of `unroll` gives them a gradient.
             stats = jax.lax.stop_gradient(stats)
             self._stats = {n: s[jnp.minimum(number, len(s) - 1)] for n, s in stats.items()}
         self._count: jax.Array | None = None
@@ -129,12 +129,12 @@ class BatchNormalizer:
         return x if self._valid is None else jnp.where(self._valid, x, 0)
 
     def _sum(self, arrays: list[jax.Array]) -> jax.Array:
-        """The sum of each over the whole batch; devices exchange all sums together."""
+        """Sums each array over the whole batch; devices exchange all sums at once."""
         totals = jnp.stack([jnp.sum(x, 0) for x in arrays])
         return totals if self._axis_name is None else jax.lax.psum(totals, self._axis_name)
 
     def found(self) -> Stats | None:
-        """Statistics of the batch, with `step` and `count`; None if they were not needed."""
+        """Returns the batch's statistics, `step` and `count`; None with population statistics."""
         if self._count is None:
             return None
         return self._found | {"step": self._number, "count": self._count}
@@ -146,14 +146,14 @@ def normalized(
     parts: Sequence[jax.Array],
     normalize: BatchNormalizer | None = None,
 ) -> tuple[jax.Array, ...]:
-    """γ∘N(x) of a quantity in parts of the same size, over features or by `normalize`."""
+    """Computes γ∘N(x) of a quantity in parts of the same size, over features or by `normalize`."""
     parts = normalize(name, parts) if normalize else layer_norm(parts)
     gammas = jnp.split(params[f"{name}_gamma"], len(parts), -1)
     return tuple(gamma * part for gamma, part in zip(gammas, parts, strict=True))
 
 
 def statistics_dtype(dtype: Any) -> Any:
-    """The type of statistics of values of a type: float32 or wider."""
+    """Returns the type of the statistics of values of a type: float32 or wider."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 

@@ -1,4 +1,4 @@
-"""Regularizers of recurrent networks besides zoneout: on weights, on inputs, and in the loss."""
+"""Other regularizers of recurrent networks: on weights, on inputs, and in the loss."""
 
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ Tree = TypeVar("Tree")
 
 
 def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> jax.Array:
-    """How much the norms of states change over time.
+    """Measures how much the norms of states change over time.
 
         mean over examples of  Σ_t (‖h_t‖ − ‖h_{t−1}‖)² / (T − 1)
 
@@ -25,15 +25,15 @@ def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> ja
 
     Args:
       states: hidden states or memory cells `[T, B, H]`.
-      seq_lengths: integers `[B]`; each example's own length takes the place of T. Examples of one
-        step or none count as 0; lengths above T count as T.
+      seq_lengths: integers `[B]`; the length of each example replaces T. Examples with fewer than
+        two steps count as 0; lengths above T count as T.
 
     Returns:
       A scalar.
 
     Raises:
       ValueError: fewer than two steps, or states of another rank.
-      TypeError: lengths that are no integers.
+      TypeError: lengths that are not integers.
 
     Example:
       >>> norm_stabilizer(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # norms 5 and 7
@@ -41,31 +41,31 @@ def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> ja
     """
     _check_states(states, 2)
     squared = jnp.sum(jnp.square(states), -1)
-    # The root has no derivative at zero, where states often start.
+    # The square root has no derivative at zero, where states often start.
     norms = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return _mean(jnp.square(norms[1:] - norms[:-1]), 1, seq_lengths)
 
 
 def activation_regularization(outputs: jax.Array, seq_lengths: Lengths | None = None) -> jax.Array:
-    """How large outputs are (AR).
+    """Measures how large outputs are (AR).
 
         mean over examples of  Σ_t ‖h_t‖² / (T H)
 
     Merity et al. 2017 (arXiv:1708.01009) and 2018 (arXiv:1708.02182), as in the authors' code: the
-    mean square, where the papers print a norm. It is taken of the last layer's outputs after
-    dropout. Multiply by a coefficient (2 in the authors' language models) and add to the loss.
+    mean square, where the papers print a norm. Pass the last layer's outputs after dropout.
+    Multiply by a coefficient (2 in the authors' language models) and add to the loss.
 
     Args:
-      outputs: `[T, B, H]`, with whatever dropout the rest of the model sees.
-      seq_lengths: integers `[B]`; each example's own length takes the place of T. Examples of no
-        step count as 0; lengths above T count as T.
+      outputs: `[T, B, H]`, with the dropout that the rest of the model sees.
+      seq_lengths: integers `[B]`; the length of each example replaces T. Examples without steps
+        count as 0; lengths above T count as T.
 
     Returns:
       A scalar.
 
     Raises:
       ValueError: no step, or outputs of another rank.
-      TypeError: lengths that are no integers.
+      TypeError: lengths that are not integers.
 
     Example:
       >>> activation_regularization(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # (25 + 49) / 4
@@ -78,24 +78,24 @@ def activation_regularization(outputs: jax.Array, seq_lengths: Lengths | None = 
 def temporal_activation_regularization(
     outputs: jax.Array, seq_lengths: Lengths | None = None
 ) -> jax.Array:
-    """How much outputs change from step to step (TAR).
+    """Measures how much outputs change from step to step (TAR).
 
         mean over examples of  Σ_t ‖h_t − h_{t−1}‖² / ((T − 1) H)
 
-    Sources and form are those of `activation_regularization`, but it is taken of the last layer's
-    outputs before any dropout. The authors' coefficient is 1.
+    Sources and form are those of `activation_regularization`, but pass the last layer's outputs
+    before any dropout. The authors' coefficient is 1.
 
     Args:
       outputs: `[T, B, H]`, as `unroll` returns them.
-      seq_lengths: integers `[B]`; each example's own length takes the place of T. Examples of one
-        step or none count as 0; lengths above T count as T.
+      seq_lengths: integers `[B]`; the length of each example replaces T. Examples with fewer than
+        two steps count as 0; lengths above T count as T.
 
     Returns:
       A scalar.
 
     Raises:
       ValueError: fewer than two steps, or outputs of another rank.
-      TypeError: lengths that are no integers.
+      TypeError: lengths that are not integers.
 
     Example:
       >>> temporal_activation_regularization(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))
@@ -110,10 +110,10 @@ def weight_noise(params: Tree, key: jax.Array, std: jax.Array | float) -> Tree:
 
         W + std · ε,  ε ~ Normal(0, 1)
 
-    Draw anew at each training step, and differentiate the loss at the noisy weights: the gradient
-    belongs to the clean ones. Biases and other vectors stay as they are, and so do integers. What
-    is told apart by its rank: stacks of layers' or devices' parameters must be passed one by one
-    (or under `vmap`), and statistics of batch normalization not at all.
+    Use a new key at each training step, and differentiate the loss at the noisy weights; apply the
+    gradient to the clean weights. Vectors such as biases, and integers, do not change. Every
+    floating-point array with two or more axes counts as a matrix: pass stacked parameters of layers
+    or devices one by one (or under `vmap`), and do not pass statistics of batch normalization.
 
     Args:
       params: a pytree of arrays.
@@ -151,17 +151,17 @@ def weight_drop(params: Tree, key: jax.Array, rate: jax.Array | float) -> Tree:
         M∘R / (1 − rate),  M ~ Bernoulli(1 − rate)
 
     Merity et al. 2018 (arXiv:1708.02182), section 2; Wan et al. 2013 for DropConnect. One mask
-    serves the whole batch and all steps. Draw anew at each training step, and differentiate the
-    loss at the dropped weights: the gradient belongs to the whole ones, and is 0 where they were
-    dropped. Evaluation uses the parameters as they are, which is the expectation.
+    serves the whole batch and all steps. Use a new key at each training step, and differentiate the
+    loss at the dropped weights; apply the gradient to the original weights. The gradient is 0 where
+    weights were dropped. Evaluation uses the original parameters, which are the expectation.
 
-    The `dropout` of Haste's cells is the same: at each call it drops entries of the recurrent
-    kernel, rescaled, beside its zoneout.
+    The `dropout` of Haste's cells does the same, next to their zoneout: each call drops entries of
+    the recurrent kernel and rescales the others.
 
     Args:
-      params: a pytree that holds recurrent kernels under the name "recurrent": parameters of a pure
-        cell or of several, variables of Linen, `nnx.state(model, nnx.Param)`. All else stays as it
-        is.
+      params: a pytree that holds recurrent kernels under the name "recurrent": parameters of one or
+        more pure cells, variables of Linen, `nnx.state(model, nnx.Param)`. Other leaves do not
+        change.
       key: a JAX random key, the same on all devices that share a batch.
       rate: probability of dropping an entry (0.5 in the authors' language models).
 
@@ -170,7 +170,7 @@ def weight_drop(params: Tree, key: jax.Array, rate: jax.Array | float) -> Tree:
 
     Raises:
       ValueError: a rate outside [0, 1], or no kernel of that name.
-      TypeError: a rate that is no number, a key that is none.
+      TypeError: a rate that is not a number, a key that is not a random key.
 
     Example:
       >>> params = {"recurrent": jnp.ones((1, 4)), "bias": jnp.ones(4)}
@@ -182,7 +182,7 @@ def weight_drop(params: Tree, key: jax.Array, rate: jax.Array | float) -> Tree:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     numbers = [n for n, (path, _) in enumerate(leaves) if _name(path) == "recurrent"]
     if not numbers:
-        raise ValueError('params hold no kernel of the name "recurrent", which weight_drop drops')
+        raise ValueError('params hold no kernel named "recurrent", which weight_drop needs')
     dropped = [leaf for _, leaf in leaves]
     for number in numbers:
         leaf = jnp.asarray(dropped[number])
@@ -203,16 +203,17 @@ def dropout(
 
         m∘x / (1 − rate),  m ~ Bernoulli(1 − rate)
 
-    With `locked`, m is one mask a sequence: variational dropout (Gal and Ghahramani 2016,
-    arXiv:1512.05287, section 4). Otherwise each step has a mask of its own. In training only: the
-    expectation is x itself. Masks belong to examples, as those of zoneout do.
+    With `locked`, one mask serves a whole sequence: variational dropout (Gal and Ghahramani 2016,
+    arXiv:1512.05287, section 4). Otherwise each step has its own mask. Call it in training only;
+    the expectation is x. The masks of an example do not depend on the rest of the batch, as with
+    zoneout.
 
     Args:
       xs: `[T, B, F]`.
       key: a JAX random key, used for nothing else.
       rate: probability of dropping a feature, rounded to a multiple of 2⁻¹⁶.
-      locked: one mask for all steps.
-      axis_name: name of the mapped axis over which the batch is spread, if it is.
+      locked: use one mask for all steps.
+      axis_name: name of the mapped axis that the batch is spread over, if any.
 
     Returns:
       An array like `xs`.
@@ -220,7 +221,7 @@ def dropout(
     Raises:
       ValueError: a rate outside [0, 1], arrays of another rank, a key that is the same on all
         devices without `axis_name`.
-      TypeError: a rate that is no number, a key that is none.
+      TypeError: a rate that is not a number, a key that is not a random key.
 
     Example:
       >>> xs = dropout(jnp.ones((5, 2, 3)), jax.random.key(0), 0.4, locked=True)
@@ -238,26 +239,26 @@ def dropout(
 
 
 def _dropped(x: jax.Array, dropped: Any, rate: Any) -> jax.Array:
-    """Zeros where dropped, and the rest rescaled."""
+    """Sets dropped entries to zero and rescales the others."""
     kept = jnp.asarray(1 - rate, x.dtype)
-    return jnp.where(dropped, 0, x / jnp.where(kept > 0, kept, 1))  # at 1, nothing is infinite
+    return jnp.where(dropped, 0, x / jnp.where(kept > 0, kept, 1))  # no division by 0 at rate 1
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """The name of a leaf: the last of its path, but for the box that Flax may keep it in."""
+    """Returns the name of a leaf: the last of its path, without the box that Flax may add."""
     names = [str(getattr(step, "key", getattr(step, "name", ""))) for step in path]
     boxed = names and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value"
     return "".join((names[:-1] if boxed else names)[-1:])
 
 
 def _check_states(states: jax.Array, least: int) -> None:
-    """Raises ValueError unless there are so many steps."""
+    """Raises ValueError unless states are `[T, B, H]` with T of at least `least`."""
     if states.ndim != 3 or states.shape[0] < least:
         raise ValueError(f"states must be [T, B, H] with T of at least {least}, got {states.shape}")
 
 
 def _mean(values: jax.Array, first: int, seq_lengths: Lengths | None) -> jax.Array:
-    """The mean over examples of their means over time, of values `[T − first, B]`."""
+    """Averages values `[T − first, B]` over the time of each example, then over examples."""
     if seq_lengths is None:
         return jnp.mean(values)
     steps = values.shape[0] + first

@@ -1,4 +1,4 @@
-"""The plain recurrent network, and the one whose units are independent."""
+"""The plain recurrent network, and the independently recurrent network."""
 
 import dataclasses
 from typing import Any
@@ -27,8 +27,8 @@ class RNN(Cell):
         ĥ = tanh(W_x x + W_h h + b)
         h' = d_h∘h + (1 − d_h)∘ĥ
 
-    The carry is h', and so is the output. The only mask is that of the states. Parameters are
-    `input` [F, H], `recurrent` [H, H] and `bias` [H], and with a learned carry `initial_h` [H].
+    Carry and output are h'. The only mask is `states`. Parameters are `input` [F, H], `recurrent`
+    [H, H] and `bias` [H]. A learned carry adds `initial_h` [H].
 
     Attributes:
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
@@ -50,7 +50,7 @@ class RNN(Cell):
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """True without functions that may not be elementwise."""
+        """True unless the activation function is unknown."""
         return self._named_only
 
     @property
@@ -61,25 +61,25 @@ class RNN(Cell):
     def update(
         self, params: Params, carry: Carry, gates: Gates, rest: Gates, masks: Masks
     ) -> tuple[Carry, jax.Array]:
-        """The equations of the class."""
+        """Computes the equations of the class."""
         new = zoneout(carry, gates[0], masks.states)
         return new, new if self.output == "state" else gates[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class IndRNN(RNN):
-    """Independently recurrent network with zoneout: each unit sees its own state alone.
+    """Independently recurrent network with zoneout: each unit sees only its own state.
 
         ĥ = relu(W x + v∘h + b)
         h' = d_h∘h + (1 − d_h)∘ĥ
 
-    Li et al. 2018 (arXiv:1803.04831), section 3. The carry is h', and so is the output. The only
-    mask is that of the states. Parameters are `input` [F, H], `recurrent` [H], v, and `bias` [H],
-    and with a learned carry `initial_h` [H]. As v multiplies no matrix, a step has no product, and
-    its derivatives are those that JAX finds. Units meet in the next layer: two or more are stacked.
+    Li et al. 2018 (arXiv:1803.04831), section 3. Carry and output are h'. The only mask is
+    `states`. Parameters are `input` [F, H], `recurrent` [H], which is v, and `bias` [H]. A learned
+    carry adds `initial_h` [H]. A step has no matrix product, because v is a vector, and JAX
+    computes its derivatives. Units interact only in the next layer, so stack two or more layers.
 
-    By default v starts uniform in [0, 1], so that units remember for different times. The authors'
-    code for sequences of T steps draws from [0, m] with m = 2^(1/T) under relu, and from [1/m, m]
+    By default v starts uniform in [0, 1], so that units remember for different times. For sequences
+    of T steps and relu, the authors' code draws v from [0, m] with m = 2^(1/T), and from [1/m, m]
     in the last layer if only its last output is used. It clips v to [−m, m] at each update, so that
     gradients do not explode: |v|^T ≤ 2.
 
@@ -107,14 +107,14 @@ class IndRNN(RNN):
     activation_fn: Activation = "relu"
 
     def parameters(self) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """Initializer and shape of each parameter."""
+        """Returns the initializer and the shape of each parameter."""
         init = self.recurrent_kernel_init or jax.nn.initializers.uniform(1.0)
         return super().parameters() | {"recurrent": (init, (self.hidden_features,))}
 
     def advance(
         self, params: Params, carry: Carry, projected: jax.Array, masks: Masks, *normalize: Any
     ) -> tuple[Carry, jax.Array]:
-        """A step from the result of `project` on."""
+        """Runs a step, given the result of `project`."""
         recurrent = params["recurrent"].astype(self.param_dtype)[None]
         new = function(self.activation_fn)(projected + recurrent * carry)
         return self.update(vectors(params, self.param_dtype), carry, (new,), (), masks)

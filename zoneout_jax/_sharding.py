@@ -15,9 +15,10 @@ _batch_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis",
 
 @contextlib.contextmanager
 def batch_over(axis_name: str) -> Iterator[None]:
-    """Says that the batch of what is traced here is spread over a mapped axis, as `fit` does.
+    """Declares that code traced in this block has a batch spread over a mapped axis.
 
-    Masks that are drawn without that `axis_name` are then an error, on one device too.
+    `fit` uses it. Masks that are drawn without that `axis_name` are then an error, also on a single
+    device.
     """
     token = _batch_axis.set(axis_name)
     try:
@@ -27,7 +28,7 @@ def batch_over(axis_name: str) -> Iterator[None]:
 
 
 def batch_offset(axis_name: AxisName | None, batch: int) -> jax.Array | int:
-    """The index in the whole batch of the first example here."""
+    """Returns the index in the whole batch of this device's first example."""
     if axis_name is None:
         return 0
     try:
@@ -45,7 +46,7 @@ def check_spread(xs: jax.Array, key: jax.Array, axis_name: AxisName | None) -> N
     axis = _batch_axis.get()
     if axis is not None and axis not in named:
         raise ValueError(
-            f"the batch is spread over devices, which would all draw the same masks: pass "
+            f"the batch is spread over devices, which would all draw the same masks; pass "
             f"axis_name={axis!r}, which is zoneout_jax.training.AXIS"
         )
     spread = varying_axes(xs) - varying_axes(key) - named
@@ -60,7 +61,7 @@ def check_spread(xs: jax.Array, key: jax.Array, axis_name: AxisName | None) -> N
 
 
 def varying_axes(leaf: jax.Array) -> frozenset[str]:
-    """The mapped axes over which an array is known to differ."""
+    """Returns the mapped axes over which an array is known to vary."""
     kind = jax.typeof(leaf)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying
@@ -68,9 +69,9 @@ def varying_axes(leaf: jax.Array) -> frozenset[str]:
 
 
 def vary_alike(tree: Any) -> Any:
-    """Marks all arrays as varying over the mapped axes that any of them varies over.
+    """Marks all arrays as varying over every mapped axis that any of them varies over.
 
-    `shard_map` keeps account of that, and wants it the same throughout a scan and its gradients.
+    `shard_map` tracks these axes, and requires them to be the same in a scan and its gradients.
     """
     everything = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
 
@@ -86,14 +87,14 @@ def vary_alike(tree: Any) -> Any:
 
 
 def explicit_sharding(array: jax.Array) -> jax.sharding.NamedSharding | None:
-    """How an array is spread over a mesh with explicit axes, or None without such a mesh."""
+    """Returns the sharding of an array over a mesh with explicit axes; None without such a mesh."""
     sharding: Any = jax.typeof(array).sharding
     explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
     return sharding if explicit else None
 
 
 def spread_as(xs: jax.Array, xs_axis: int, tree: Any, axis: int) -> Any:
-    """Spreads an axis of arrays over an explicit mesh as that of the inputs is spread."""
+    """Shards an axis of arrays over an explicit mesh like the axis `xs_axis` of the inputs."""
     sharding = explicit_sharding(xs)
     if sharding is None:
         return tree

@@ -1,4 +1,4 @@
-"""Layers of cells, one way or both ways over time, as the `ZoneoutRNN`s of both faces run them."""
+"""Stacks of cells, in one or both directions of time, for `ZoneoutRNN` of Linen and of NNX."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from zoneout_jax._regularizers import dropout
 from zoneout_jax._zoneout import Zoneout, is_off
 
 Layers = list[tuple[Any, ...]]
-"""The cells of each layer: one, or that of either direction."""
+"""The cells of each layer: one, or a pair (forward, backward)."""
 
 
 def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
-    """The layers, and whether `cell` is a single cell; raises unless all are of a kind."""
+    """Returns the layers, and True if `cell` is a single cell; raises for cells not of `kind`."""
     is_single = not isinstance(cell, Sequence)
     cells, others = (one if isinstance(one, Sequence) else (one,) for one in (cell, backward))
     if not cells:
@@ -46,7 +46,7 @@ def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
 
 
 def start_carries(layers: Layers, is_single: bool, start: Callable[[int, Any], Carry]) -> Carry:
-    """The carries before the first step, laid out as `run_layers` has them."""
+    """Returns the initial carries in the layout of `run_layers`."""
     carries = []
     for number, cells in enumerate(layers):
         pair = [start(number + way * len(layers), cell) for way, cell in enumerate(cells)]
@@ -71,18 +71,18 @@ def run_layers(
     emit: Callable[..., Any] | None,
     **overrides: bool | None,
 ) -> Any:
-    """Cells on top of each other, with the options of Flax's `RNN`.
+    """Runs stacked cells, with the options of Flax's `RNN`.
 
     Args:
-      rnn: the Linen or NNX module, whose attributes the overrides override if they are not None.
-      layers: its cells.
-      is_single: whether carries are that of the only layer, and no tuple.
-      run: `run(number, cell, xs, carry, zoneout=, …)` runs one of them; the numbers of those that
-        run backward come after the others.
-      draw_key: a key for the dropout that follows the layer of a cell.
-      deterministic: True for no dropout; None for what each cell says.
+      rnn: the Linen or NNX module; `overrides` that are not None override its attributes.
+      layers: the cells of the module.
+      is_single: True if there is one cell, whose carry is not in a tuple.
+      run: `run(number, cell, xs, carry, zoneout=, …)` runs one cell. Backward cells are numbered
+        after all forward cells.
+      draw_key: `draw_key(cell)` returns a key for the dropout after the layer of a cell.
+      deterministic: True for no dropout; None takes the setting of each cell.
       zoneout: one spec for all layers or one for each.
-      emit: of the last layer.
+      emit: `emit` of the last layer.
     """
     if inputs.ndim < 2:
         raise ValueError(
@@ -100,12 +100,14 @@ def run_layers(
     for name, given in (("initial_carry", carries), ("zoneout", specs)):
         if not isinstance(given, Sequence) or len(given) != len(layers):
             what = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
-            raise ValueError(f"{name} must be a sequence of {len(layers)}, one a cell; got {what}")
+            raise ValueError(
+                f"{name} must be a sequence of {len(layers)}, one for each cell; got {what}"
+            )
     time_major = options["time_major"]
     xs: Any = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
     if mask is not None:
         if seq_lengths is not None:
-            raise ValueError("ZoneoutRNN: mask and seq_lengths say the same: pass one of them")
+            raise ValueError("ZoneoutRNN: mask and seq_lengths say the same; pass one of them")
         axis = 0 if time_major else -1
         seq_lengths = lengths_of("ZoneoutRNN: mask", mask, inputs.shape[:-1], axis)
     if resets is not None:
@@ -158,34 +160,36 @@ def run_layers(
             ),
             xs,
         )
-    if not time_major:  # scalars of each step, from `emit`, have the axis of time alone
+    if not time_major:  # scalars that `emit` returns have only the axis of time
         xs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axes) if y.ndim > 1 else y, xs)
     carry = last[0] if is_single else tuple(last)
     return (carry, xs) if options["return_carry"] else xs
 
 
 def _check_options(rnn: Any, is_single: bool, reversed_twice: bool, emit: Any) -> None:
-    """Raises ValueError for options that do not go together."""
+    """Raises ValueError for options that exclude each other."""
     if reversed_twice:
-        raise ValueError("ZoneoutRNN: reverse is of one way over time, and backward has both")
+        raise ValueError(
+            "ZoneoutRNN: reverse is for one direction, backward for both; leave one of them out"
+        )
     for name, off in (("dropout", is_off(rnn.dropout)), ("residual", not rnn.residual)):
         if is_single and not off:
             raise ValueError(
-                f"ZoneoutRNN: {name} is between the cells of a sequence, and there is one cell"
+                f"ZoneoutRNN: {name} acts between the cells of a sequence, but there is one cell"
             )
     if rnn.residual and emit is not None:
         raise ValueError(
-            "ZoneoutRNN: emit sees the outputs of the last cell, not what residual adds to them;"
-            " leave one of them out"
+            "ZoneoutRNN: emit gets the outputs of the last cell before residual adds to them;"
+            " leave emit or residual out"
         )
 
 
 def _of_way(carry: Any, way: int) -> Any:
-    """The initial carry of one direction."""
+    """Returns the initial carry of one direction."""
     if carry is None:
         return None
     if not isinstance(carry, Sequence) or len(carry) != 2:
-        raise ValueError("an initial carry must be a pair, of cell and backward")
+        raise ValueError("an initial carry must be a pair, one for cell and one for backward")
     return carry[way]
 
 
@@ -196,7 +200,7 @@ def _concatenate(forward: jax.Array, backward: jax.Array) -> jax.Array:
 def _drop(
     rnn: Any, cell: Any, ys: jax.Array, deterministic: bool | None, draw_key: Callable[[Any], Any]
 ) -> jax.Array:
-    """Dropout of outputs `[T, *batch, H]`, in training."""
+    """Applies dropout to outputs `[T, *batch, H]`, in training."""
     if is_off(rnn.dropout):
         return ys
     deterministic = cell.deterministic if deterministic is None else deterministic
@@ -208,10 +212,10 @@ def _drop(
 
 
 def _add(number: int, xs: jax.Array, ys: jax.Array) -> jax.Array:
-    """The residual sum; ValueError where the sizes differ."""
+    """Returns the residual sum; ValueError if the sizes differ."""
     if xs.shape != ys.shape:
         raise ValueError(
             f"cell {number} of ZoneoutRNN: residual adds its {xs.shape[-1]} inputs to its"
-            f" {ys.shape[-1]} outputs: make them as many"
+            f" {ys.shape[-1]} outputs; make both sizes equal"
         )
     return xs + ys

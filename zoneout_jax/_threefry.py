@@ -1,9 +1,9 @@
 """Random words for masks: Threefry-2x32, the generator behind JAX's default keys.
 
 Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. `jax.random.bits` makes one
-word of each pair that the generator gives, and on a CPU walks over the whole array in memory for
-each group of rounds. Here the rounds are plain elementwise code, which the compiler fuses with the
-comparison that makes a mask, so that no random word is ever stored.
+word from each pair that the generator returns, and on a CPU passes over the whole array in memory
+for each group of rounds. Here the rounds are elementwise code, which the compiler fuses with the
+comparison that makes a mask, so random words are never stored.
 """
 
 import jax
@@ -16,7 +16,7 @@ PARITY = 0x1BD11BDA
 def threefry2x32(
     key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds: two random words for each key and counter, all uint32.
+    """Computes Threefry-2x32 with 20 rounds: two words for each key and counter, all uint32.
 
     Example:
       >>> zero = jnp.uint32(0)
@@ -37,17 +37,17 @@ def threefry2x32(
 def random_words(
     key: jax.Array, steps: int, examples: jax.Array, features: int, stream: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Two independent uniform uint32 words `[T, B, H]`.
+    """Draws two independent arrays of uniform uint32 words, `[T, B, H]`.
 
-    Those of an example depend on the key and its index only, not on the batch around it.
+    The words of an example depend only on the key and on the example's index, not on the batch.
 
     Args:
       key: a JAX random key of any implementation.
       steps, features: T and H.
       examples: indices of the examples, integers `[B]`.
-      stream: 0 or 1, for words besides the first two.
+      stream: 0 or 1; each stream has its own two words.
     """
-    # Old keys are arrays of words.
+    # Old-style keys are arrays of words.
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     key = key if typed else jax.random.wrap_key_data(key)
     if jax.random.key_data(key).shape == (2,):  # threefry2x32
@@ -58,7 +58,7 @@ def random_words(
         return threefry2x32((keys[..., :1], keys[..., 1:]), counter)
 
     def draw(example):
-        # `vmap` over keys of other implementations would draw from the first key alone.
+        # `vmap` over keys of other implementations would draw only from the first key.
         own = jax.random.fold_in(key, example)
         keys = (jax.random.fold_in(own, 2 * stream + word) for word in range(2))
         return [jax.random.bits(word_key, (steps, features), jnp.uint32) for word_key in keys]
@@ -68,6 +68,6 @@ def random_words(
 
 
 def normal(words: jax.Array) -> jax.Array:
-    """Standard normal values of uniform words: √2 · erf⁻¹(2u − 1), u in (0, 1) with 23 bits."""
+    """Turns uniform words into normal values: √2 · erf⁻¹(2u − 1), u in (0, 1) with 23 bits."""
     uniform = ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
     return jnp.sqrt(2.0).astype(jnp.float32) * jax.lax.erf_inv(2 * uniform - 1)

@@ -22,10 +22,10 @@ from zoneout_jax._sharding import batch_offset, check_spread, spread_as, vary_al
 from zoneout_jax._zoneout import Masks, Zoneout
 
 Implementation = Literal["fused", "scan", "associative"]
-"""How a cell is run over time."""
+"""How a cell runs over time."""
 
 Chunk = int | Literal["auto"] | None
-"""Steps in a chunk."""
+"""Number of steps in a chunk."""
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -60,58 +60,61 @@ def unroll(
     """Runs a cell over a batch of sequences.
 
     Training (`deterministic=False`) samples the masks of `zoneout` from `key`; evaluation
-    (`deterministic=True`) uses their expectation. Masks given as `masks` are used as they are.
+    (`deterministic=True`) uses their expectations. Masks given as `masks` are used unchanged.
 
     Args:
       cell: a `Cell`, for instance `LSTM(in_features, hidden_features)`.
-      params: its parameters.
+      params: parameters of the cell.
       xs: inputs `[T, B, F]`.
       carry: carry before the first step; the cell's initial carry if None.
-      zoneout: rates and kinds of the masks; None for none.
-      key: random key of masks and noise, needed in training if there are any.
+      zoneout: rates and kinds of the masks; None for no masks.
+      key: random key for masks and noise, needed in training if there are any.
       deterministic: True in evaluation.
-      masks: masks to use instead of sampled ones, each a scalar or of the axes
+      masks: masks to use instead of sampled ones, each a scalar or with the axes
         `[T or 1, B or 1, H or 1]`.
-      stats: population statistics of a batch-normalized cell, needed in evaluation. Training uses
-        those of the batch. No gradient goes through population statistics.
-      first_step: number of the first step, for the statistics: of a sequence that goes on.
-      carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training
-        (recurrent batch normalization: inputs that all examples share leave no variance otherwise).
-      seq_lengths: integers `[B]`. From a sequence's end on the carry stands still, and the outputs
-        are zero. Traced lengths above T count as T.
-      resets: booleans `[T, B]`, True for the first step of each episode: before it the carry is the
-        cell's initial one, with its noise, if any. A carry that is handed in serves up to the first
-        of them. In reverse, too, True marks the first element of an episode, the last that the run
-        meets: after it the carry is the initial one, so that no state passes from one episode
-        to another; the first row is then of no effect. Nothing starts in padding.
-      reverse: from the last element to the first. The outputs keep the order of the inputs, and
+      stats: population statistics of a batch-normalized cell, needed in evaluation; they get no
+        gradient. Training uses the statistics of the batch.
+      first_step: number of the first step, for the statistics, if the sequence continues another.
+      carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training.
+        Recurrent batch normalization needs the noise where all examples have the same input, which
+        leaves no variance.
+      seq_lengths: integers `[B]`. After the end of a sequence, the carry does not change and the
+        outputs are zero. Traced lengths above T count as T.
+      resets: booleans `[T, B]`, True for the first step of each episode. Before that step the carry
+        is set to the cell's initial carry, with noise if `carry_noise` asks for it. A `carry` that
+        you pass is used up to the first reset. With `reverse`, True still marks the first element
+        of an episode, which the run reaches last; the carry is reset after that element, so no
+        state passes between episodes, and the first row has no effect. Resets in padding have no
+        effect.
+      reverse: run from the last element to the first. Outputs keep the order of the inputs, and
         padding stays where it is.
-      emit: `emit(carry, output)`, what to return of each step instead of the output: arrays
-        `[B, ...]` of the carry after it. `lambda carry, y: (y, carry[0])` adds the memory cells.
-        Scalars are the whole batch's: padding does not make them zero.
-      chunk: steps in a chunk; of each chunk only the carry is kept for the backward pass, the rest
-        computed anew. "auto" is about √T, so that what is kept grows with √T instead of T: the
-        largest divisor of T from √T down to its half, or √T rounded down. None keeps everything.
-      unroll: steps in one iteration of the compiled loop; of no effect on an associative scan.
-      implementation: "fused" makes each weight gradient in a single product; "scan" leaves
-        derivatives to JAX, forward mode and higher orders included; "associative" runs all steps of
-        a `LinearCell`, or of each chunk, at once. None takes "associative" for linear cells and
-        "fused" for others; where a step is not one product and `update`, "fused" is "scan".
-      axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
-        it is, or names: masks and batch statistics are then those of the whole batch on a single
-        device.
+      emit: function of each step, whose result `emit(carry, output)` replaces the output; `carry`
+        is the carry after the step. It returns arrays `[B, ...]`, or scalars for the whole batch,
+        which padding does not set to zero. `lambda carry, y: (y, carry[0])` adds the memory cells.
+      chunk: number of steps in a chunk. Only the carry of each chunk is stored for the backward
+        pass, which computes the rest again. "auto" is about √T, so that memory grows with √T
+        instead of T: the largest divisor of T from √T down to √T/2, or √T rounded down. None stores
+        everything.
+      unroll: steps in one iteration of the compiled loop; no effect on an associative scan.
+      implementation: "fused" computes each weight gradient in a single product. "scan" leaves
+        derivatives to JAX, including forward mode and higher orders. "associative" runs all steps
+        of a `LinearCell`, or of each chunk, at once. None takes "associative" for linear cells and
+        "fused" for others. Where a step is not one product and `update`, "fused" means "scan".
+      axis_name: name or names of the mapped axis (`pmap`, `shard_map`) that the batch is spread
+        over, if any. Masks and batch statistics are then the same as for the whole batch on a
+        single device.
 
     Returns:
       The carry after the last step, and the outputs `[T, B, H]`. In training, a batch-normalized
-      cell returns the statistics of the batch as a third, for `update_stats`; type checkers cannot
-      tell such a cell from others, and expect two values.
+      cell also returns the statistics of the batch, for `update_stats`; type checkers cannot
+      recognize such a cell, and expect two values.
 
     Raises:
-      ValueError: inputs, carry, masks, lengths, resets or what `emit` returns, if their shapes do
-        not fit; rates or masks that the cell has no use for; training without a key; evaluation
-        without statistics; resets of a batch-normalized cell, whose statistics are those of a step.
-      TypeError: a rate that is a schedule; a `key` that is not a random key; lengths that are no
-        integers, resets that are no booleans.
+      ValueError: inputs, carry, masks, lengths, resets or results of `emit` whose shapes do not
+        fit; rates or masks that the cell does not use; training without a key; evaluation without
+        statistics; resets of a batch-normalized cell, whose statistics belong to step numbers.
+      TypeError: a rate that is a schedule; a `key` that is not a random key; lengths that are not
+        integers; resets that are not booleans.
 
     Example:
       >>> cell = LSTM(3, 4)
@@ -139,8 +142,8 @@ def unroll(
         raise ValueError("a batch-normalized cell in evaluation needs its population stats")
     if cell.statistics and resets is not None:
         raise ValueError(
-            "resets are not for batch-normalized cells: their statistics are those of a step, and"
-            " examples would be at different steps of their episodes"
+            "resets are not for batch-normalized cells: their statistics belong to step numbers,"
+            " and examples would be at different steps of their episodes"
         )
     cell.check_params(params)
     steps, batch = xs.shape[:2]
@@ -170,7 +173,7 @@ def unroll(
     if seq_lengths is not None:
         seq_lengths = check_lengths(seq_lengths, steps, batch)
         valid = (jnp.arange(steps)[:, None] < seq_lengths[None])[..., None]
-        xs = jnp.where(valid, xs, 0)  # what padding holds, even nan, must not reach any gradient
+        xs = jnp.where(valid, xs, 0)  # values in padding, even nan, must not reach any gradient
     starts = None
     if resets is not None:
         starts = spread_as(xs, 1, first_steps(resets, valid, (steps, batch), reverse), 1)
@@ -212,7 +215,7 @@ def unroll(
 def _checked_implementation(
     implementation: Implementation | None, cell: Cell, steps: Any
 ) -> Implementation:
-    """The implementation, that of the cell if None; ValueError where it does not fit."""
+    """Returns the implementation, by default the cell's; ValueError if it does not fit."""
     check_choice("implementation", implementation, ("fused", "scan", "associative", None))
     linear, known = isinstance(cell, LinearCell), isinstance(steps, int)
     if implementation is None:
@@ -231,7 +234,7 @@ def _checked_implementation(
 
 
 def _checked_chunk(chunk: Chunk, steps: Any) -> int | None:
-    """The steps in a chunk; ValueError where there can be no such chunks."""
+    """Returns the number of steps in a chunk; ValueError where chunks are impossible."""
     if chunk is None:
         return None
     if not (chunk == "auto" or isinstance(chunk, int | np.integer) and chunk >= 1):
@@ -241,15 +244,15 @@ def _checked_chunk(chunk: Chunk, steps: Any) -> int | None:
     if chunk != "auto":
         return int(chunk)
     root = max(math.isqrt(steps), 1)
-    # What is left over after whole chunks would be compiled, and kept, apart.
+    # Prefer a divisor of T: steps after the last whole chunk are compiled and stored separately.
     return next((k for k in range(root, root // 2, -1) if steps % k == 0), root)
 
 
 def _run(how, scan, emit, params, constants, carry, inputs):
-    """Runs the cell over inputs, in the form that `how` asks for."""
+    """Runs the cell over inputs, in the layout that `how` asks for."""
     cell, valid = how.cell, inputs.valid
     if how.own_input:
-        xs = inputs.xs.astype(cell.param_dtype)  # each step joins it and the state
+        xs = inputs.xs.astype(cell.param_dtype)  # each step multiplies its own input
     else:
         xs = cell.project(params, inputs.xs)
     inputs = inputs._replace(xs=xs)
@@ -269,10 +272,10 @@ def _run(how, scan, emit, params, constants, carry, inputs):
 
 
 def _is_better_transposed(cell: Cell, batch: int) -> bool:
-    """Whether arrays of a step should be `[features, B]`.
+    """True if arrays of a step should be `[features, B]`.
 
-    On a CPU a large kernel takes some two thirds of the time from the left of a product, if the
-    batch fills its vector registers; with small kernels, or a batch that does not, it is slower.
+    On a CPU, a product with a large kernel on its left takes about two thirds of the time if the
+    batch fills the vector registers. With a small kernel, or another batch size, it is slower.
     docs/performance.md has the measurements.
     """
     known = isinstance(batch, int)  # it may be symbolic, for `jax.export`
@@ -281,10 +284,10 @@ def _is_better_transposed(cell: Cell, batch: int) -> bool:
 
 
 def _multiplies_own_input(cell: Cell) -> bool:
-    """Whether each step should multiply its input too, not one product all inputs at once.
+    """True if each step should multiply its own input, instead of one product of all inputs.
 
-    On a CPU that saves memory, the product of all inputs, `[T, B, kH]`, and reading it; a large
-    kernel takes longer to read in each step.
+    On a CPU, this avoids storing and reading the product of all inputs, `[T, B, kH]`. Each step
+    must read the input kernel, which takes longer if the kernel is large.
     """
     wide = len(cell.gates) * cell.hidden_features
     small = cell.in_features <= cell.hidden_features and cell.in_features * wide <= 2**19
@@ -297,7 +300,7 @@ def _on_cpu() -> bool:
 
 
 def _run_chunks(run, carry, inputs, steps, chunk, reverse):
-    """Runs whole chunks in a scan, and what is left over after them in time on its own."""
+    """Runs whole chunks in a scan, and the elements after the last whole chunk separately."""
     whole = steps - steps % chunk
     chunks = jax.tree.map(lambda a: a[:whole].reshape(whole // chunk, chunk, *a.shape[1:]), inputs)
     rest = jax.tree.map(lambda a: a[whole:], inputs)
@@ -317,7 +320,7 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
 
 
 def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carry:
-    """The carry as arrays; ValueError unless it has structure, shapes and types of the cell's."""
+    """Returns the carry as arrays; ValueError unless structure, shapes and types are the cell's."""
     wanted = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
     one: Any = jax.tree.structure(carry)
     if one == jax.tree.structure(wanted):
@@ -335,7 +338,7 @@ def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carr
 
 
 def _as_array(array: Any, dtype: Any) -> jax.Array:
-    """An array of JAX as it is; others in the type, if they are of its kind, real or complex."""
+    """Converts to a JAX array; all but JAX arrays get `dtype` if both are real or both complex."""
     if not isinstance(array, jax.Array):
         given, kinds = np.asarray(array).dtype, (jnp.floating, jnp.complexfloating)
         if any(jnp.issubdtype(given, k) and jnp.issubdtype(dtype, k) for k in kinds):

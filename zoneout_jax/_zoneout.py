@@ -28,13 +28,13 @@ def zoneout(previous: jax.Array, candidate: jax.Array, mask: ArrayLike | None) -
         new = d ∘ previous + (1 − d) ∘ candidate
 
     Args:
-      previous: values of the step before, `[B, H]`.
+      previous: values of the previous step, `[B, H]`.
       candidate: values that the cell computed, `[B, H]`.
-      mask: d, broadcast against both: booleans (True keeps), real numbers (a rate, the
-        expectation, or a Gaussian draw), or None (zoneout is off: d = 0).
+      mask: d, which broadcasts against both: booleans (True keeps the previous value), real numbers
+        (a rate, an expectation or a Gaussian draw), or None (no zoneout, d = 0).
 
     Returns:
-      The new values, `[B, H]`, in the type of `candidate`.
+      The new values, `[B, H]`, of the type of `candidate`.
 
     Example:
       >>> zoneout(jnp.zeros(3), jnp.ones(3), jnp.array([True, False, True]))
@@ -52,17 +52,17 @@ def zoneout(previous: jax.Array, candidate: jax.Array, mask: ArrayLike | None) -
 class Masks(NamedTuple):
     """Masks of one step or of a sequence.
 
-    Those of a step, for `Cell.step`, are `[B, H]` or broadcast to it. Those of a sequence, for
-    `unroll`, are scalars or have all three axes, `[T or 1, B or 1, H or 1]`.
+    Masks of a step, for `Cell.step`, are `[B, H]` or broadcast to that shape. Masks of a sequence,
+    for `unroll`, are scalars or have all three axes, `[T or 1, B or 1, H or 1]`.
 
     Attributes:
-      cells: d of the memory cells; of no use to cells that have none.
+      cells: d of the memory cells, for cells that have them.
       states: d of the hidden states.
-      update: u, multiplies what the input gate lets in. True or 1 lets it pass.
-      hidden: m, multiplies h where it enters the recurrent product, and nowhere else; rescaled
-        already. True or 1 lets it pass.
+      update: u, which multiplies what the input gate lets in. True or 1 changes nothing.
+      hidden: m, already rescaled, which multiplies h only where h enters the recurrent product.
+        True or 1 changes nothing.
 
-    None stands for "off": d = 0, u = 1, m = 1.
+    None turns a mask off: d = 0, u = 1, m = 1.
     """
 
     cells: ArrayLike | None = None
@@ -73,32 +73,32 @@ class Masks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Zoneout:
-    """Which units zone out, how often, and how the masks are drawn.
+    """Rates and kinds of masks: which units zone out, how often, and how the masks are drawn.
 
     A rate is the probability of keeping the previous value. In training d ~ Bernoulli(rate), with
     the rate rounded to a multiple of 2⁻¹⁶; in evaluation d = rate, the expectation. The rates are
     leaves of the pytree, so a jitted function that takes the spec as an argument serves all rates,
-    and rates can be scheduled, vmapped or swept without compiling again. A rate of None is
-    structural: no mask is drawn at all. A rate may also be a schedule, a function of the training
-    step as in optax, to be evaluated by `at`.
+    and rates can be scheduled, vmapped or swept without compiling again. A rate of None belongs to
+    the structure of the pytree: no mask is drawn. A rate may also be a schedule, a function of the
+    training step as in optax; `at` evaluates it.
 
     Attributes:
       cells: rate of the memory cells (z_c of the paper).
       states: rate of the hidden states (z_h of the paper).
       update_drop: rate of dropping the update of a cell, "recurrent dropout without memory loss"
-        (Semeniuta et al. 2016; input-gate dropout in the authors' repository). No rescaling in
-        training; evaluation multiplies by the expectation, 1 − update_drop.
-      hidden_drop: rate of dropping units of h where it enters the recurrent product (variational
-        dropout, Gal and Ghahramani 2016, section 4; the carry stays whole): m/(1 − rate) with
-        m ~ Bernoulli(1 − rate), one mask a sequence and unit, whatever the kinds below. Nothing in
-        evaluation, for its expectation is 1.
+        (Semeniuta et al. 2016; input-gate dropout in the authors' repository). Training does not
+        rescale; evaluation multiplies by the expectation, 1 − update_drop.
+      hidden_drop: rate of dropping units of h where h enters the recurrent product; the carry is
+        not masked (variational dropout, Gal and Ghahramani 2016, section 4). With
+        m ~ Bernoulli(1 − rate), the mask is m/(1 − rate), one draw for each sequence and unit,
+        whatever the kinds below. Evaluation has no such mask, because its expectation is 1.
       shared: one mask for cells and states, at the rate of the cells.
-      static: one mask a sequence instead of one a step.
+      static: one mask for a whole sequence instead of one for each step.
       per_layer: one draw for all units of an example (stochastic depth over time).
-      gaussian: d ~ Normal(rate, rate·(1 − rate)): the Bernoulli's mean and variance.
+      gaussian: d ~ Normal(rate, rate·(1 − rate)), with the Bernoulli's mean and variance.
 
     Raises:
-      ValueError: a rate outside [0, 1], or `shared` with different rates or a missing one.
+      ValueError: a rate outside [0, 1], or `shared` with different rates or a missing rate.
       TypeError: a rate that is neither a real number nor an array nor a schedule.
 
     Example:
@@ -133,7 +133,7 @@ class Zoneout:
         return {name: getattr(self, name) for name in RATES}
 
     def at(self, step: jax.Array | int) -> "Zoneout":
-        """The spec with its schedules evaluated at a step of the training.
+        """Returns the spec with its schedules evaluated at a training step.
 
         Example:
           >>> Zoneout(states=lambda step: 0.1 * step).at(3).states
@@ -145,22 +145,22 @@ class Zoneout:
 
     @property
     def active(self) -> bool:
-        """Whether any mask is drawn."""
+        """True if any mask is drawn."""
         return any(rate is not None for rate in self.without_zeros().rates.values())
 
     def without_zeros(self) -> "Zoneout":
-        """The spec with rates that are the number 0 turned off, for exactly the plain cell.
+        """Returns the spec with rates that are the number 0 turned off, for exactly the plain cell.
 
-        A mask that never keeps anything changes no value, but the compiler may order the sums
-        around it in another way. A traced rate can not be seen to be 0. Whether a shared mask is
-        off, the rate of the cells decides, which is that of the mask.
+        A mask of rate 0 changes no value, but the compiler may order the sums around it in another
+        way. Traced rates stay, because their values are unknown. A shared mask has the rate of the
+        cells, so it is off if that rate is 0.
         """
         deciding = self.rates | ({"states": self.cells} if self.shared else {})
         off: dict[str, Any] = {name: None for name, rate in deciding.items() if is_off(rate)}
         return dataclasses.replace(self, **off, shared=self.shared and "cells" not in off)
 
     def expected(self) -> Masks:
-        """The masks of evaluation: their expectations, scalars for every step."""
+        """Returns the masks of evaluation: expectations, as scalars for every step."""
         cells, states, update_drop, _ = self.rates.values()
         update = None if update_drop is None else 1 - jnp.asarray(update_drop)
         return Masks(cells, cells if self.shared else states, update)
@@ -170,12 +170,12 @@ class Zoneout:
     ) -> Masks:
         """Draws the masks of a sequence.
 
-        Masks belong to examples: example b draws from `fold_in(key, offset + b)`, whatever the
-        batch around it, so that a batch spread over devices has the masks of the whole batch when
-        each device passes the global index of its first example.
+        Example b draws from `fold_in(key, offset + b)`, whatever the rest of the batch is. If
+        devices share a batch and each passes the global index of its first example, the masks are
+        therefore those of the whole batch.
 
-        Bernoulli masks compare 16 bits of a random word with the rate, which is thereby rounded to
-        a multiple of 2⁻¹⁶; those of cells and states share a word.
+        Bernoulli masks compare 16 bits of a random word with the rate, which rounds the rate to a
+        multiple of 2⁻¹⁶. The masks of cells and states use the two halves of one word.
 
         Args:
           key: a JAX random key.
@@ -183,8 +183,8 @@ class Zoneout:
           offset: global index of the first example.
 
         Returns:
-          Masks `[T, B, H]`; T is 1 if static, H is 1 if per layer. Booleans unless Gaussian. But
-          `hidden` is always `[1, B, H]`, of the numbers 0 and 1/(1 − rate).
+          Masks `[T, B, H]`; T is 1 if static, H is 1 if per layer. Booleans unless Gaussian.
+          `hidden` is always `[1, B, H]` and holds the numbers 0 and 1/(1 − rate).
         """
         examples = offset + jnp.arange(batch, dtype=jnp.int32)
         hidden = None
@@ -223,7 +223,7 @@ def _flatten(spec: Zoneout) -> tuple[list[tuple[Any, Rate]], tuple[bool, ...]]:
 
 
 def _unflatten(kinds: tuple[bool, ...], rates: Iterable[Any]) -> Zoneout:
-    # Not by the constructor, which checks: a spec of gradients, axes or shapes holds no rates.
+    # The constructor would check the rates, but a spec may also hold gradients, axes or shapes.
     spec = object.__new__(Zoneout)
     vars(spec).update(zip(RATES + KINDS, (*rates, *kinds), strict=True))
     return spec
@@ -233,38 +233,38 @@ jax.tree_util.register_pytree_with_keys(Zoneout, _flatten, _unflatten)
 
 
 def is_off(rate: Rate) -> bool:
-    """Whether there is no rate, or it is the number 0; a traced one is not known to be."""
+    """True if there is no rate or it is the number 0; False for a traced rate."""
     return rate is None or (isinstance(rate, numbers.Real) and rate == 0)
 
 
 def _below(values: jax.Array, rate: Rate) -> jax.Array | None:
-    """True with the probability of the rate, for uniform 16-bit values; None without a rate."""
+    """True with the probability of the rate, from uniform 16-bit values; None without a rate."""
     if rate is None:
         return None
     return values < jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
 
 
 def _rescaled(words: jax.Array, rate: Any) -> jax.Array:
-    """0 with the probability of the rate, else 1/(1 − rate), of uniform words."""
+    """Returns 0 with the probability of the rate, else 1/(1 − rate), from uniform words."""
     dropped: Any = _below(words & 0xFFFF, rate)
     kept = 1 - jnp.asarray(rate, jnp.float32)
-    # At a rate of 1 all is dropped, and nothing may be infinite.
+    # At a rate of 1 everything is dropped, and 1/0 must not occur.
     return jnp.where(dropped, 0, 1 / jnp.where(kept > 0, kept, 1))
 
 
 def _gaussian(mean: ArrayLike | None, words: jax.Array) -> jax.Array | None:
-    """Normal values of a Bernoulli variable's mean and variance, of uniform words."""
+    """Returns normal values with a Bernoulli variable's mean and variance, from uniform words."""
     if mean is None:
         return None
     mean = jnp.asarray(mean, jnp.float32)
     variance = mean * (1 - mean)
-    # The root has no derivative at zero.
+    # The square root has no derivative at zero.
     deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     return mean + deviation * normal(words)
 
 
 def check_rate(name: str, rate: Any) -> None:
-    """Raises unless a rate that is known already is a probability. Traced ones pass."""
+    """Raises unless a known rate is a probability. Traced rates and schedules pass."""
     if isinstance(rate, jax.core.Tracer) or rate is None or callable(rate):
         return
     kind = rate.dtype if isinstance(rate, jax.Array) else np.asarray(rate).dtype

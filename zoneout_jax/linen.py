@@ -1,8 +1,8 @@
 """Flax Linen modules for zoneout.
 
-`ZoneoutRNN(ZoneoutLSTMCell(256))` takes the place of `nn.RNN(nn.OptimizedLSTMCell(256))`. The
-modules only hold parameters, statistics and random streams; the equations are those of the pure
-cells, `zoneout_jax.LSTM` and so on.
+`ZoneoutRNN(ZoneoutLSTMCell(256))` replaces `nn.RNN(nn.OptimizedLSTMCell(256))`. The modules only
+hold parameters, statistics and random streams. The equations are in the pure cells, such as
+`zoneout_jax.LSTM`.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,12 +46,12 @@ __all__ = [
 
 
 class _Base(nn.RNNCellBase):
-    """What all cells have in common."""
+    """Base class of all cells."""
 
-    momentum = 0.99  # only batch-normalized cells have a field of it
+    momentum = 0.99  # a field only of cells that may have batch normalization
 
     def pure(self, in_features: int) -> Cell:
-        """The pure cell for inputs of F features."""
+        """Returns the pure cell for inputs of F features."""
         raise NotImplementedError
 
     def __call__(
@@ -65,7 +65,7 @@ class _Base(nn.RNNCellBase):
         """Runs one step.
 
         Args:
-          carry: of the step before, arrays `[*batch, H]`.
+          carry: carry of the previous step, arrays `[*batch, H]`.
           inputs: `[*batch, F]`.
           deterministic, zoneout: override the attributes.
 
@@ -86,7 +86,7 @@ class _Base(nn.RNNCellBase):
         zoneout: Zoneout | None = None,
         **options: Any,
     ) -> tuple[Carry, Any]:
-        """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
+        """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None and not self.learned_carry:
             carry = self.initialize_carry(init_key, xs.shape[1:])
         return self._apply(
@@ -109,7 +109,7 @@ class _Base(nn.RNNCellBase):
         zoneout: Zoneout | None,
         **options: Any,
     ) -> tuple[Carry, Any]:
-        """Runs the cell with its parameters, and keeps the statistics."""
+        """Runs the cell with its parameters and stores the new statistics."""
         _flax.check_carry_init(self, self.learned_carry)
         cell = self.pure(inputs.shape[-1])
         params = {
@@ -131,9 +131,9 @@ class _Base(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step, zeros or drawn, for inputs `[*batch, F]`."""
+        """Returns the initial carry, zeros or drawn, for inputs `[*batch, F]`."""
         if self.learned_carry:
-            raise ValueError("the initial carry is learned: leave initial_carry to ZoneoutRNN")
+            raise ValueError("the initial carry is learned: use ZoneoutRNN without initial_carry")
         *batch_dims, in_features = input_shape
         cell = self.pure(in_features)
         return _flax.start_carry(cell, {}, batch_dims, self.carry_init, lambda: rng)
@@ -148,17 +148,17 @@ class _Base(nn.RNNCellBase):
 
 
 class ZoneoutCell(_Base):
-    """One step of any pure cell, for instance of one of your own.
+    """One step of any pure cell, for instance of a cell that you wrote.
 
-    The carry is that of the pure cell. Parameters are made one by one, with the names and shapes of
+    The carry is the pure cell's. Parameters are initialized one by one; their names and shapes are
     the pure cell's.
 
-    In training the masks come from the random stream "zoneout"; those of an example do not depend
-    on the batch around it. In evaluation, and while parameters are initialized, the masks are
-    their expectations and no stream is needed. `nn.RNN` must be told to split the stream: it hands
-    on only the streams that `split_rngs` lists, so that its defaults end in an InvalidRngError, and
-    with False for this one every step would draw the same masks. `ZoneoutRNN` needs no such care,
-    and is faster:
+    In training the masks come from the random stream "zoneout". The masks of an example do not
+    depend on the rest of the batch. In evaluation the masks are their expectations; while
+    parameters are initialized there are no masks. Neither needs the stream. `ZoneoutRNN` passes the
+    stream on. `nn.RNN`, which is slower, passes on only the streams in `split_rngs`: its default
+    raises InvalidRngError, and with False for "zoneout" every step would draw the same masks. So
+    write:
 
         nn.RNN(cell, split_rngs={"params": False, "zoneout": True})
 
@@ -167,16 +167,16 @@ class ZoneoutCell(_Base):
       zoneout: rates and kinds of the masks. Rates may be traced values (but not under `nn.jit`,
         which hashes attributes).
       deterministic: False in training, True in evaluation. Not needed if nothing depends on it.
-      momentum: of the moving averages of population statistics, if the cell has them.
+      momentum: momentum of the moving averages of population statistics, if the cell has them.
       carry_init: initializer of the initial carry, `init(key, shape, dtype)`; zeros if None.
       carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
-      axis_name: name of the mapped axis (`pmap`, `shard_map`) over which the batch is spread, if
-        it is: the masks are then those of the whole batch on a single device.
+      axis_name: name of the mapped axis (`pmap`, `shard_map`) that the batch is spread over, if
+        any. Masks are then the same as for the whole batch on a single device.
 
     Raises:
       ValueError: `deterministic` not given though something depends on it; static masks,
         `hidden_drop` or noise on the carry in a single step of training; a carry that does not fit
-        the inputs; options as in the pure cell.
+        the inputs; options that the pure cell rejects.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
     """
 
@@ -189,17 +189,17 @@ class ZoneoutCell(_Base):
     axis_name: AxisName | None = None
 
     def pure(self, in_features: int) -> Cell:
-        """The pure cell."""
+        """Returns the pure cell."""
         return self.cell
 
     @property
     def learned_carry(self) -> bool:
-        """Whether the initial carry is made of parameters."""
+        """True if the initial carry is made of parameters."""
         return self.cell.learned_carry
 
 
 class _AnyCell(_Base):
-    """The options that all cells have whose input size shows in the first input."""
+    """Options of all cells that read their input size from the first input."""
 
     features: int
     zoneout: Zoneout = Zoneout()
@@ -215,12 +215,12 @@ class _AnyCell(_Base):
     kind = Cell
 
     def pure(self, in_features: int) -> Cell:
-        """The pure cell for inputs of F features."""
+        """Returns the pure cell for inputs of F features."""
         return _flax.make_cell(self.kind, self, in_features, self.features)
 
 
 class _SizedCell(_AnyCell):
-    """The further options of cells with a recurrent product."""
+    """More options, of cells with recurrent weights."""
 
     activation_fn: Activation = "tanh"
     output: Output = "state"
@@ -231,11 +231,11 @@ class _SizedCell(_AnyCell):
 class ZoneoutLSTMCell(_SizedCell):
     """One step of an LSTM with zoneout; `zoneout_jax.LSTM` has the equations.
 
-    The carry is Flax's, (c, h). With `normalization="batch"` it ends with the number of the step,
-    and the population statistics are variables of the collection "batch_stats", which training must
-    make mutable. `nn.RNN` must carry it, `variable_carry="batch_stats"`, and cannot create what it
-    carries: initialize by `ZoneoutRNN`, whose variables have the same names. It counts padding in
-    the statistics.
+    The carry is (c, h), as in Flax. With `normalization="batch"` the number of the step follows,
+    and the population statistics are variables of the collection "batch_stats", which must be
+    mutable in training. `nn.RNN` then needs `variable_carry="batch_stats"`, and its statistics
+    include padding. It cannot create the variables that it carries: initialize with `ZoneoutRNN`,
+    whose variables have the same names.
 
     Attributes:
       features: H, number of units.
@@ -268,8 +268,7 @@ class ZoneoutGRUCell(_SizedCell):
     """One step of a GRU with zoneout; `zoneout_jax.GRU` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.GRU`.
     """
 
@@ -284,8 +283,7 @@ class ZoneoutSimpleCell(_SizedCell):
     """One step of a plain RNN with zoneout; `zoneout_jax.RNN` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.RNN`.
     """
 
@@ -296,8 +294,7 @@ class ZoneoutIndRNNCell(_SizedCell):
     """One step of an IndRNN with zoneout; `zoneout_jax.IndRNN` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.IndRNN`.
     """
 
@@ -309,11 +306,10 @@ class ZoneoutIndRNNCell(_SizedCell):
 class ZoneoutMinGRUCell(_AnyCell):
     """One step of a minGRU with zoneout; `zoneout_jax.MinGRU` has the equations.
 
-    `ZoneoutRNN` runs the steps of this and the other linear cells all at once.
+    `ZoneoutRNN` runs all steps of this and the other linear cells at once.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.MinGRU`.
     """
 
@@ -327,8 +323,7 @@ class ZoneoutMinLSTMCell(_AnyCell):
     """One step of a minLSTM with zoneout; `zoneout_jax.MinLSTM` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.MinLSTM`.
     """
 
@@ -342,8 +337,7 @@ class ZoneoutRGLRUCell(_AnyCell):
     """One step of an RG-LRU with zoneout; `zoneout_jax.RGLRU` has the equations.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.RGLRU`.
     """
 
@@ -358,8 +352,7 @@ class ZoneoutLRUCell(_AnyCell):
     The carry is complex.
 
     Attributes:
-      features: H, number of units.
-      zoneout, deterministic, carry_init, carry_noise, axis_name: as for `ZoneoutCell`.
+      features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
       the rest: as for `zoneout_jax.LRU`.
     """
 
@@ -371,46 +364,47 @@ class ZoneoutLRUCell(_AnyCell):
 
 
 class ZoneoutRNN(nn.Module):
-    """Runs cells over sequences, as `nn.RNN` does; several cells are stacked.
+    """Runs a cell or a stack of cells over sequences, as `nn.RNN` does.
 
-    Arguments are those of `nn.RNN` for the call and the layout; its `split_rngs` and `variable_*`
-    do not exist here, for streams and collections need no care.
-    Parameters are those of `nn.RNN` around the same cell, so variables of one serve the other.
-    The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
-    the random stream "zoneout" for all masks. It fits in `nn.Bidirectional`. Two things differ
-    from `nn.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence
-    of length zero is its initial carry.
+    Arguments for the call and the layout are those of `nn.RNN`. Its `split_rngs` and `variable_*`
+    do not exist here: streams and collections need no settings. Parameters are those of `nn.RNN`
+    around the same cell, so either can use the variables of the other. The module also fits in
+    `nn.Bidirectional`. It runs `zoneout_jax.unroll` over the whole sequence, with one product for
+    all inputs and one key of the random stream "zoneout" for all masks. Two things differ from
+    `nn.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence of
+    length zero is its initial carry.
 
     Attributes:
-      cell: a cell; or a sequence of them, the outputs of each being the inputs of the next. Each
-        has rates of its own. Carries of a sequence are tuples, with one carry for each cell.
+      cell: a cell, or a sequence of cells, each with its own rates: the outputs of one are the
+        inputs of the next. Carries of a sequence are tuples, with one carry for each cell.
       time_major: inputs and outputs are `[T, *batch, features]` instead of
         `[*batch, T, features]`.
       return_carry: return the pair (final carry, outputs) instead of the outputs.
       reverse: run from the end of each sequence to its beginning. Outputs come in the order of
-        the computation, with padding at the end all the same.
-      keep_order: with `reverse`, outputs come in the order of the inputs.
+        computation; padding still comes last.
+      keep_order: with `reverse`, return outputs in the order of the inputs.
       unroll: steps in one iteration of the compiled loop.
-      chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; "auto" is about √T; None keeps everything.
-      implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
-        own if None.
-      deterministic: False in training, True in evaluation; the cell's own if None.
-      backward: cells with weights of their own that run from the end of each sequence to its
-        beginning, one for each of `cell`. The outputs of both, in the order of the inputs, are
-        merged before the next layer reads them. Carries are pairs, of cell and backward.
-      merge_fn: merges the outputs of the two, `merge_fn(forward, backward)`, for instance
-        `jnp.add`; concatenates them by default, as `nn.Bidirectional` and torch.
-      dropout: rate of dropping outputs of each layer but the last, as in torch, in training;
-        `zoneout_jax.dropout` has the equation. Masks are from the stream "zoneout".
-      locked_dropout: one mask of it for all steps of a sequence.
-      residual: adds its inputs to the outputs of each layer but the first, x + dropout(layer(x)).
+      chunk: number of steps whose intermediate values the backward pass computes again, from the
+        carry before them; "auto" is about √T; None stores all values.
+      implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; None takes the
+        default of each cell.
+      deterministic: False in training, True in evaluation; None takes the setting of each cell.
+      backward: cells with their own weights that run from the end of each sequence to its
+        beginning, one for each of `cell`. The outputs of both directions, in the order of the
+        inputs, are merged before the next layer reads them. Carries are pairs (cell, backward).
+      merge_fn: function `merge_fn(forward, backward)` that merges the outputs of both directions,
+        for instance `jnp.add`; concatenation by default, as in `nn.Bidirectional` and torch.
+      dropout: rate of dropping outputs of each layer but the last in training, as in torch;
+        `zoneout_jax.dropout` has the equation. Masks come from the stream "zoneout".
+      locked_dropout: use one dropout mask for all steps of a sequence.
+      residual: add the inputs of each layer but the first to its outputs, x + dropout(layer(x)).
 
     Raises:
-      TypeError: another kind of cell.
-      ValueError: `deterministic` not given though something depends on it; misfit carry, lengths,
-        mask or resets; resets of a cell with `carry_init` or batch normalization; residual
-        connections between layers of different sizes; options that do not go together.
+      TypeError: a cell of another kind.
+      ValueError: `deterministic` not given though something depends on it; carry, lengths, mask or
+        resets that do not fit the inputs; resets of a cell with `carry_init` or batch
+        normalization; residual connections between layers of different sizes; options that exclude
+        each other.
       flax.errors.InvalidRngError: training without the random stream "zoneout".
 
     Example:
@@ -461,24 +455,25 @@ class ZoneoutRNN(nn.Module):
         deterministic: bool | None = None,
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
         emit: Callable[[Carry, jax.Array], Any] | None = None,
-    ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
-        """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
+    ) -> jax.Array | Any:  # depends on `return_carry`, the argument or the attribute
+        """Returns outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
           inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
           initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
-          init_key: for a cell's `carry_init`; `jax.random.key(0)` by default, as in `nn.RNN`.
-          seq_lengths: integers `[*batch]`; what lies beyond them is padding.
-          mask: booleans, laid out as the inputs without their last axis, that say the same: True
-            up to the end of each sequence, False in padding. If traced, the True are counted.
-          resets: booleans, laid out likewise, True for the first step of each episode: before it
-            the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
+          init_key: key for a cell's `carry_init`; `jax.random.key(0)` by default, as in `nn.RNN`.
+          seq_lengths: integers `[*batch]`; elements beyond these lengths are padding.
+          mask: instead of `seq_lengths`, booleans with the axes of the inputs but the last: True in
+            each sequence, False in padding. If traced, only the number of True values matters.
+          resets: booleans with the same axes, True for the first step of each episode. Before that
+            step the carry is the cell's initial carry, zeros or learned. See `zoneout_jax.unroll`.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.
-          zoneout: overrides the spec of every cell, or, a sequence, that of each layer: for rates
-            that change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
-          emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
-            output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
-            (y, carry[0])` adds the memory cells. With `backward`, the pair of both directions'.
+          zoneout: overrides the spec of every cell, or of each layer if a sequence. For rates that
+            change during training, pass for instance `[cell.zoneout.at(step) for cell in cells]`.
+          emit: function of each step of the last cell, whose result `emit(carry, y)` replaces the
+            output y. It takes and returns arrays with the batch first and all batch axes in one.
+            For instance, `lambda carry, y: (y, carry[0])` adds the memory cells. With `backward`,
+            the results of both directions are a pair.
         """
         layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
         deterministic = self.deterministic if deterministic is None else deterministic
@@ -510,10 +505,10 @@ class ZoneoutRNN(nn.Module):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
+        """Returns the initial carry for inputs `[*batch, F]`, a tuple for several cells."""
         layers, is_single = _stack.pair_up(self.cell, self.backward, _Base)
 
-        def start(number, cell):  # of the shape, that of the batch alone matters
+        def start(number, cell):  # only the batch axes of the shape matter
             return cell.initialize_carry(jax.random.fold_in(rng, number), input_shape)
 
         return _stack.start_carries(layers, is_single, start)

@@ -1,8 +1,8 @@
 """Flax NNX modules for zoneout.
 
-`ZoneoutRNN(ZoneoutLSTMCell(32, 256, rngs=rngs))` takes the place of
+`ZoneoutRNN(ZoneoutLSTMCell(32, 256, rngs=rngs))` replaces
 `nnx.RNN(nnx.OptimizedLSTMCell(32, 256, rngs=rngs))`. The modules only hold parameters, statistics
-and random streams; the equations are those of the pure cells, `zoneout_jax.LSTM` and so on.
+and random streams. The equations are in the pure cells, such as `zoneout_jax.LSTM`.
 """
 
 import dataclasses
@@ -48,33 +48,33 @@ __all__ = [
 
 
 class ZoneoutCell(NoisyCell):
-    """One step of any pure cell, for instance of one of your own.
+    """One step of any pure cell, for instance of a cell that you wrote.
 
-    Parameters (`nnx.Param`) have the names and shapes of the pure cell's, population statistics are
-    `nnx.BatchStat`. `model.train()` and `model.eval()` set `deterministic`, and so does `nnx.view`.
+    Parameters are `nnx.Param`, with the names and shapes of the pure cell's; population statistics
+    are `nnx.BatchStat`. `model.train()`, `model.eval()` and `nnx.view` set `deterministic`.
 
-    In training the masks come from the stream "zoneout" of `rngs` (or its default stream), of which
-    the cell keeps a fork, as `nnx.Dropout` does; those of an example do not depend on the batch
-    around it.
+    In training the masks come from the stream "zoneout" of `rngs`, or from its default stream. The
+    cell keeps a fork of that stream, as `nnx.Dropout` does. The masks of an example do not depend
+    on the rest of the batch.
 
     Args:
-      cell: the pure cell; it becomes the attribute `pure`.
-      zoneout: rates and kinds of the masks. Rates must be plain numbers or schedules (arrays of one
-        known number become that number), for Flax keeps them apart from what it traces. Rates that
-        change during training are given to the call instead.
+      cell: the pure cell, which becomes the attribute `pure`.
+      zoneout: rates and kinds of the masks. Rates must be plain numbers or schedules, because Flax
+        treats them as static; an array of one known number becomes that number. Pass rates that
+        change during training to the call instead.
       deterministic: False in training, True in evaluation.
-      momentum: of the moving averages of population statistics, if the cell has them.
+      momentum: momentum of the moving averages of population statistics, if the cell has them.
       carry_init: initializer of the initial carry, `init(key, shape, dtype)`; zeros if None.
       carry_noise: standard deviation of noise on the initial carry in training; `ZoneoutRNN` only.
-      axis_name: name of the mapped axis over which the batch is spread, if it is: the masks are
-        then those of the whole batch on a single device.
-      rngs: random streams: "params", and "zoneout" for the masks.
+      axis_name: name of the mapped axis that the batch is spread over, if any. Masks are then the
+        same as for the whole batch on a single device.
+      rngs: random streams: "params" for the parameters, "zoneout" for the masks.
 
     Raises:
       ValueError: training without a random stream; static masks, `hidden_drop` or noise on the
-        carry in a single step of training; a carry that does not fit the inputs; options as in the
-        pure cell.
-      TypeError: a `zoneout` that is no `Zoneout`, or holds a traced rate.
+        carry in a single step of training; a carry that does not fit the inputs; options that the
+        pure cell rejects.
+      TypeError: a `zoneout` that is not a `Zoneout`, or that holds a traced rate.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ZoneoutCell(NoisyCell):
         self.rngs = fork_stream(rngs)
 
     def pure_params(self) -> dict[str, jax.Array]:
-        """The parameters as those of the pure cell."""
+        """Returns the parameters in the form that the pure cell takes."""
         return {name: getattr(self, name)[...] for name in self.pure.parameters()}
 
     def __call__(
@@ -121,7 +121,7 @@ class ZoneoutCell(NoisyCell):
         """Runs one step.
 
         Args:
-          carry: of the step before, arrays `[*batch, H]`.
+          carry: carry of the previous step, arrays `[*batch, H]`.
           inputs: `[*batch, F]`.
           deterministic, zoneout: override the attributes.
           rngs: streams to draw from instead of the cell's own.
@@ -138,16 +138,16 @@ class ZoneoutCell(NoisyCell):
             rngs=rngs,
         )
 
-    # Flax lets the caller choose an initializer as well; `carry_init` is an attribute here.
+    # Flax's method also takes an initializer; here it is the attribute `carry_init`.
     def initialize_carry(  # type: ignore[override]
         self, input_shape: tuple[int, ...], rngs: Any = None
     ) -> Carry:
-        """The carry before the first step, for inputs `[*batch, F]`.
+        """Returns the initial carry for inputs `[*batch, F]`.
 
         Args:
           input_shape: shape of the inputs.
-          rngs: streams for `carry_init`, of which "carry" is used, or that stream; `nnx.Rngs(0)` by
-            default.
+          rngs: random streams, of which `carry_init` uses "carry", or that stream alone;
+            `nnx.Rngs(0)` by default.
         """
         return _flax.start_carry(
             self.pure, self.pure_params(), input_shape[:-1], self.carry_init, carry_stream(rngs)
@@ -161,7 +161,7 @@ class ZoneoutCell(NoisyCell):
     def _run(
         self, xs: jax.Array, carry: Carry | None, *, starts: Callable[[], jax.Array], **options: Any
     ) -> tuple[Carry, Any]:
-        """`zoneout_jax.unroll` of inputs `[T, *batch, F]` with the cell's parameters."""
+        """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None:
             carry = _flax.start_carry(self.pure, {}, xs.shape[1:-1], self.carry_init, starts)
         return self._apply(_flax.run_sequence, xs, carry, **options)
@@ -175,7 +175,7 @@ class ZoneoutCell(NoisyCell):
         rngs: Streams | None,
         **options: Any,
     ) -> tuple[Carry, Any]:
-        """Runs the cell with its parameters, and keeps the statistics."""
+        """Runs the cell with its parameters and stores the new statistics."""
         stats = {name: getattr(self, name)[...] for name in self.pure.init_stats()} or None
         mode = _flax.Mode.of(self, self.pure, zoneout, deterministic)
         options |= {"draw_key": mask_stream(rngs) or self._key}
@@ -190,7 +190,7 @@ class ZoneoutCell(NoisyCell):
 class ZoneoutLSTMCell(ZoneoutCell):
     """One step of an LSTM with zoneout; `zoneout_jax.LSTM` has the equations.
 
-    The carry is Flax's, (c, h). With `normalization="batch"` it ends with the number of the step.
+    The carry is (c, h), as in Flax. With `normalization="batch"` the number of the step follows.
 
     Args:
       in_features, hidden_features: F and H.
@@ -344,7 +344,7 @@ class ZoneoutIndRNNCell(ZoneoutCell):
 class ZoneoutMinGRUCell(ZoneoutCell):
     """One step of a minGRU with zoneout; `zoneout_jax.MinGRU` has the equations.
 
-    `ZoneoutRNN` runs the steps of this and the other linear cells all at once.
+    `ZoneoutRNN` runs all steps of this and the other linear cells at once.
 
     Args:
       in_features, hidden_features: F and H.
@@ -470,46 +470,31 @@ class ZoneoutLRUCell(ZoneoutCell):
 
 
 class ZoneoutRNN(nnx.Module):
-    """Runs cells over sequences, as `nnx.RNN` does; several cells are stacked.
+    """Runs a cell or a stack of cells over sequences, as `nnx.RNN` does.
 
-    Arguments are those of `nnx.RNN` for the call and the layout. `state_axes`, `broadcast_rngs` and
-    the constructor's `rngs` do not exist here: each cell has its own stream.
-    The whole sequence goes through `zoneout_jax.unroll`: one product for all inputs, one key of
-    each cell's stream for all its masks. It fits in `nnx.Bidirectional`. Two things differ from
-    `nnx.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence of
-    length zero is its initial carry.
+    Arguments for the call and the layout are those of `nnx.RNN`. Its `state_axes`, `broadcast_rngs`
+    and the constructor's `rngs` do not exist here: each cell has its own stream. The module also
+    fits in `nnx.Bidirectional`. It runs `zoneout_jax.unroll` over the whole sequence, with one
+    product for all inputs and one key of each cell's stream for all its masks. Two things differ
+    from `nnx.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence
+    of length zero is its initial carry.
 
     Args:
-      cell: a cell; or a sequence of them, the outputs of each being the inputs of the next. Each
-        has rates of its own. Carries of a sequence are tuples, with one carry for each cell. A cell
-        becomes the attribute `cell`, those of a sequence `cell_0`, `cell_1` and so on.
-      backward: cells with weights of their own that run from the end of each sequence to its
-        beginning, one for each of `cell`; they become `backward`, or `backward_0` and so on. The
-        outputs of both, in the order of the inputs, are merged before the next layer reads them.
-        Carries are pairs, of cell and backward.
-      merge_fn: merges the outputs of the two, `merge_fn(forward, backward)`, for instance
-        `jnp.add`; concatenates them by default, as `nnx.Bidirectional` and torch.
-      dropout: rate of dropping outputs of each layer but the last, as in torch, in training;
-        `zoneout_jax.dropout` has the equation. Masks are from the stream of the layer's cell.
-      locked_dropout: one mask of it for all steps of a sequence.
-      residual: adds its inputs to the outputs of each layer but the first, x + dropout(layer(x)).
-      time_major: inputs and outputs are `[T, *batch, features]` instead of
-        `[*batch, T, features]`.
-      return_carry: return the pair (final carry, outputs) instead of the outputs.
-      reverse: run from the end of each sequence to its beginning. Outputs come in the order of
-        the computation, with padding at the end all the same.
-      keep_order: with `reverse`, outputs come in the order of the inputs.
-      unroll: steps in one iteration of the compiled loop.
-      chunk: steps whose intermediate values are computed anew in the backward pass, from the carry
-        before them; "auto" is about √T; None keeps everything.
-      implementation: "fused", "scan" or "associative", as for `zoneout_jax.unroll`; each cell's
-        own if None.
+      cell: a cell, which becomes the attribute `cell`; or a sequence of cells, `cell_0`, `cell_1`
+        and so on, each with its own rates: the outputs of one are the inputs of the next. Carries
+        of a sequence are tuples, with one carry for each cell.
+      backward: cells as in `zoneout_jax.linen.ZoneoutRNN`. They become the attribute `backward`, or
+        `backward_0` and so on.
+      dropout: rate of dropping outputs of each layer but the last in training, as in torch;
+        `zoneout_jax.dropout` has the equation. Masks come from the stream of the layer's cell.
+      merge_fn, locked_dropout, residual, time_major, return_carry, reverse, keep_order, unroll,
+        chunk, implementation: as in `zoneout_jax.linen.ZoneoutRNN`.
 
     Raises:
-      TypeError: another kind of cell.
-      ValueError: misfit carry, lengths, mask or resets; resets of a cell with `carry_init` or batch
-        normalization; residual connections between layers of different sizes; options that do not
-        go together.
+      TypeError: a cell of another kind.
+      ValueError: carry, lengths, mask or resets that do not fit the inputs; resets of a cell with
+        `carry_init` or batch normalization; residual connections between layers of different sizes;
+        options that exclude each other.
 
     Example:
       >>> spec = Zoneout(cells=0.5, states=0.05)
@@ -580,28 +565,18 @@ class ZoneoutRNN(nnx.Module):
         zoneout: Zoneout | Sequence[Zoneout] | None = None,
         emit: Callable[[Carry, jax.Array], Any] | None = None,
         rngs: Streams | None = None,
-    ) -> jax.Array | Any:  # `return_carry`, which may be the attribute, decides
-        """Outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
+    ) -> jax.Array | Any:  # depends on `return_carry`, the argument or the attribute
+        """Returns outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
-          inputs: `[*batch, T, F]`, or `[T, *batch, F]` if `time_major`.
-          initial_carry: arrays `[*batch, H]`; the cell's initial carry if None.
-          seq_lengths: integers `[*batch]`; what lies beyond them is padding.
-          mask: booleans, laid out as the inputs without their last axis, that say the same: True
-            up to the end of each sequence, False in padding. If traced, the True are counted.
-          resets: booleans, laid out likewise, True for the first step of each episode: before it
-            the carry is the cell's initial one, zeros or learned. `zoneout_jax.unroll` has more.
+          inputs, initial_carry, seq_lengths, mask, resets, zoneout, emit: as in
+            `zoneout_jax.linen.ZoneoutRNN`.
           return_carry, time_major, reverse, keep_order: override the attributes.
-          deterministic: overrides that of every cell.
-          zoneout: overrides the spec of every cell, or, a sequence, that of each layer: for rates
-            that change during training, such as `[cell.zoneout.at(step) for cell in cells]`.
-          emit: `emit(carry, y)`, what to return of each step of the last cell instead of the
-            output y: arrays with the batch first, all batch axes in one. `lambda carry, y:
-            (y, carry[0])` adds the memory cells. With `backward`, the pair of both directions'.
+          deterministic: overrides the setting of every cell.
           rngs: streams to draw from instead of each cell's own: "zoneout" for the masks, "carry"
             for `carry_init`; or a key for the masks.
         """
-        if isinstance(rngs, jax.Array):  # a key: each cell draws one of its own from it
+        if isinstance(rngs, jax.Array):  # a key, from which each cell draws its own
             rngs = nnx.RngStream(rngs, tag="zoneout")
         starts = carry_stream(rngs)
 
@@ -630,7 +605,7 @@ class ZoneoutRNN(nnx.Module):
         )
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Carry:
-        """The carry before the first step for inputs `[*batch, F]`; a tuple for several cells."""
+        """Returns the initial carry for inputs `[*batch, F]`, a tuple for several cells."""
         starts = carry_stream(rngs)
 
         def start(number, cell):
@@ -644,11 +619,11 @@ class ZoneoutRNN(nnx.Module):
 
 
 SHARED = "zoneout deterministic momentum carry_init carry_noise axis_name rngs".split()
-"""Arguments of `ZoneoutCell` that its subclasses hand on."""
+"""Arguments that the subclasses of `ZoneoutCell` pass on to it."""
 
 
 def _pure(kind: type[Cell], given: dict[str, Any]) -> Cell:
-    """The pure cell of the arguments that are its own."""
+    """Makes the pure cell from the given arguments that are its fields."""
     names = [field.name for field in dataclasses.fields(kind)]
     return kind(**{name: given[name] for name in names if name in given})
 

@@ -1,10 +1,10 @@
 """Weights from and to the recurrent cells of other libraries, as dicts and lists of arrays.
 
-None of the libraries is imported. What is traced stays so, and can be compiled; the rest becomes
-NumPy arrays. Ours are the parameters of `LSTM`, `GRU` and `RNN`: `input` [F, kH], `recurrent`
-[H, kH] and `bias` [kH], k being 4, 3 and 1, and for a GRU with `reset_after` also `recurrent_bias`
-[H]. The kind of cell shows in the shape of `recurrent`. torch also has LSTMs with a `projection`
-[H, P], Haste layers with normalization and `IndRNN`.
+None of the libraries is imported. Traced arrays stay traced, so conversions can be compiled; other
+arrays become NumPy arrays. Our parameters are those of `LSTM`, `GRU` and `RNN`: `input` [F, kH],
+`recurrent` [H, kH] and `bias` [kH], with k = 4, 3 and 1, and `recurrent_bias` [H] for a GRU with
+`reset_after`. The shape of `recurrent` shows the kind of cell. torch also has LSTMs with a
+`projection` [H, P]; Haste also has layers with normalization and `IndRNN`.
 """
 
 from zoneout_jax.interop._equinox import from_equinox as from_equinox

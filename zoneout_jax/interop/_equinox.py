@@ -22,17 +22,17 @@ SETTINGS = {"input_size", "hidden_size", "use_bias"}
 
 
 def from_equinox(fields: Mapping[str, Any]) -> Arrays:
-    """Our parameters from the fields of Equinox's `LSTMCell` or `GRUCell`.
+    """Returns our parameters from the fields of Equinox's `LSTMCell` or `GRUCell`.
 
-    Equinox's gates are in the order i, f, g, o and r, z, n, as ours.
+    Equinox's gates are in the order i, f, g, o and r, z, n, like ours.
 
     Args:
       fields: `vars(cell)`: `weight_ih` [kH, F], `weight_hh` [kH, H], `bias` [kH] and for a GRU
-        `bias_n` [H], zeros where it is None; `input_size`, `hidden_size` and `use_bias` count for
-        nothing.
+        `bias_n` [H]; a bias of None counts as zeros. `input_size`, `hidden_size` and `use_bias` are
+        ignored.
 
     Raises:
-      ValueError: other names, or shapes that do not fit together.
+      ValueError: unknown names, or shapes that do not fit together.
     """
     given = {name: a for name, a in fields.items() if name not in SETTINGS and a is not None}
     names = ("weight_ih", "weight_hh", "bias", "bias_n")
@@ -41,7 +41,7 @@ def from_equinox(fields: Mapping[str, Any]) -> Arrays:
     bias, bias_n = (named if named[0] in found else None for named in biases)
     if bias_n:
         if EQUINOX.count(*recurrent) != 3:
-            raise ValueError(f"a GRU, and nothing else, has a bias_n: got {[*found]}")
+            raise ValueError(f"only a GRU has a bias_n; got {[*found]}")
         hidden = recurrent[1].shape[1]
         check_shape(*bias_n, hidden)
         none = np.zeros(2 * hidden, bias_n[1].dtype)
@@ -50,17 +50,17 @@ def from_equinox(fields: Mapping[str, Any]) -> Arrays:
 
 
 def to_equinox(params: Mapping[str, Any]) -> Arrays:
-    """The fields of Equinox's `LSTMCell` or `GRUCell` that are arrays.
+    """Returns the array fields of Equinox's `LSTMCell` or `GRUCell`.
 
-    A cell takes them by
+    Put them into a cell with
 
         equinox.tree_at(lambda cell: [getattr(cell, n) for n in fields], cell, [*fields.values()])
 
     Args:
-      params: of `LSTM`, or of `GRU` with `reset_after`.
+      params: parameters of `LSTM`, or of `GRU` with `reset_after`.
 
     Raises:
-      ValueError: parameters that those cells do not have, as those of a plain RNN.
+      ValueError: parameters that those cells do not have, such as the parameters of a plain RNN.
     """
     kernel, recurrent, bias, recurrent_bias, _ = EQUINOX.theirs(params)
     fields = {"weight_ih": kernel.T, "weight_hh": recurrent.T, "bias": bias}

@@ -1,4 +1,4 @@
-"""Flax, Linen and NNX."""
+"""Flax: the cells of Linen and NNX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,20 +19,20 @@ from zoneout_jax.interop._weights import (
 FLAX = Library("Flax", GATES)
 
 NAMES = {4: "ifgo", 3: "rzn", 1: ("",)}
-"""Suffixes of Linen's layers; those of `SimpleCell` have none."""
+"""Suffixes in the names of Linen's layers; the layers of `SimpleCell` have none."""
 
 
 def from_flax(params: Mapping[str, Any]) -> Arrays:
-    """Our parameters from those of a Flax cell, Linen or NNX.
+    """Returns our parameters from the parameters of a Flax cell, Linen or NNX.
 
     Args:
-      params: of `OptimizedLSTMCell`, `LSTMCell`, `GRUCell` or `SimpleCell`: the dict `params` of a
-        Linen cell, or `nnx.to_pure_dict(nnx.state(cell, nnx.Param))`.
+      params: parameters of `OptimizedLSTMCell`, `LSTMCell`, `GRUCell` or `SimpleCell`: the dict
+        `params` of a Linen cell, or `nnx.to_pure_dict(nnx.state(cell, nnx.Param))`.
 
     Raises:
-      ValueError: other parameters, or shapes that do not fit together.
+      ValueError: unknown parameters, or shapes that do not fit together.
     """
-    if set(params) == {"dense_i", "dense_h"}:  # NNX, all gates in one
+    if set(params) == {"dense_i", "dense_h"}:  # NNX, with all gates in one layer
         sides = "dense_i", "dense_h"
         kernels = [(f"{side}/kernel", to_array(params[side]["kernel"])) for side in sides]
         biases = [
@@ -66,7 +66,7 @@ def from_flax(params: Mapping[str, Any]) -> Arrays:
 
 
 def to_linen(params: Mapping[str, Any]) -> dict[str, Arrays]:
-    """Parameters of Flax Linen's `OptimizedLSTMCell` and `LSTMCell`, `GRUCell` or `SimpleCell`.
+    """Returns parameters of Linen's `OptimizedLSTMCell` and `LSTMCell`, `GRUCell` or `SimpleCell`.
 
     Raises:
       ValueError: parameters that those cells do not have.
@@ -74,7 +74,7 @@ def to_linen(params: Mapping[str, Any]) -> dict[str, Arrays]:
     weights = FLAX.theirs(params)
     arrays = (weights.kernel, weights.recurrent, weights.bias)
     blocks = zip(NAMES[weights.k], *(split(a, weights.k) for a in arrays), strict=True)
-    # An LSTM has its biases on the recurrent side, the others on that of the input.
+    # An LSTM has its biases on the recurrent side, other cells on the input side.
     biased = "h" if weights.k == 4 else "i"
     cell = {}
     for gate, kernel, recurrent, bias in blocks:
@@ -86,10 +86,10 @@ def to_linen(params: Mapping[str, Any]) -> dict[str, Arrays]:
 
 
 def to_nnx(params: Mapping[str, Any], *, optimized: bool = True) -> dict[str, Arrays]:
-    """Parameters of Flax NNX's `OptimizedLSTMCell`, `GRUCell` or `SimpleCell`, for `nnx.update`.
+    """Returns parameters of NNX's `OptimizedLSTMCell`, `GRUCell` or `SimpleCell`, for `nnx.update`.
 
     Args:
-      params: ours.
+      params: our parameters.
       optimized: False for `LSTMCell`, which has a layer for each gate.
 
     Raises:
@@ -102,10 +102,10 @@ def to_nnx(params: Mapping[str, Any], *, optimized: bool = True) -> dict[str, Ar
         return {name.replace("if", "if_"): layer for name, layer in to_linen(params).items()}
     if isinstance(weights.recurrent_bias, jax.core.Tracer):
         raise TypeError(
-            "recurrent_bias must be known: whether it is 0 decides; call to_nnx outside jit"
+            "recurrent_bias must be known, because only 0 can be left out; call to_nnx outside jit"
         )
     if weights.recurrent_bias is not None and np.any(weights.recurrent_bias):
-        raise ValueError("the GRUCell of NNX has no recurrent_bias; it must be 0 to be left out")
+        raise ValueError("the GRUCell of NNX has no recurrent_bias, so ours must be 0")
     cell = {"dense_i": {"kernel": weights.kernel}, "dense_h": {"kernel": weights.recurrent}}
     cell["dense_h" if weights.k == 4 else "dense_i"]["bias"] = weights.bias
     return cell

@@ -24,18 +24,18 @@ KNOWN = (
 
 
 def from_haiku(params: Mapping[str, Mapping[str, Any]], prefix: str) -> Arrays:
-    """Our parameters from those of Haiku's `LSTM`, `GRU` or `VanillaRNN`.
+    """Returns our parameters from the parameters of Haiku's `LSTM`, `GRU` or `VanillaRNN`.
 
-    Haiku's gates are in the order i, g, f, o and z, r, a. Its LSTM adds 1 to the forget gate: so
-    does our bias. Its GRU is h' = (1 − z)∘h + z∘a: our z is 1 − z, with weights of the other sign,
-    and `reset_after` is False. Its `VanillaRNN` is `RNN(activation_fn="relu")`.
+    Haiku's gates are in the order i, g, f, o and z, r, a. Its LSTM adds 1 to the forget gate; our
+    bias includes this 1. Its GRU is h' = (1 − z)∘h + z∘a: our z is 1 − z, with weights of the
+    opposite sign, and `reset_after` is False. Its `VanillaRNN` is `RNN(activation_fn="relu")`.
 
     Args:
       params: arrays by module and name, as `init` of `haiku.transform` returns them.
-      prefix: name of the module, "lstm" or "net/~/gru" say.
+      prefix: name of the module, for instance "lstm" or "net/~/gru".
 
     Raises:
-      ValueError: other names, or shapes that do not fit together.
+      ValueError: unknown names, or shapes that do not fit together.
     """
     flat = {f"{module}/{name}": a for module, layer in params.items() for name, a in layer.items()}
     pattern = "linear(_1)?/[wb]|w_[ih]|b"
@@ -56,19 +56,18 @@ def from_haiku(params: Mapping[str, Mapping[str, Any]], prefix: str) -> Arrays:
     else:
         raise ValueError(f"not the weights of a Haiku layer: got {[*found]}; known are {KNOWN}")
     named = [(name, arrays[name]) for name in names if name in arrays]
-    # Names tell the kind, and other shapes are errors.
+    # The names show the kind of cell, so other shapes are errors.
     library = dataclasses.replace(HAIKU, gates={count: HAIKU.gates[count]})
     return _adapted(library.ours(*named, reset_after=False), GATES, 1)
 
 
 def to_haiku(params: Mapping[str, Any], prefix: str | None = None) -> dict[str, Arrays]:
-    """Parameters of Haiku's `LSTM`, `GRU` or `VanillaRNN`, for `apply` of `haiku.transform`.
+    """Returns parameters of Haiku's `LSTM`, `GRU` or `VanillaRNN`, for `haiku.transform`'s `apply`.
 
     Args:
-      params: of `LSTM`, of `GRU` with `reset_after=False`, or of `RNN`, which must be one with
-        `activation_fn="relu"` to compute the same.
-      prefix: name of the module, by default the one that Haiku gives: "lstm", "gru" or
-        "vanilla_rnn".
+      params: parameters of `LSTM`, of `GRU` with `reset_after=False`, or of `RNN`, which computes
+        the same only with `activation_fn="relu"`.
+      prefix: name of the module, by default Haiku's default: "lstm", "gru" or "vanilla_rnn".
 
     Raises:
       ValueError: parameters that those cells do not have.
@@ -88,9 +87,9 @@ def to_haiku(params: Mapping[str, Any], prefix: str | None = None) -> dict[str, 
 
 
 def _adapted(params: Arrays, gates: Mapping[int, str], sign: int) -> Arrays:
-    """Weights for another meaning of gates: to ours by sign 1, to Haiku's by −1.
+    """Converts weights between the two meanings of gates: to ours with sign 1, to Haiku's with −1.
 
-    The bias of f counts the 1 that Haiku adds, and z is 1 − z: σ(−x) = 1 − σ(x).
+    Our bias of f includes the 1 that Haiku adds. Our z is 1 minus Haiku's z: σ(−x) = 1 − σ(x).
     """
     count = HAIKU.count("recurrent", params["recurrent"])
     names = {4: ("bias",), 3: ("input", "recurrent", "bias"), 1: ()}[count]

@@ -1,4 +1,4 @@
-"""Haste (lmnt-com/haste), the layers of its PyTorch package."""
+"""Haste (lmnt-com/haste): the layers of its PyTorch package."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from zoneout_jax.interop._weights import (
 HASTE = Library("Haste", {4: "igfo", 3: "zrn"})
 NAMES = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
 INDEPENDENT = {"kernel": "input", "recurrent_scale": "recurrent", "bias": "bias"}
-"""Names of an IndRNN, and ours."""
+"""Haste's names in an IndRNN, and ours."""
 
 GAMMAS = ("input_gamma", "recurrent_gamma")
-"""Ours for the two rows of `gamma`."""
+"""Our names for the two rows of `gamma`."""
 
 CELLS = {"gamma_h": "cell_gamma", "beta_h": "cell_beta"}
-"""Names of a LayerNormLSTM alone, and ours."""
+"""Names that only a LayerNormLSTM has, and ours."""
 
 KNOWN = (
     "kernel, recurrent_kernel and bias, for a GRU also recurrent_bias, for a LayerNormGRU also"
@@ -37,21 +37,21 @@ KNOWN = (
 
 
 def from_haste(state: Mapping[str, Any], prefix: str = "") -> Arrays:
-    """Our parameters from the state dict of one of Haste's layers.
+    """Returns our parameters from the state dict of one of Haste's layers.
 
     These are `LSTM`, `GRU` (ours has `reset_after`), `LayerNormLSTM`, `LayerNormGRU` (ours have
     `normalization="layer"`) and `IndRNN` (ours has `activation_fn="tanh"`). Haste's gates are in
-    the order i, g, f, o and z, r, n. Its `zoneout` is our rate of states; it has none of cells.
+    the order i, g, f, o and z, r, n. Its `zoneout` is our rate of states; it has no rate of cells.
 
     Args:
-      state: `kernel` [F, kH], `recurrent_kernel` [H, kH] and `bias` [kH], for a GRU also
+      state: `kernel` [F, kH], `recurrent_kernel` [H, kH] and `bias` [kH]; for a GRU also
         `recurrent_bias` [3H]; with normalization `gamma` [2, kH], and for an LSTM `gamma_h` [H] and
-        `beta_h` [H]; for an IndRNN `recurrent_scale` [H] in place of `recurrent_kernel`. Values may
+        `beta_h` [H]; for an IndRNN `recurrent_scale` [H] instead of `recurrent_kernel`. Values may
         be torch tensors.
-      prefix: of the module's names in the state of a model that holds it, "encoder.rnn." say.
+      prefix: prefix of the layer's names in the state of a larger model, such as "encoder.rnn.".
 
     Raises:
-      ValueError: other names, or shapes that do not fit together.
+      ValueError: unknown names, or shapes that do not fit together.
     """
     pattern = "kernel|bias|recurrent_(kernel|bias|scale)|gamma(_h)?|beta_h"
     found = select(state, prefix, "a layer of Haste", pattern, KNOWN, ("kernel", "bias"))
@@ -63,7 +63,7 @@ def from_haste(state: Mapping[str, Any], prefix: str = "") -> Arrays:
         return _independent({ours: arrays[name] for name, ours in INDEPENDENT.items()})
     if set(arrays) != {*plain, *further}:
         raise ValueError(f"not the weights of a layer of Haste: got {[*found]}; known are {KNOWN}")
-    # Names tell the kind, and other shapes are errors.
+    # The names show the kind of cell, so other shapes are errors.
     library = dataclasses.replace(HASTE, gates={count: HASTE.gates[count]})
     params = library.ours(*((name, arrays[name]) for name in plain))
     hidden = len(params["recurrent"])
@@ -78,15 +78,15 @@ def from_haste(state: Mapping[str, Any], prefix: str = "") -> Arrays:
 
 
 def to_haste(params: Mapping[str, Any], prefix: str = "") -> Arrays:
-    """The state dict of one of Haste's layers, as NumPy arrays.
+    """Returns the state dict of one of Haste's layers, as NumPy arrays.
 
     Args:
-      params: of `LSTM` or of `GRU` with `reset_after`, both without normalization or with that of
-        layers, or of `IndRNN`, whose `activation_fn` must be "tanh" to compute the same.
-      prefix: of all names, "encoder.rnn." say.
+      params: parameters of `LSTM` or of `GRU` with `reset_after`, with or without layer
+        normalization, or of `IndRNN`, which computes the same only with `activation_fn="tanh"`.
+      prefix: prefix of all names, such as "encoder.rnn.".
 
     Raises:
-      ValueError: parameters that those layers do not have, as those of a plain RNN.
+      ValueError: parameters that those layers do not have, such as the parameters of a plain RNN.
     """
     norms = {n: to_array(params[n]) for n in (*GAMMAS, *CELLS.values()) if n in params}
     rest = {name: array for name, array in params.items() if name not in norms}
@@ -113,7 +113,7 @@ def to_haste(params: Mapping[str, Any], prefix: str = "") -> Arrays:
 
 
 def _independent(params: Arrays) -> Arrays:
-    """The parameters of an IndRNN; ValueError unless names and shapes fit together."""
+    """Returns the parameters of an IndRNN; ValueError unless names and shapes fit together."""
     missing = set(INDEPENDENT.values()) - set(params)
     if missing:
         raise ValueError(f"parameters lack {', '.join(sorted(missing))}: got {[*params]}")

@@ -12,18 +12,19 @@ KNOWN = "[kernel, recurrent_kernel, bias], or the first two alone"
 
 
 def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Arrays:
-    """Our parameters from the weights of Keras's `LSTM`, `GRU`, `SimpleRNN` or their cells.
+    """Returns our parameters from the weights of Keras's `LSTM`, `GRU`, `SimpleRNN` or their cells.
 
-    Keras's gates are in the order i, f, c, o, as ours, and z, r, h.
+    Keras's gates are in the order i, f, c, o, like ours, and z, r, h.
 
     Args:
       weights: `layer.get_weights()`: `kernel` [F, kH], `recurrent_kernel` [H, kH] and `bias` [kH],
-        which for a GRU with `reset_after` is [2, 3H]; no bias is zeros.
-      reset_after: of a GRU, where no bias shows it.
+        which is [2, 3H] for a GRU with `reset_after`. A missing bias counts as zeros.
+      reset_after: the setting of a GRU; needed if there is no bias, whose shape would show it.
 
     Raises:
-      ValueError: another number of arrays, as the six of a `Bidirectional`, or shapes that do not
-        fit together; a GRU without bias and without `reset_after`, or with another one.
+      ValueError: another number of arrays, such as the six of a `Bidirectional`; shapes that do not
+        fit together; a GRU without bias and without `reset_after`, or with one that its bias
+        contradicts.
     """
     if isinstance(weights, Mapping) or len(weights) not in (2, 3):
         given = [*weights] if isinstance(weights, Mapping) else [np.shape(w) for w in weights]
@@ -35,11 +36,11 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Ar
         return KERAS.ours(kernel, recurrent, None if bias is None else ("bias", bias))
     if bias is None:
         if reset_after is None:
-            raise ValueError("a GRU without bias does not show its `reset_after`: set it")
+            raise ValueError("a GRU without bias does not show its `reset_after`; set it")
         return KERAS.ours(kernel, recurrent, reset_after=reset_after)
     after = len(bias.shape) == 2
     if reset_after not in (after, None):
-        raise ValueError(f"a bias of shape {list(bias.shape)} is that of reset_after={after}")
+        raise ValueError(f"a bias of shape {list(bias.shape)} belongs to reset_after={after}")
     if not after:
         return KERAS.ours(kernel, recurrent, ("bias", bias), reset_after=False)
     check_shape("bias", bias, 2, recurrent[1].shape[1])
@@ -47,9 +48,9 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Ar
 
 
 def to_keras(params: Mapping[str, Any]) -> list[Any]:
-    """The weights of Keras's `LSTM`, `GRU` or `SimpleRNN`, for `layer.set_weights`.
+    """Returns the weights of Keras's `LSTM`, `GRU` or `SimpleRNN`, for `layer.set_weights`.
 
-    The layer has `use_bias=True`, and a GRU the `reset_after` of ours.
+    The layer needs `use_bias=True`; a GRU also needs the same `reset_after` as ours.
 
     Raises:
       ValueError: parameters that those layers do not have.

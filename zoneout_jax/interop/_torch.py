@@ -20,28 +20,28 @@ from zoneout_jax.interop._weights import (
 TORCH = Library("torch", GATES, transposed=True)
 NAMES = r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?|weight_hr_l\d+(_reverse)?"
 KNOWN = (
-    "weight_ih, weight_hh, bias_ih and bias_hh of a cell, or the same, and weight_hr, with _l0,"
-    " _l0_reverse, …"
+    "weight_ih, weight_hh, bias_ih and bias_hh of a cell; for layers also weight_hr, all ending in"
+    " _l0, _l0_reverse, …"
 )
 
 
 def from_torch(state: Mapping[str, Any], prefix: str = "") -> list[Any]:
-    """Our parameters from the state dict of torch's `nn.LSTM`, `nn.GRU`, `nn.RNN` or their cells.
+    """Returns our parameters from the state dict of `nn.LSTM`, `nn.GRU`, `nn.RNN` or their cells.
 
-    Gates are in the order i, f, g, o and r, z, n, as ours. The two biases of torch are added, but
-    for the GRU's b_hn, which is `recurrent_bias`. Those of an `nn.LSTM` with projections are for an
-    `LSTM` with the same `proj_size`.
+    torch's gates are in the order i, f, g, o and r, z, n, like ours. Its two biases are added,
+    except the GRU's b_hn, which becomes `recurrent_bias`. Parameters of an `nn.LSTM` with
+    projections are for an `LSTM` with the same `proj_size`.
 
     Args:
-      state: arrays by name; values may be torch tensors, bfloat16 ones too. They are copied.
-      prefix: of the module's names in the state of a model that holds it, "encoder.rnn." say.
+      state: arrays by name. Values may be torch tensors, also of bfloat16; they are copied.
+      prefix: prefix of the module's names in the state of a larger model, such as "encoder.rnn.".
 
     Returns:
-      The parameters of each layer; if bidirectional, pairs (forward, backward). Of an `LSTMCell`,
-      `GRUCell` or `RNNCell` a list of one.
+      The parameters of each layer; if bidirectional, pairs (forward, backward). For an `LSTMCell`,
+      `GRUCell` or `RNNCell`, a list of one entry.
 
     Raises:
-      ValueError: other names, or shapes that do not fit together.
+      ValueError: unknown names, or shapes that do not fit together.
     """
     found = select(state, prefix, "torch's nn.LSTM, nn.GRU, nn.RNN or their cells", NAMES, KNOWN)
     arrays = {name: to_array(array) for name, array in found.items()}
@@ -80,33 +80,34 @@ def from_torch(state: Mapping[str, Any], prefix: str = "") -> list[Any]:
     if not layers:
         layers.append(direction("", None))
     if arrays:
-        raise ValueError(f"a cell beside layers: got {[*found]}; set `prefix`")
+        raise ValueError(f"the state has both a cell and layers: got {[*found]}; set `prefix`")
     return layers
 
 
 def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> Arrays:
-    """The state dict of torch's `nn.LSTM`, `nn.GRU` or `nn.RNN`, or of a cell, as NumPy arrays.
+    """Returns the state dict of torch's `nn.LSTM`, `nn.GRU`, `nn.RNN` or cells, as NumPy arrays.
 
-    A module with biases takes it by
+    Load it into a module with biases by
 
         module.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
 
-    and a model that holds it elsewhere, with `prefix`, by the same with `strict=False`. bfloat16
-    becomes float32, which `torch.tensor` knows; `load_state_dict` rounds to the module's own type.
+    For a larger model that contains the module, set `prefix` and add `strict=False`. bfloat16
+    becomes float32, which `torch.tensor` accepts; `load_state_dict` rounds to the module's own
+    type.
 
     Args:
       layers: parameters of each layer, or pairs (forward, backward), as `from_torch` returns them.
-      prefix: of all names, "encoder.rnn." say.
-      cell: whether names are those of `LSTMCell`, `GRUCell` or `RNNCell`, which have one layer.
+      prefix: prefix of all names, such as "encoder.rnn.".
+      cell: True for the names of `LSTMCell`, `GRUCell` or `RNNCell`, which have one layer.
 
     Raises:
       ValueError: parameters that those layers do not have; several layers or a projection for a
         cell.
-      TypeError: a dict in place of a sequence.
+      TypeError: a dict instead of a sequence.
     """
     if isinstance(layers, Mapping):
         raise TypeError(
-            "layers must be a sequence, one entry a layer; got a dict: to_torch([params])"
+            "layers must be a sequence, one entry for each layer; got a dict: to_torch([params])"
         )
     if cell and (len(layers) != 1 or not isinstance(layers[0], Mapping)):
         raise ValueError(f"a cell has one layer and one direction; got {len(layers)} layers")
@@ -128,7 +129,7 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
 
 
 def _named(params: Mapping[str, Any]) -> Arrays:
-    """The weights of a layer and direction by their names in torch."""
+    """Returns the weights of one layer and direction by their names in torch."""
     rest = dict(params)
     projection = to_array(rest.pop("projection")) if "projection" in rest else None
     hidden = None if projection is None else len(projection)

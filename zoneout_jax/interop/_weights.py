@@ -1,4 +1,4 @@
-"""What the converters share: names, shapes and the order of gates."""
+"""Functions that the converters share, for names, shapes and the order of gates."""
 
 import dataclasses
 import re
@@ -14,15 +14,15 @@ Named = tuple[str, Any]
 """An array and its name in the other library, for messages."""
 
 GATES = {4: "ifgo", 3: "rzn", 1: "h"}
-"""Gates by their number, in our order."""
+"""The gates in our order, by their number."""
 
 KINDS = {4: "LSTM", 3: "GRU", 1: "plain RNN"}
 
 
 class Weights(NamedTuple):
-    """A cell's weights: [F, kH], [H, kH] or, with a projection, [P, kH], [kH], [kH] and k.
+    """A cell's weights: [F, kH]; [H, kH] or, with a projection, [P, kH]; [kH]; [kH]; and k.
 
-    `recurrent_bias`, added to the recurrent product, is 0 but for n; None where the cell has none.
+    `recurrent_bias` is added to the recurrent product. It is 0 except for n; None if there is none.
     """
 
     kernel: Any
@@ -34,13 +34,13 @@ class Weights(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """How a library lays out its weights.
+    """How a library stores its weights.
 
     Attributes:
-      name: for messages.
-      gates: their order, in our letters, by their number; no entry for cells that it lacks.
-      transposed: whether its kernels are [kH, F] and [kH, H].
-      reset_after: of its GRU; None if it has both.
+      name: name of the library, for messages.
+      gates: order of the gates, in our letters, by their number; no entry for a missing cell.
+      transposed: True if kernels are [kH, F] and [kH, H].
+      reset_after: `reset_after` of the GRU; None if the library has both kinds.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Library:
         hidden: int | None = None,
         reset_after: bool = True,
     ) -> Arrays:
-        """Our parameters; biases that are None are 0, features that are None any number.
+        """Returns our parameters; a bias of None counts as 0, `features` of None as any number.
 
-        `hidden` is H of an LSTM with a projection, whose recurrent weights do not show it.
+        `hidden` is H of an LSTM with a projection, whose recurrent weights do not show H.
         """
         if hidden is None:
             count, hidden = self.count(*recurrent), min(recurrent[1].shape)
@@ -88,9 +88,9 @@ class Library:
         return params
 
     def theirs(self, params: Mapping[str, Any], *, hidden: int | None = None) -> Weights:
-        """The weights of our parameters in the library's order, not transposed.
+        """Returns the weights of our parameters in the library's order, not transposed.
 
-        `hidden` is H of an LSTM whose projection is not among the parameters any more.
+        `hidden` is H of an LSTM whose projection was removed from the parameters.
         """
         missing = {"input", "recurrent", "bias"} - set(params)
         if missing:
@@ -107,7 +107,7 @@ class Library:
         if count == 3 and self.reset_after not in (after, None):
             raise ValueError(
                 f"the GRU of {self.name} has its reset gate"
-                f" {'before' if after else 'after'} the recurrent product: no exact counterpart;"
+                f" {'before' if after else 'after'} the recurrent product, which differs from ours;"
                 f" use GRU(reset_after={self.reset_after})"
             )
         shapes: dict[str, tuple[int | None, ...]] = {
@@ -137,7 +137,7 @@ class Library:
             raise ValueError(f"{self.name} has no place for {', '.join(sorted(unknown))}")
 
     def count(self, name: str, recurrent: Any, *, transposed: bool | None = None) -> int:
-        """Number of gates by the shape of recurrent weights, transposed as the library's or not."""
+        """Returns the number of gates of recurrent weights, by default in the library's layout."""
         transposed = self.transposed if transposed is None else transposed
         shape = recurrent.shape[::-1] if transposed else recurrent.shape
         for count in self.gates:
@@ -161,16 +161,16 @@ def select(
     required: Sequence[str] = (),
     separator: str = ".",
 ) -> Arrays:
-    """The entries below a prefix, without it.
+    """Returns the entries below a prefix, with the prefix removed from their names.
 
     Args:
       state: arrays by name.
-      prefix: with or without a separator at its end.
-      what: what the names belong to, for messages.
+      prefix: the prefix, with or without a separator at its end.
+      what: the cells that the names belong to, for messages.
       pattern: regular expression that names must match.
-      known: such names, for messages.
-      required: names that must be there.
-      separator: between the parts of a name.
+      known: the names that match, for messages.
+      required: names that must be present.
+      separator: separator between the parts of a name.
     """
     prefix = ended(prefix, separator)
     found = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
@@ -184,12 +184,12 @@ def select(
 
 
 def ended(prefix: str, separator: str = ".") -> str:
-    """A prefix with the separator at its end, unless it is empty."""
+    """Returns the prefix with the separator at its end, unless the prefix is empty."""
     return prefix if not prefix or prefix.endswith(separator) else prefix + separator
 
 
 def check_shape(name: str, array: Any, *shape: int | None) -> None:
-    """Raises ValueError for another shape; None stands for any size."""
+    """Raises ValueError unless the array has the shape; None stands for any size."""
     if len(array.shape) != len(shape) or any(
         want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
     ):
@@ -198,19 +198,19 @@ def check_shape(name: str, array: Any, *shape: int | None) -> None:
 
 
 def to_array(value: Any) -> Any:
-    """A NumPy array, but for what is traced; a copy of a torch tensor."""
+    """Converts to a NumPy array; copies torch tensors and leaves traced arrays unchanged."""
     if isinstance(value, jax.core.Tracer):
         return value
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # which torch does not hand to NumPy
+        if str(value.dtype) == "torch.bfloat16":  # which torch cannot convert to NumPy
             return value.float().numpy().astype(jnp.bfloat16)
         return value.numpy().copy()
     return np.asarray(value)
 
 
 def reorder(array: Any, given: str, wanted: str) -> Any:
-    """The blocks of the last axis in another order."""
+    """Reorders the blocks of the last axis."""
     if given == wanted:
         return array
     blocks = dict(zip(given, split(array, len(given)), strict=True))
@@ -218,15 +218,15 @@ def reorder(array: Any, given: str, wanted: str) -> Any:
 
 
 def split(array: Any, count: int) -> Any:
-    """As many equal blocks of the last axis."""
+    """Splits the last axis into equal blocks."""
     return modules(array).split(array, count, -1)
 
 
 def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """The arrays in one."""
+    """Concatenates arrays along an axis."""
     return modules(*arrays).concatenate(arrays, axis)
 
 
 def modules(*arrays: Any) -> Any:
-    """The module of functions for arrays."""
+    """Returns `jax.numpy` if any of the arrays is traced, else `numpy`."""
     return jnp if any(isinstance(array, jax.core.Tracer) for array in arrays) else np
