@@ -4,10 +4,10 @@
     python -m notebooks.execute 03_gradient_propagation     # some
     python -m notebooks.execute --out notebooks             # in the place of those in this folder
 
-Each `.py`, in jupytext's percent format, is run in a kernel of its own, whose working directory is
-this folder, and written with its outputs to an `.ipynb` in `--out`; the pictures that the README
-shows also to a `.png`. The first error ends it, and leaves the files of that notebook as they were.
-Prints the time of each and the largest resident memory of its kernel.
+Runs each `.py` (jupytext's percent format) in a new kernel, with this folder as its working
+directory. Writes it with its outputs to an `.ipynb` in `--out`, and the pictures that the
+README shows also to a `.png`. Stops at the first error, and leaves the files of that notebook
+as they were. Prints the time and the largest resident memory of each kernel.
 """
 
 import base64
@@ -29,7 +29,7 @@ from zoneout_jax.training import Measurement, fail, parse_measurement
 FOLDER = pathlib.Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[0-9]*.py")))
 PICTURED = NAMES[:2]
-"""Those with a picture in the README."""
+"""Notebooks with a picture in the README."""
 CELL_SECONDS = 600
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
