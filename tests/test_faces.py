@@ -249,6 +249,18 @@ def test_rates_of_an_nnx_cell():
             TypeError,
             "rngs must be nnx.Rngs, a stream or a key, got int",
         ),
+        (
+            lambda: linen.ZoneoutCell(nn.LSTMCell(H)),
+            TypeError,
+            r"cell must be a cell of zoneout_jax, .* got flax.*LSTMCell$",
+        ),
+        (
+            lambda: faces.ZoneoutCell(
+                faces.ZoneoutLSTMCell(F, H, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)
+            ),
+            TypeError,
+            r"cell must be a cell of zoneout_jax, .* got zoneout_jax.nnx.ZoneoutLSTMCell$",
+        ),
     ],
 )
 def test_errors(call, error, message):

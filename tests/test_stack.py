@@ -308,6 +308,11 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
             TypeError,
             "takes cells of that module, got zoneout_jax.linen.ZoneoutGRUCell",
         ),
+        (
+            lambda: linen.ZoneoutRNN(linen.ZoneoutGRUCell).init(jax.random.key(0), XS),
+            TypeError,
+            "got the class zoneout_jax.linen.ZoneoutGRUCell",
+        ),
         (lambda: encoder(reverse=True)(XS), ValueError, "reverse is for one direction"),
         (
             lambda: encoder()(XS, emit=lambda carry, y: y),

@@ -213,6 +213,13 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
             TypeError,
             r"spec.at\(step\)",
         ),
+        (
+            lambda: call(GRU, masks={"states": True}),
+            TypeError,
+            r"masks must be Masks, such as Masks\(cells=…\); got dict",
+        ),
+        (lambda: GRU(F, H).step({}, None, None, jnp.ones((B, H))), TypeError, "must be Masks"),
+        (lambda: unroll(GRU, {}, None), TypeError, r"such as LSTM\(3, 5\); got the class .*GRU$"),
     ],
 )
 def test_errors(call, error, message):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoneout_jax._checks import check_choice, check_sizes
+from zoneout_jax._checks import check_choice, check_sizes, described
 from zoneout_jax._initializers import Initializer, block_orthogonal
 from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
 from zoneout_jax._zoneout import Masks
@@ -290,8 +290,9 @@ class Cell:
 
         Raises:
           ValueError: a mask that the cell does not use.
+          TypeError: masks that are not `Masks`.
         """
-        masks = Masks(**self.known_masks(masks or Masks()))
+        masks = Masks(**self.known_masks(Masks() if masks is None else masks))
         self.check_params(params)
         normalize = (BatchNormalizer(jnp.asarray(number), stats),) if self.statistics else ()
         return self.advance(params, carry, self.project(params, x), masks, *normalize)
@@ -322,7 +323,9 @@ class Cell:
             raise ValueError(f"parameters of {type(self).__name__} must have the shapes {what}")
 
     def known_masks(self, masks: Masks) -> dict[str, ArrayLike]:
-        """Returns the given masks by name; ValueError if the cell does not use one of them."""
+        """Returns the given masks by name; raises an error if the cell cannot use one of them."""
+        if not isinstance(masks, Masks):
+            raise TypeError(f"masks must be Masks, such as Masks(cells=…); got {described(masks)}")
         given = {name: mask for name, mask in masks._asdict().items() if mask is not None}
         names = (*self.mask_names, *(("hidden",) if self.drops_hidden else ()))
         for name in given:
@@ -332,6 +335,14 @@ class Cell:
                     f"{type(self).__name__} has no {name} to mask, only {known}; leave it None"
                 )
         return given
+
+
+def check_cell(cell: Any) -> None:
+    """Raises TypeError unless a value is a pure cell."""
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            f"cell must be a cell of zoneout_jax, such as LSTM(3, 5); got {described(cell)}"
+        )
 
 
 Output = Literal["state", "candidate"]

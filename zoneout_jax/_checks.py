@@ -12,6 +12,13 @@ def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}; got {value!r}")
 
 
+def described(value: Any) -> str:
+    """Returns the name of a class, or of the class of another value, for messages."""
+    kind, what = (value, "the class ") if isinstance(value, type) else (type(value), "")
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{what}{module}{kind.__qualname__}"
+
+
 def check_sizes(**sizes: int) -> None:
     """Raises an error unless all sizes are integers of at least 1."""
     for name, size in sizes.items():

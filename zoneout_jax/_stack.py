@@ -10,6 +10,7 @@ from flax.linen.recurrent import flip_sequences
 from jax.typing import ArrayLike
 
 from zoneout_jax._cell import Carry
+from zoneout_jax._checks import described
 from zoneout_jax._flax import check_deterministic
 from zoneout_jax._lengths import Lengths, check_booleans, clip_lengths, lengths_of
 from zoneout_jax._regularizers import dropout
@@ -27,15 +28,13 @@ def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
         raise ValueError("ZoneoutRNN needs at least one cell, got none")
     for one in (*cells, *(others if backward is not None else ())):
         if not isinstance(one, kind):
-            given = type(one)
-            if getattr(one, "num_feature_axes", 1) > 1:
+            if not isinstance(one, type) and getattr(one, "num_feature_axes", 1) > 1:
                 raise TypeError(
-                    f"ZoneoutRNN takes no {given.__name__}, whose inputs are maps; nn.RNN and"
+                    f"ZoneoutRNN takes no {type(one).__name__}, whose inputs are maps; nn.RNN and"
                     " nnx.RNN do"
                 )
             raise TypeError(
-                f"ZoneoutRNN of {kind.__module__} takes cells of that module, got"
-                f" {given.__module__}.{given.__qualname__}"
+                f"ZoneoutRNN of {kind.__module__} takes cells of that module, got {described(one)}"
             )
     if backward is None:
         return [(one,) for one in cells], is_single

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from zoneout_jax._associative import scan_associative
-from zoneout_jax._cell import Carry, Cell, Params
+from zoneout_jax._cell import Carry, Cell, Params, check_cell
 from zoneout_jax._checks import check_choice
 from zoneout_jax._draw import add_noise, draw_masks, required, split_masks
 from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
@@ -98,8 +98,9 @@ def unroll(
       unroll: steps in one iteration of the compiled loop; no effect on an associative scan.
       implementation: "fused" computes each weight gradient in a single product. "scan" leaves
         derivatives to JAX, including forward mode and higher orders. "associative" runs all steps
-        of a `LinearCell`, or of each chunk, at once. None takes "associative" for linear cells and
-        "fused" for others. Where a step is not one product and `update`, "fused" means "scan".
+        of a `LinearCell`, or of each chunk, at once. None takes "associative" for linear cells
+        ("scan" where T is a symbolic size) and "fused" for others. Where a step is not one product
+        and `update`, "fused" means "scan".
       axis_name: name or names of the mapped axis (`pmap`, `shard_map`) that the batch is spread
         over, if any. Masks and batch statistics are then the same as for the whole batch on a
         single device.
@@ -113,8 +114,9 @@ def unroll(
       ValueError: inputs, carry, masks, lengths, resets or results of `emit` whose shapes do not
         fit; rates or masks that the cell does not use; training without a key; evaluation without
         statistics; resets of a batch-normalized cell, whose statistics belong to step numbers.
-      TypeError: a rate that is a schedule; a `key` that is not a random key; lengths that are not
-        integers; resets that are not booleans.
+      TypeError: a `cell` that is not a `Cell`; masks that are not `Masks`; a rate that is a
+        schedule; a `key` that is not a random key; lengths that are not integers; resets that are
+        not booleans.
 
     Example:
       >>> cell = LSTM(3, 4)
@@ -125,6 +127,7 @@ def unroll(
       >>> ys.shape
       (7, 2, 4)
     """
+    check_cell(cell)
     xs = jnp.asarray(xs)
     if xs.ndim != 3 or xs.shape[-1] != cell.input_width:
         raise ValueError(f"xs must be [T, B, {cell.input_width}] (time first), got {xs.shape}")

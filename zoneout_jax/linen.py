@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoneout_jax._cell import Activation, Carry, Cell, Output
+from zoneout_jax._cell import Activation, Carry, Cell, Output, check_cell
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._lengths import Lengths
@@ -187,6 +187,10 @@ class ZoneoutCell(_Base):
     carry_init: Initializer | None = None
     carry_noise: float = 0.0
     axis_name: AxisName | None = None
+
+    def __post_init__(self) -> None:
+        check_cell(self.cell)
+        super().__post_init__()
 
     def pure(self, in_features: int) -> Cell:
         """Returns the pure cell."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoneout_jax._cell import Activation, Carry, Cell, Output
+from zoneout_jax._cell import Activation, Carry, Cell, Output, check_cell
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._lengths import Lengths
@@ -74,7 +74,8 @@ class ZoneoutCell(NoisyCell):
       ValueError: training without a random stream; static masks, `hidden_drop` or noise on the
         carry in a single step of training; a carry that does not fit the inputs; options that the
         pure cell rejects.
-      TypeError: a `zoneout` that is not a `Zoneout`, or that holds a traced rate.
+      TypeError: a `cell` that is not a pure cell; a `zoneout` that is not a `Zoneout`, or that
+        holds a traced rate.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ZoneoutCell(NoisyCell):
         axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
     ):
+        check_cell(cell)
         self.pure = cell
         self.in_features = cell.in_features
         self.hidden_features = cell.hidden_features
