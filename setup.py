@@ -1,4 +1,4 @@
-"""Makes the links of the README whole, for package indexes; all else is in setup.cfg."""
+"""Makes the README's links absolute, as they are shown elsewhere; all else is in setup.cfg."""
 
 import configparser
 import pathlib
@@ -10,20 +10,20 @@ ROOT = pathlib.Path(__file__).parent
 
 
 def repository() -> str:
-    """The address of the repository, which setup.cfg alone says."""
+    """Returns the address of the repository, which only setup.cfg states."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     return re.search("^Source = (.*)$", config["metadata"]["project_urls"], re.MULTILINE)[1]
 
 
 def release() -> str:
-    """The tag of this version."""
+    """Returns the tag of this version."""
     text = (ROOT / "zoneout_jax/__init__.py").read_text()
     return "v" + re.search('^__version__ = "(.*)"$', text, re.MULTILINE)[1]
 
 
 def readme() -> str:
-    """The README with addresses in place of paths."""
+    """Returns the README with addresses in place of paths."""
 
     def address(link: re.Match[str]) -> str:
         start, path = link.groups()

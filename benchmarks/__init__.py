@@ -1,4 +1,5 @@
-"""Speed and memory, measured side by side in one process: `python -m benchmarks.<name>`.
+"""Benchmarks of speed and memory: `python -m benchmarks.<name>`.
 
-Results go to a new folder below `runs`; `--out benchmarks/results` replaces the committed ones.
+Each one compares its variants in one process. Results go to a new folder below `runs`;
+`--out benchmarks/results` replaces the committed results.
 """

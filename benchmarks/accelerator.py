@@ -1,16 +1,17 @@
-"""What JAX's device does, right and fast, in one run of a few minutes.
+"""Checks and measures JAX's device in one run of a few minutes.
 
     python -m benchmarks.accelerator                  # eight minutes
     python -m benchmarks.accelerator --seconds=120
-    python -m benchmarks.accelerator --quick          # checks that it runs; its times mean nothing
+    python -m benchmarks.accelerator --quick          # checks that it runs; ignore its times
 
-Five parts, each written as soon as it is there: what there is, whether results are right
-(`accelerator_checks`), how fast layers are beside their peers (`accelerator_speed`), char_ptb end
-to end, and evidence that it learns (`accelerator_training`). Each has a share of the seconds that
-are left when it begins. A part, or a peer, that fails is noted in one line, and the others go on.
+There are five parts, and each is written when it is done: the device (`accelerator_device`), the
+correctness of results (`accelerator_checks`), the speed of layers and their peers
+(`accelerator_speed`), char_ptb end to end, and evidence that it learns (`accelerator_training`).
+Each part gets a share of the seconds that are left when it starts. If a part or a peer fails, one
+line notes this, and the others continue.
 
-Writes `accelerator.json` and `accelerator.md`, and of the last part `curves.png` and a history a
-row. Ends with code 1 if what was computed is not right, or could not be checked.
+Writes `accelerator.json` and `accelerator.md`; the last part also writes `curves.png` and a history
+for each row. The exit code is 1 if a result is wrong or could not be checked.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ from zoneout_jax.training import (
 MODULE = "benchmarks.accelerator"
 COMMAND = f"python -m {MODULE}"
 RESERVE = 15.0
-"""Seconds for what comes after the last part: a checkpoint, curves, the end of threads."""
+"""Seconds kept for the end of the last part: a checkpoint, curves, threads that end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +54,19 @@ class Options(Measurement):
     """What to measure, and for how long."""
 
     seconds: Positive = 480.0
-    """Seconds that all may take."""
+    """Seconds for all parts together."""
     quick: bool = False
-    """Tiny sizes: checks that it runs."""
+    """Use tiny sizes, to check that it runs."""
 
 
 class Part(NamedTuple):
     """A part of the measurement.
 
     Attributes:
-      title: for people.
-      share: its seconds, as a share of those of all parts.
-      run: fills the dict that it is given.
-      report: lines of Markdown of that dict.
+      title: heading in the report.
+      share: its share of the seconds of all parts.
+      run: fills the dict of its results.
+      report: formats that dict as lines of Markdown.
     """
 
     title: str
@@ -75,9 +76,9 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "there": Part("What is there", 0.06, accelerator_device.look, accelerator_device.report),
-    "right": Part("Right", 0.20, accelerator_checks.check, accelerator_checks.report),
-    "fast": Part("Fast", 0.36, accelerator_speed.measure, accelerator_speed.report),
+    "there": Part("Device", 0.06, accelerator_device.look, accelerator_device.report),
+    "right": Part("Correctness", 0.20, accelerator_checks.check, accelerator_checks.report),
+    "fast": Part("Speed", 0.36, accelerator_speed.measure, accelerator_speed.report),
     "end to end": Part(
         "End to end",
         0.14,
@@ -85,15 +86,15 @@ PARTS = {
         accelerator_training.end_to_end_report,
     ),
     "evidence": Part(
-        "Evidence", 0.24, accelerator_training.evidence, accelerator_training.evidence_report
+        "Learning", 0.24, accelerator_training.evidence, accelerator_training.evidence_report
     ),
 }
 BEFORE_TRAINING = 3
-"""Parts that compile everything anew and may have torch beside them."""
+"""Number of parts before training, which compile without a cache and may use torch's process."""
 
 
 def measure(options: Options, out: pathlib.Path, end: float) -> dict[str, Any]:
-    """Runs all parts, to an end of `time.monotonic`; returns what `accelerator.json` holds."""
+    """Runs all parts until `end` of `time.monotonic`; returns the content of `accelerator.json`."""
     flags = [f"--seconds={options.seconds:g}", *(["--quick"] if options.quick else [])]
     content: dict[str, Any] = {"command": " ".join([COMMAND, *flags]), "parts": {}}
 
@@ -109,7 +110,7 @@ def measure(options: Options, out: pathlib.Path, end: float) -> dict[str, Any]:
             if number == BEFORE_TRAINING:
                 stack.close()
                 context.torch = None
-                # Part 5 trains what part 4 has compiled.
+                # Part 5 trains with the programs that part 4 has compiled.
                 stack.enter_context(compiled_once())
             print(f"{part.title} …", file=sys.stderr, flush=True)
             begun = time.monotonic()
@@ -126,27 +127,27 @@ def measure(options: Options, out: pathlib.Path, end: float) -> dict[str, Any]:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """All parts for people."""
+    """Formats all parts as Markdown."""
     lines = [f"`{content['command']}`", ""]
     for name, result in content["parts"].items():
         lines += [f"## {PARTS[name].title}", ""]
         if "failed with" in result:
             lines += [f"This part failed with {result['failed with']}", ""]
-        with contextlib.suppress(KeyError):  # a part that is not over may lack something
+        with contextlib.suppress(KeyError):  # an unfinished part may lack keys
             lines += PARTS[name].report(result)
         if "took seconds" in result:
-            lines += [f"Took {result['took seconds']:.0f} s.", ""]
+            lines += [f"This part took {result['took seconds']:.0f} s.", ""]
     return "\n".join(lines)
 
 
 def is_right(content: dict[str, Any]) -> bool:
-    """Whether all checks that ran found nothing wrong, and there were any."""
+    """Tells whether the part of the checks ended and found nothing wrong."""
     checks = content["parts"]["right"]
     return "failed with" not in checks and not checks["wrong"]
 
 
 def prepare_jax() -> None:
-    """Keeps JAX's CPU beside the accelerator, and leaves memory to torch; before any array is."""
+    """Keeps the CPU as a second platform and leaves memory to torch; call before making arrays."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     platforms = jax.config.jax_platforms
     if platforms and "cpu" not in platforms.split(","):
@@ -154,12 +155,12 @@ def prepare_jax() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures from the command line, prints the report and where it is."""
-    about = "What JAX's device does, right and fast."
+    """Measures from the command line; prints the report and its files."""
+    about = "Checks and measures JAX's device."
     options, out = parse_measurement(Options, argv, MODULE, about)
     with program(argv):
         prepare_jax()
-        # What the program's process has computed so far, it has spent on imports.
+        # The process time so far went into imports, which count too.
         start = time.monotonic() - (time.process_time() if argv is None else 0.0)
         content = measure(options, out, start + max(options.seconds - RESERVE, 0.0))
     print(markdown(content))

@@ -1,8 +1,9 @@
-"""Part 2 of `benchmarks.accelerator`: what the device computes is right.
+"""Part 2 of `benchmarks.accelerator`: checks of what the device computes.
 
-Masks must be those of the CPU, bit for bit. Outputs, last carries, statistics and all gradients of
-every cell, fused and as a plain scan, must be those of a plain scan in float64 on the CPU but for
-rounding, and finite; and two runs should give the same bits, which is reported, not demanded.
+Masks must equal the CPU's masks bit for bit (Gaussian ones up to rounding). Outputs, last carries,
+statistics and all gradients of every cell, fused and as a plain scan, must be finite, and must
+equal the results of a plain scan in float64 on the CPU up to rounding. Two runs should give the
+same bits; this is reported, but not required.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru, candidate": ("gru", {"output": "candidate"}),
     "rnn, candidate": ("rnn", {"output": "candidate"}),
 }
-"""Cells by name: the factory and its options; the most used first."""
+"""Factory and options of each cell, by name; the most used cells first."""
 QUICK_CELLS = ("lstm", "gru, reset before")
 RATES = {"cells": 0.5, "states": 0.3, "update_drop": 0.4}
 MASKS = {
@@ -50,28 +51,27 @@ MASKS = {
     "Gaussian": Zoneout(**RATES, gaussian=True),
 }
 PRECISIONS = ("float32", "default", "bfloat16")
-"""Whole float32, what JAX makes of it by default, and operands of bfloat16."""
+"""Full float32, JAX's default for float32, and operands in bfloat16."""
 IMPLEMENTATIONS = ("fused", "scan")
 KEY = 7
 
 FLOAT32_EPS = 2.0**-23
 BFLOAT16_EPS = 2.0**-7
 DEFAULT_EPS = {"gpu": 2.0**-10, "tpu": BFLOAT16_EPS}
-"""Spacing of operands at 1 by default: TensorFloat-32, bfloat16; elsewhere float32."""
+"""Spacing of operands at 1, by default: TensorFloat-32, bfloat16; on other devices float32."""
 
 
 def bounds() -> dict[str, float]:
-    """The largest error of an array, relative to its largest value, by precision.
+    """Returns the largest allowed error of an array, relative to its largest value, by precision.
 
         4 · (eps_operand · √(2T) + eps_float32 · √n),  n = T · (F + 4H + B)
 
-    Errors of rounding have random signs, so that many add up as the root of their number. Rounded
-    operands bend each product by about their eps, whatever its length, and a gradient has gone
-    through 2T products in a row, of kernels that neither amplify nor damp. Sums are made in
-    float32: at each step over F inputs and H units, on the way back over 4H gates, at last over
-    T · B rows. The factor of 4 is for functions such as tanh, which are right to a few eps. How far
-    extremes exceed what is typical needs no factor: the largest error of an array is compared with
-    its largest value.
+    Rounding errors have random signs, so n of them add up like √n. Rounded operands change each
+    product by about their eps, whatever its length. A gradient passes through 2T products in a row,
+    with kernels that neither amplify nor damp. Sums are in float32: over F inputs and H units at
+    each step, over 4H gates in the backward pass, and over T · B rows at the end. The factor of 4
+    is for functions such as tanh, which are accurate to a few eps. Extremes need no factor, as the
+    largest error of an array is compared with its largest value.
     """
     sums = FLOAT32_EPS * (STEPS * (INPUTS + 4 * UNITS + BATCH)) ** 0.5
     operands = {
@@ -83,12 +83,13 @@ def bounds() -> dict[str, float]:
 
 
 GAUSSIAN_BOUND = FLOAT32_EPS * STEPS * BATCH * UNITS
-"""Of Gaussian masks, relative to the largest. They come of the same bits x, but by the logarithm
-of 1 − x², which devices round otherwise: of n draws the least 1 − x² is about 1/n, known to eps."""
+"""Bound of errors of Gaussian masks, relative to the largest value. The masks come from the same
+bits x, but through the logarithm of 1 − x², which devices round differently: the smallest 1 − x² of
+n draws is about 1/n, with an error of eps."""
 
 
 def check(context: Context, result: dict[str, Any]) -> None:
-    """Checks masks, then cells; `wrong` lists what is not as it must be."""
+    """Checks masks, then cells; lists failed checks in `wrong`."""
     result |= {"wrong": [], "other bits": [], "not reached": []}
     result |= {"bounds": bounds(), "masks": {}, "cells": {}}
     check_masks(result)
@@ -97,7 +98,7 @@ def check(context: Context, result: dict[str, Any]) -> None:
 
 
 def check_masks(result: dict[str, Any]) -> None:
-    """Compares masks of every kind with those of the CPU."""
+    """Compares masks of every kind with the CPU's masks."""
     for name, spec in MASKS.items():
         wanted, got = draw(spec, cpu()), draw(spec, jax.devices()[0])
         if spec.gaussian:
@@ -114,14 +115,14 @@ def check_masks(result: dict[str, Any]) -> None:
 
 
 def draw(spec: Zoneout, device: jax.Device) -> dict[str, np.ndarray]:
-    """The masks of a sequence by name, drawn on a device."""
+    """Draws the masks of a sequence on a device; returns them by name."""
     key = jax.device_put(jax.random.key(KEY), device)
     masks = jax.jit(lambda key: spec.sample(key, STEPS, BATCH, UNITS))(key)
     return {name: np.asarray(m) for name, m in masks._asdict().items() if m is not None}
 
 
 def check_cells(context: Context, result: dict[str, Any]) -> None:
-    """Compares cells with float64, in the order of their worth, as far as there is time."""
+    """Compares cells with float64, the most used first, while there is time."""
     names = QUICK_CELLS if context.quick else tuple(CELLS)
     precisions = PRECISIONS[::2] if context.quick else PRECISIONS
     units = QUICK_UNITS if context.quick else UNITS
@@ -144,7 +145,7 @@ def check_cells(context: Context, result: dict[str, Any]) -> None:
 
 
 def note(name: str, precision: str, runs: Any, wanted: Any, result: dict[str, Any]) -> None:
-    """Compares both implementations, or notes the exception that took their place."""
+    """Compares both implementations with the reference, or notes an exception of either."""
     entry = result["cells"].setdefault(name, {})[precision] = {}
     for error in (runs, wanted):
         if isinstance(error, Exception):
@@ -158,7 +159,7 @@ def note(name: str, precision: str, runs: Any, wanted: Any, result: dict[str, An
 
 
 def faults(label: str, found: dict[str, Any], bound: float) -> list[str]:
-    """What is wrong with a comparison, if anything is."""
+    """Lists what is wrong in a comparison."""
     if not found["finite"]:
         return [f"{label}: not finite"]
     if found["error"] > bound:
@@ -167,7 +168,7 @@ def faults(label: str, found: dict[str, Any], bound: float) -> list[str]:
 
 
 def compare(first: Any, second: Any, wanted: Any) -> dict[str, Any]:
-    """The largest relative error of a first run and where it is, and what a second one says."""
+    """Finds the largest relative error of the first run, and if the second has the same bits."""
     leaves = jax.tree_util.tree_leaves_with_path(first)
     errors = {
         jax.tree_util.keystr(path): relative_error(got, want)
@@ -184,41 +185,44 @@ def compare(first: Any, second: Any, wanted: Any) -> dict[str, Any]:
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest error relative to the largest value; infinite if that must be 0 and is not."""
+    """Computes the largest error relative to the largest wanted value.
+
+    If all wanted values are 0, any error is infinite.
+    """
     away = float(np.max(np.abs(got.astype(np.float64) - want), initial=0.0))
     largest = float(np.max(np.abs(want), initial=0.0))
     return away / largest if largest else math.inf if away else 0.0
 
 
 def cpu() -> jax.Device:
-    """The CPU, which is there beside any accelerator."""
+    """Returns the CPU, which JAX has in addition to any accelerator."""
     return jax.devices("cpu")[0]
 
 
 def float64() -> contextlib.AbstractContextManager:
-    """A context with 64-bit types."""
+    """Returns a context with 64-bit types."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # older JAX, as 0.7.0
+    from jax.experimental import enable_x64  # older JAX, such as 0.7.0
 
     return enable_x64(True)
 
 
 def make(name: str, units: int, **types: Any) -> Cell:
-    """A cell by its name."""
+    """Makes a cell by its name."""
     factory, options = CELLS[name]
     return FACTORIES[factory](INPUTS, units, **options, **types)
 
 
 class Arrays(NamedTuple):
-    """What a cell is run on, in NumPy.
+    """Inputs of a cell, as NumPy arrays.
 
     Attributes:
-      wanted: parameters, inputs, initial carry (None if it is learned) and masks of numbers:
-        gradients are with respect to these.
-      masks: masks of booleans by name.
-      lengths: of the sequences.
-      weights: the outputs are summed with these.
+      wanted: parameters, inputs, initial carry (None if it is learned) and masks of real numbers.
+        Gradients are with respect to these.
+      masks: boolean masks by name.
+      lengths: lengths of the sequences.
+      weights: weights of the outputs in the loss.
     """
 
     wanted: tuple[Any, np.ndarray, Any, dict[str, np.ndarray]]
@@ -228,9 +232,9 @@ class Arrays(NamedTuple):
 
 
 def make_arrays(name: str, units: int) -> Arrays:
-    """Random arrays for a cell, with orthogonal kernels of gates, as training begins with.
+    """Makes random arrays for a cell, with orthogonal kernels of gates, as training starts with.
 
-    Made without JAX, as each of its operations would have to be compiled.
+    Uses NumPy only, as JAX would compile each operation.
     """
     rng = np.random.default_rng(0)
     cell = make(name, units)
@@ -255,7 +259,7 @@ def make_arrays(name: str, units: int) -> Arrays:
         masks = {n: mask < 0.5 for n, mask in masks.items()}
     hard = {n: m for n, m in masks.items() if m.dtype == bool}
     lengths = rng.integers(0, STEPS + 1, BATCH)
-    # Half go to the end: statistics of a batch of a few examples are ill-conditioned.
+    # Half have full length: statistics over few examples are ill-conditioned.
     lengths[0], lengths[BATCH // 2 :] = 0, STEPS
     params = {n: fill(param) for n, param in params.items()}
     carry = jax.tree.map(lambda c: normal(c.shape) / 3, carry)
@@ -270,7 +274,7 @@ def make_arrays(name: str, units: int) -> Arrays:
 
 
 def results(cell: Cell, implementation: str, arrays: Arrays) -> Any:
-    """Outputs, last carry and statistics, and the gradients of a sum of their functions."""
+    """Computes outputs, last carry, statistics, and gradients of a loss of outputs and carry."""
 
     def loss(wanted):
         params, xs, carry, soft = wanted
@@ -291,9 +295,9 @@ def results(cell: Cell, implementation: str, arrays: Arrays) -> Any:
 
 
 def reference(name: str, units: int) -> Any:
-    """The results of the plain scan in float64 on the CPU."""
+    """Computes the results of the plain scan in float64 on the CPU."""
     arrays = make_arrays(name, units)
-    # The number of the step, a scalar, stays as it is.
+    # Scalars, such as the number of the step, keep their type.
     wide = jax.tree.map(
         lambda a: a.astype(np.float64) if a.ndim and a.dtype == np.float32 else a, arrays
     )
@@ -304,7 +308,7 @@ def reference(name: str, units: int) -> Any:
 
 
 def on_device(name: str, units: int, precision: str) -> dict[str, tuple[Any, Any]]:
-    """The results of two runs of each implementation on the device, in float32."""
+    """Computes the results of two runs of each implementation on the device, in float32."""
     cell = make(name, units, dtype=jnp.bfloat16 if precision == "bfloat16" else None)
 
     def both(arrays):
@@ -318,7 +322,7 @@ def on_device(name: str, units: int, precision: str) -> dict[str, tuple[Any, Any
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    """Lines for people."""
+    """Formats the results as lines of Markdown."""
     lines = [f"- masks, {name}: {found}" for name, found in result["masks"].items()]
     lines += ["", "Largest error, relative to the largest value of an array: fused, plain scan."]
     lines += [f"Bounds: {', '.join(f'{n} {b:.1e}' for n, b in result['bounds'].items())}.", ""]

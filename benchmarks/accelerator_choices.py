@@ -1,4 +1,4 @@
-"""What our choices are worth on a device, for part 3 of `benchmarks.accelerator`."""
+"""Variants of our LSTM with one choice changed, for part 3 of `benchmarks.accelerator`."""
 
 import dataclasses
 import functools
@@ -19,11 +19,11 @@ OPTIONS = {
     "command buffers of whole loops": f"{COMMANDS},CONDITIONAL,WHILE",
     "no command buffers": "",
 }
-"""What XLA puts into command buffers on a GPU; by default there are some inside an iteration."""
+"""Commands that XLA puts into command buffers on a GPU; the default has some in each iteration."""
 
 
 def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
-    """Functions that compile the LSTM, forward and backward, with one choice changed each."""
+    """Makes functions that compile the LSTM, forward and backward, each with one choice changed."""
 
     def lower(peer: Peer) -> Program:
         return Program.of_peer(peer, "backward", shape)
@@ -41,7 +41,7 @@ def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
 
 
 def with_words_in_step(shape: Shape) -> Peer:
-    """Ours, drawing each mask in its step: again on the way back, and none is stored."""
+    """Makes our LSTM with masks drawn in each step, again in the backward pass, and not stored."""
     cell = DrawsInStep(shape.inputs, shape.units, cells=SPEC.cells, states=SPEC.states)
 
     def forward(params, xs, key):
@@ -51,7 +51,7 @@ def with_words_in_step(shape: Shape) -> Peer:
 
 
 def keys_as_masks(key: jax.Array, batch: int) -> Masks:
-    """The two words of each example's key, `[1, B, 1]`, where masks of a sequence are expected."""
+    """Packs the two words of each example's key, each `[1, B, 1]`, as masks of a sequence."""
     examples = jnp.arange(batch, dtype=jnp.int32)
     keys = jax.random.key_data(jax.vmap(lambda n: jax.random.fold_in(key, n))(examples))
     return Masks(cells=keys[None, :, :1], states=keys[None, :, 1:])
@@ -59,10 +59,10 @@ def keys_as_masks(key: jax.Array, batch: int) -> Masks:
 
 @dataclasses.dataclass(frozen=True)
 class DrawsInStep(LSTM):
-    """An LSTM that draws its masks itself, the same as are drawn before the loop.
+    """An LSTM that draws in its steps the masks that are otherwise drawn before the loop.
 
-    It is handed `keys_as_masks`. Its carry ends with the number of the step, as an array like the
-    others.
+    Its masks argument is the result of `keys_as_masks`. Its carry ends with the number of the step,
+    as an array of the shape of c and h.
     """
 
     cells: float = 0.0
@@ -72,7 +72,7 @@ class DrawsInStep(LSTM):
     elementwise = False
 
     def update(self, params, carry, gates, rest, masks, normalize=None):
-        """The equations of the class."""
+        """Draws the masks of the step, and applies the LSTM's equations."""
         c, h, number = carry
         unit = jax.lax.broadcasted_iota(jnp.uint32, c.shape, 1)
         words, _ = threefry2x32((masks.cells, masks.states), (number.astype(jnp.uint32), unit))

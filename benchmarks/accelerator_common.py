@@ -1,4 +1,4 @@
-"""What the parts of `benchmarks.accelerator` share."""
+"""Code that the parts of `benchmarks.accelerator` share."""
 
 import concurrent.futures
 import contextlib
@@ -17,15 +17,15 @@ from zoneout_jax.training.errors import one_line
 
 @dataclasses.dataclass
 class Context:
-    """What a part is given.
+    """The context of a part.
 
     Attributes:
-      quick: tiny sizes.
+      quick: use tiny sizes.
       out: folder of the results.
-      found: results by part: of this one, which it fills, and of those before it.
-      save: writes what is found so far.
-      torch: torch's process, where torch is installed.
-      deadline: when the part should be done, of `time.monotonic`.
+      found: results by part: of this part, which fills them, and of the parts before it.
+      save: writes the results so far.
+      torch: torch's process, if torch is installed.
+      deadline: time of `time.monotonic` by which the part should end.
     """
 
     quick: bool
@@ -36,20 +36,20 @@ class Context:
     deadline: float = 0.0
 
     def left(self) -> float:
-        """Seconds left to the part."""
+        """Returns the seconds that are left for the part."""
         return self.deadline - time.monotonic()
 
     def pick(self, quick: Any, on_cpu: Any, on_accelerator: Any) -> Any:
-        """A size: that of the quick run, that of a CPU, or that of an accelerator."""
+        """Returns the size for a quick run, for a CPU, or for an accelerator."""
         if self.quick:
             return quick
         return on_cpu if jax.default_backend() == "cpu" else on_accelerator
 
 
 def precisions() -> tuple[str, ...]:
-    """Kinds of products, the one that users get by default first.
+    """Returns the precisions of products, the user's default first.
 
-    "tf32" is what a GPU makes of float32 by default: operands are rounded to 11 bits.
+    "tf32" is the default for float32 on a GPU: operands are rounded to 11 bits.
     """
     if jax.default_backend() == "gpu":
         return ("tf32", "bfloat16", "float32")
@@ -57,23 +57,24 @@ def precisions() -> tuple[str, ...]:
 
 
 def products_in(precision: str) -> contextlib.AbstractContextManager:
-    """A context in which float32 products are whole for "float32", and JAX's default otherwise."""
+    """Returns a context with full float32 products for "float32", otherwise JAX's default."""
     return jax.default_matmul_precision("highest" if precision == "float32" else "default")
 
 
 def brief(error: BaseException) -> str:
-    """An error in one line."""
+    """Formats an error in one line."""
     return f"{type(error).__name__}: {one_line(error)}"[:300]
 
 
 def side_by_side(
     makers: Mapping[str, Callable[[], Any]], deadline: float
 ) -> Iterator[tuple[str, Any]]:
-    """Calls functions in threads, as XLA compiles without Python's lock.
+    """Calls functions in parallel threads, as XLA compiles without Python's lock.
 
     Yields:
-      The name of each and what it returned, or the exception that it raised, as they end. What has
-      not ended by the deadline is left out, and what has begun by then ends unheard.
+      The name of each function when it ends, with its result or the exception that it raised.
+      Functions that have not ended by the deadline are left out; results of those that are still
+      running are lost.
     """
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     names = {pool.submit(make): name for name, make in makers.items()}
@@ -88,7 +89,7 @@ def side_by_side(
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines of a Markdown table, and an empty one."""
+    """Formats a Markdown table as lines, with an empty line at the end."""
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]

@@ -1,4 +1,4 @@
-"""Part 1 of `benchmarks.accelerator`: what is there."""
+"""Part 1 of `benchmarks.accelerator`: device, versions and peak rates."""
 
 import importlib.metadata
 import os
@@ -21,13 +21,13 @@ PACKAGES = (
 )
 QUERY = "name,driver_version,memory.total,power.limit,clocks.max.sm"
 CHAIN = 4
-"""Products in a call, so that the call itself counts for little."""
+"""Products per call; several, so that the overhead of the call is small."""
 LOOP = 1000
 """Steps of the empty loop."""
 
 
 def look(context: Context, result: dict[str, Any]) -> None:
-    """Writes down the device, the versions, and peak rates."""
+    """Records the device, the versions and the peak rates."""
     device = jax.devices()[0]
     result |= {
         "platform": device.platform,
@@ -60,7 +60,7 @@ def look(context: Context, result: dict[str, Any]) -> None:
 
 
 def loads(size: int, length: int) -> dict[str, Callable[[], Program]]:
-    """What to measure: chains of products, a copy of float32, and a loop that does nothing."""
+    """Makes functions that compile chains of products, a float32 copy, and an empty loop."""
 
     def product(precision):
         dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
@@ -90,7 +90,7 @@ def loads(size: int, length: int) -> dict[str, Callable[[], Program]]:
 
 
 def version(package: str) -> str | None:
-    """The version of a package, None if it is not installed."""
+    """Returns the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -98,7 +98,7 @@ def version(package: str) -> str | None:
 
 
 def driver() -> str | None:
-    """What NVIDIA's driver says of the cards, None without one."""
+    """Returns what NVIDIA's driver says about the GPUs, or None without a driver."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"]
@@ -110,7 +110,7 @@ def driver() -> str | None:
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    """Lines for people."""
+    """Formats the results as lines of Markdown."""
     lines = [f"{result['device']}, {result['cores']} cores, commit {result['commit']}", ""]
     if result["driver"]:
         lines += [f"{QUERY.replace(',', ', ')}: {result['driver']}", ""]

@@ -1,9 +1,10 @@
-"""Part 3 of `benchmarks.accelerator`: recurrent layers beside their peers.
+"""Part 3 of `benchmarks.accelerator`: the speed of recurrent layers and their peers.
 
-A group is a cell, a shape and a pass; its peers run in turn, round after round. Ours draws its
-masks inside the timed call; Flax's layers, cuDNN's and torch's `nn.LSTM` have no zoneout. Kinds of
-products: "tf32" is what JAX makes of float32 on a GPU by default, "float32" is whole, in "bfloat16"
-ours and bare products have operands of that type, Flax its activations, torch everything.
+A group is a cell, a shape and a pass; its peers run in turn, round after round. Our layers draw
+their masks inside the timed call; the layers of Flax and cuDNN and torch's `nn.LSTM` have no
+zoneout. Precisions of products: "tf32" is JAX's default for float32 on a GPU; "float32" is full
+precision; in "bfloat16" our products and the bare products have operands of that type, Flax has its
+activations in it, and torch has everything in it.
 """
 
 import functools
@@ -33,18 +34,18 @@ ALL_SHAPES = {name: shape for name, shape in SHAPES.items() if shape.kind == "LS
     "B=1024, T=64, H=256": Shape(1024, 64, 256, 256, input_gradient=True),
     **linear.SHAPES,
 }
-"""Those of `benchmarks.rnn`, of users today, and of `benchmarks.linear`."""
+"""Shapes of `benchmarks.rnn`, larger shapes as in use today, and shapes of `benchmarks.linear`."""
 ROUNDS = 7
 LINEAR = "linear cells"
 BASES = {"choices": "as it is", LINEAR: linear.BASE}
-"""What is compared within a group that has no peers."""
+"""In groups without peers, the variant with which the others are compared."""
 
 
 class Group(NamedTuple):
-    """What is measured in turn.
+    """A group of programs that are measured in turn.
 
-    `of` is a pass, or "choices" for ours with one choice changed, or "linear cells" for these
-    beside ours.
+    `of` is a pass; or "choices" for our LSTM with one choice changed; or "linear cells" for linear
+    cells and our LSTM.
     """
 
     cell: str
@@ -52,7 +53,7 @@ class Group(NamedTuple):
     of: str = "backward"
 
     def label(self) -> str:
-        """Its name."""
+        """Returns the name of the group."""
         of = {"backward": "forward + backward"}.get(self.of, self.of)
         return f"{self.cell}, {self.shape}, {of}"
 
@@ -86,7 +87,7 @@ GROUPS = (
     Group("LSTM", "small"),
     Group("GRU", "small"),
 )
-"""The most worthy first."""
+"""The most important first."""
 QUICK_GROUPS = (
     Group("LSTM", "quick"),
     Group("GRU", "quick"),
@@ -97,11 +98,11 @@ QUICK_GROUPS = (
 
 
 def measure(context: Context, result: dict[str, Any]) -> None:
-    """Measures group after group while there is time, then compile times alone."""
+    """Measures group after group while there is time, then compile times separately."""
     shapes = QUICK if context.quick else ALL_SHAPES
     groups = list(QUICK_GROUPS if context.quick else GROUPS)
     if jax.default_backend() == "cpu":
-        # There the first ones would take all of the time.
+        # On a CPU the first groups would take all of the time.
         groups.sort(key=lambda group: operations(shapes[group.shape], 4))
     result["groups"] = {}
     peaks = context.found.get("there", {}).get("peaks", {})
@@ -142,7 +143,7 @@ def measure_group(
             runs |= torch_runs(context, group, shape)
         except (RuntimeError, OSError) as error:
             failed["torch"] = error
-        # In the order of their worth: those that are compared with each other together.
+        # Peers of the same precision are compared, so they run next to each other.
         order = precisions()
         runs = dict(sorted(runs.items(), key=lambda run: order.index(run[0].rsplit(", ", 1)[1])))
     seconds = measure_in_turn(
@@ -167,7 +168,7 @@ def measure_group(
 
 
 def jax_makers(group: Group, shape: Shape) -> dict[str, Callable[[], Program]]:
-    """Functions that compile the peers of a group, by name, the most worthy first."""
+    """Makes functions that compile the peers of a group, by name, the most important first."""
     kind = KINDS[group.cell]
     makers = {}
     for precision in precisions():
@@ -192,26 +193,26 @@ def jax_makers(group: Group, shape: Shape) -> dict[str, Callable[[], Program]]:
 
 
 def compiled(peer: Callable[[], Peer], of: str, shape: Shape, precision: str) -> Program:
-    """A pass of a peer."""
+    """Compiles a pass of a peer."""
     with products_in(precision):
         return Program.of_peer(peer(), of, shape).compile()
 
 
 def torch_runs(context: Context, group: Group, shape: Shape) -> dict[str, Callable[[int], float]]:
-    """Torch's peers by name, on the device that it sees."""
+    """Returns torch's peers by name, on torch's device."""
     asked = context.torch.ask(shape=list(shape[:5]), kind=group.cell, precisions=precisions())
     return {name: TorchRun(context, name, group.of) for name in asked["peers"]}
 
 
 class TorchRun:
-    """A pass of one of torch's peers, and what is known of it."""
+    """A pass of one of torch's peers, with facts about it."""
 
     def __init__(self, context: Context, peer: str, of: str):
         self.facts: dict[str, Any] = {}
         self._ask = functools.partial(context.torch.ask, peer=peer, **{"pass": of})
 
     def __call__(self, calls: int) -> float:
-        """Seconds of so many calls."""
+        """Returns the seconds of a number of calls."""
         answer = self._ask(calls=calls)
         if "peak_bytes" in answer:
             self.facts["peak_bytes"] = answer["peak_bytes"]
@@ -219,7 +220,7 @@ class TorchRun:
 
 
 def compile_alone(context: Context, shape: Shape) -> dict[str, float]:
-    """Seconds to compile ours and Flax's LSTM, one after the other and nothing beside them."""
+    """Measures the seconds to compile our LSTM and Flax's, one at a time."""
     group = Group("LSTM", "", "backward")
     found = {}
     for name, make in jax_makers(group, shape).items():
@@ -231,24 +232,24 @@ def compile_alone(context: Context, shape: Shape) -> dict[str, float]:
 
 
 def operations(shape: Shape, gates: int, of: str = "backward") -> float:
-    """Operations in the products of a pass."""
+    """Counts the operations of the products in a pass."""
     batch, steps, inputs, units = shape[:4]
     one = 2.0 * batch * steps * gates * units
     if of == "forward":
         return one * (inputs + units)
-    # Forward, gradients of the weights, of the state, and of the inputs if they have one.
+    # Forward pass; gradients of the weights, of the state, and of the inputs if asked for.
     return one * (2 * (inputs + units) + units + inputs * shape.input_gradient)
 
 
 def roofline(
     shape: Shape, gates: int, of: str, precision: str, peaks: dict[str, float]
 ) -> float | None:
-    """The seconds that the device cannot undercut at its measured rates; None if they lack.
+    """Computes the least seconds of a pass at the device's measured rates; None without rates.
 
-    The operations at the rate of a large product, or the bytes at that of a large copy, whichever
-    takes longer: inputs, outputs and kernels once, and with a backward pass the activated gates and
-    one state, written and read, and the gradients of what has one. Float32 throughout. That each
-    step waits for the one before is left out.
+    This is the longer of two times: all operations at the rate of a large product, and all bytes at
+    the rate of a large copy. Inputs, outputs and kernels count once. A backward pass adds the
+    activated gates and one state, written and read, and all gradients. All numbers are float32. The
+    bound ignores that each step waits for the previous step.
     """
     rate, copy = peaks.get(f"product, {precision}"), peaks.get("copy")
     if rate is None or copy is None:
@@ -259,13 +260,13 @@ def roofline(
     if of == "backward":
         kept = rows * (gates + 1) * units
         gradients = kernels + rows * inputs * shape.input_gradient
-        # The outputs are read again for their gradient, and inputs for that of their kernel.
+        # Outputs are read again for their gradient, inputs for the gradient of their kernel.
         numbers += 2 * kept + rows * (inputs + units) + gradients
     return max(operations(shape, gates, of) / rate, 4 * numbers / copy)
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    """Lines for people."""
+    """Formats the results as lines of Markdown."""
     lines = []
     for label, found in result["groups"].items():
         lines += [f"**{label}**, (B, T, F, H) = {tuple(found['shape'].values())[:4]}", ""]
@@ -290,12 +291,12 @@ def report(result: dict[str, Any]) -> list[str]:
     alone = result.get("compile seconds", {})
     if alone:
         times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in alone.items())
-        lines += [f"Compiled with nothing beside it, s: {times}.", ""]
+        lines += [f"Compile times, one program at a time, s: {times}.", ""]
     if result.get("not reached"):
         lines += [f"Not reached: {'; '.join(result['not reached'])}.", ""]
     return lines
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number for people."""
+    """Formats a number; None is a dash."""
     return "–" if value is None else format(value, form)

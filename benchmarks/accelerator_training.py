@@ -1,9 +1,9 @@
 """Parts 4 and 5 of `benchmarks.accelerator`: char_ptb at the paper's size, end to end.
 
-Part 4 calls the training loop as it is and ends it after some calls of compiled steps: their rate,
-and the share of the time that is spent outside of compiled functions. Part 5 trains with and
-without zoneout, in the kind of products that part 4 found the fastest and with as many seeds in one
-program as cost next to nothing, for as many epochs as there is time for.
+Part 4 runs the unchanged training loop and ends it after some calls of compiled steps. It measures
+steps per second and the share of time outside compiled functions. Part 5 trains with and without
+zoneout, for as many epochs as there is time for. It uses the precision that was fastest in part 4,
+and as many seeds in one program as cost almost no extra time.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from zoneout_jax.training import (
 
 EXPERIMENT = char_ptb.EXPERIMENT
 STEPS, CALLS = 300, 7
-"""Steps that are timed, and calls at least, if there is time; after the first two calls."""
+"""Steps to time, and the least number of calls, after the first two calls and if there is time."""
 SETTINGS = (
     {"precision": "float32", "num_seeds": 1},
     {"precision": "bfloat16", "num_seeds": 1},
@@ -45,32 +45,33 @@ SETTINGS = (
     {"precision": "float32", "num_seeds": 4},
     {"precision": "bfloat16", "num_seeds": 1, "steps_per_call": 100},
 )
-"""The most worthy first."""
+"""The most important first."""
 FREE = 1.25
-"""More seeds cost next to nothing while a step takes no more than so many times that of one."""
+"""More seeds cost almost nothing while a step takes at most this many times the step of one seed.
+"""
 ROWS = ("zoneout", "LSTM")
 
 
 class Enough(Exception):
-    """All that was to be timed has been."""
+    """Raised when enough steps have been timed."""
 
 
 def config(context: Context, row: str, **settings: Any) -> char_ptb.Config:
-    """Settings of a row of the paper, on its corpus if that is here."""
+    """Returns the settings of a row of the paper, on the paper's corpus if its files are here."""
     preset = "smoke" if context.quick else "paper"
     flags = [f"--preset={preset}", *EXPERIMENT.rows[row].flags]
     found = parse_preset(EXPERIMENT.presets, flags, EXPERIMENT.name, "")
     if RAW_DATA_VARIABLE not in os.environ:
-        # Nothing is to be downloaded while a measurement waits.
+        # A measurement must not wait for a download.
         settings["dataset"] = "stdlib"
     settings.setdefault("steps_per_call", context.pick(1, 1, found.run.steps_per_call))
     return found.replace(**settings)
 
 
 def end_to_end(context: Context, result: dict[str, Any]) -> None:
-    """Measures steps a second of the training loop."""
+    """Measures steps per second of the training loop."""
     result["runs"] = []
-    # On a CPU several seeds cost as much as one after the other.
+    # On a CPU several seeds at once take as long as one after another.
     wanted = context.pick(SETTINGS[:3], SETTINGS[:2], SETTINGS)
     for settings in wanted:
         if context.left() <= 0:
@@ -86,7 +87,7 @@ def end_to_end(context: Context, result: dict[str, Any]) -> None:
 
 
 class Ready:
-    """A run of char_ptb that can begin, without the test evaluations after its end."""
+    """A run of char_ptb that is ready to start, without the test evaluations at its end."""
 
     def __init__(self, config: char_ptb.Config):
         self.config = config
@@ -95,12 +96,12 @@ class Ready:
         self.task = dataclasses.replace(task, test_evaluations={})
 
     def fit(self) -> None:
-        """Trains."""
+        """Trains the model."""
         fit(self.task, self.config.run, self.run)
 
 
 def rate(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
-    """Steps a second of the training loop, and its share of time outside compiled functions."""
+    """Measures steps per second of the training loop, and the time outside compiled functions."""
     clock = Clock()
     steps_per_call = config(context, "zoneout", **settings).run.steps_per_call
     calls = 3 if context.quick else max(CALLS, STEPS // steps_per_call)
@@ -124,7 +125,7 @@ def rate(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
         ready = Ready(config(context, "zoneout", workdir=folder, **settings))
         with mock.patch.object(parallel, "train_steps", steps):
             ready.fit()
-    # The first call compiles, and the second one is not after a whole one.
+    # Leaves out the first call, which compiles, and the second, which follows it.
     walls, insides = np.diff(np.array(clock.marks)[1:], axis=0).T
     return {
         "corpus": ready.task.metadata["corpus"],
@@ -137,7 +138,7 @@ def rate(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def evidence(context: Context, result: dict[str, Any]) -> None:
-    """Trains rows of the paper for the seconds that are left, each for the same time."""
+    """Trains rows of the paper in the seconds that are left, each for the same time."""
     chosen = fastest(context.found.get("end to end", {}).get("runs", []))
     result |= chosen | {"rows": {}}
     histories = {}
@@ -158,14 +159,17 @@ def evidence(context: Context, result: dict[str, Any]) -> None:
 
 
 def fastest(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Products, seeds and steps a second with which most is learned, of those measured.
+    """Chooses the fastest precision, and the most seeds that cost it almost no extra time.
+
+    Returns:
+      Precision, number of seeds, and steps per second.
 
     Raises:
-      RuntimeError: none was.
+      RuntimeError: no rate was measured.
     """
     rates = {
         (run["precision"], run["num_seeds"]): run["steps a second"]
-        for run in runs[::-1]  # of two with other steps a call the first one
+        for run in runs[::-1]  # of runs that differ in steps per call, the first one wins
         if "steps a second" in run
     }
     single = {precision: rate for (precision, seeds), rate in rates.items() if seeds == 1}
@@ -187,7 +191,7 @@ def fastest(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def train(
     context: Context, row: str, seconds: float, chosen: dict[str, Any], found: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Trains a row for so many seconds; returns its history, which it keeps in a file as well.
+    """Trains a row for a number of seconds; returns its history, and also writes it to a file.
 
     Raises:
       RuntimeError: no epoch ended.
@@ -198,7 +202,7 @@ def train(
         ready = Ready(config(context, row, workdir=folder, **settings))
         steps = int(0.6 * seconds * chosen["steps a second"])
         if steps < ready.task.steps_per_epoch:
-            # Not even an epoch would end: two of less text, and something to validate on.
+            # Not even one epoch would end: use less text, for two epochs and a short validation.
             whole = ready.config
             size = (max(steps // 2, 2) * whole.run.batch_size + 1) * whole.data.seq_length
             ready = Ready(whole.replace(train_size=size, eval_size=6_400))
@@ -222,7 +226,7 @@ def train(
 
 
 def end_to_end_report(result: dict[str, Any]) -> list[str]:
-    """Lines of part 4 for people."""
+    """Formats part 4 as lines of Markdown."""
     rows, errors = [], []
     for run in result["runs"]:
         if "error" in run:
@@ -240,10 +244,11 @@ def end_to_end_report(result: dict[str, Any]) -> list[str]:
 
 
 def evidence_report(result: dict[str, Any]) -> list[str]:
-    """Lines of part 5 for people."""
+    """Formats part 5 as lines of Markdown."""
     lines = [
-        f"Products in {result['precision']}, {result['num_seeds']} seed(s) in one program; bits per"
-        " character, the best validation so far of each seed, and the paper's at its end.",
+        f"Products in {result['precision']}, {result['num_seeds']} seed(s) in one program."
+        " Validation, in bits per character, is the best so far of each seed; the paper's value is"
+        " from the end of training.",
         "",
     ]
     rows, errors = [], []

@@ -1,9 +1,9 @@
-"""What each choice of the fused path is worth: ours with one choice changed at a time.
+"""Measures the effect of each choice of the fused path, with one choice changed at a time.
 
     python -m benchmarks.choices            # about five minutes on two cores
 
-Forward and backward of the LSTM with zoneout 0.5 and 0.05, at the shapes of `benchmarks.rnn`, all
-variants in turn, round after round, in one process.
+Times forward and backward passes of the LSTM with zoneout 0.5 and 0.05, at the shapes of
+`benchmarks.rnn`. All variants run in turn, round after round, in one process.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from zoneout_jax.training import Measurement, parse_measurement, versions, write
 
 
 def bits_of_jax(key, steps, examples, features):
-    """Words as `jax.random.bits` makes them, one generator call for each word."""
+    """Draws the words with `jax.random.bits`, one generator call for each word."""
 
     def draw(number):
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), number))(examples)
@@ -35,7 +35,7 @@ def bits_of_jax(key, steps, examples, features):
 
 
 def always(answer: bool) -> Callable[..., bool]:
-    """A function that gives one answer whatever it is asked."""
+    """Returns a function that always returns `answer`."""
     return lambda *_: answer
 
 
@@ -54,7 +54,7 @@ CHANGES = {
         (_unroll, "_multiplies_own_input"): always(False),
     },
 }
-"""Functions to replace."""
+"""Functions to replace, by variant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Options(Measurement):
     rounds: int = 7
     """Rounds of all variants."""
     quick: bool = False
-    """A tiny shape, two rounds: checks that it runs."""
+    """Use a tiny shape and two rounds, to check that it runs."""
 
 
 @contextlib.contextmanager
 def changed(replacements: dict) -> Iterator[None]:
-    """Replaces functions for the time that something is compiled, and sees that they were used."""
+    """Replaces functions in a context; raises RuntimeError if one of them was not called."""
     with contextlib.ExitStack() as stack:
         used = {}
         for (owner, name), function in replacements.items():
@@ -82,12 +82,12 @@ def changed(replacements: dict) -> Iterator[None]:
 
 
 def lower_variants(shape: Shape) -> dict[str, Program]:
-    """Ours with each change, to be compiled."""
+    """Lowers our LSTM with each change; the programs are yet to be compiled."""
     peer = ours(shape)
     variants = {}
     for name, replacements in CHANGES.items():
         with changed(replacements):
-            # A new function each time, or the first one compiled would serve all.
+            # A new function each time; otherwise JAX would reuse the first one.
             variants[name] = Program.of_peer(
                 Peer(*peer[:2], lambda *a: peer.backward(*a)), "backward", shape
             )
@@ -95,8 +95,8 @@ def lower_variants(shape: Shape) -> dict[str, Program]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and keeps the result."""
-    options, out = parse_measurement(Options, argv, "benchmarks.choices", "Worth of each choice.")
+    """Measures from the command line; prints and writes the result."""
+    options, out = parse_measurement(Options, argv, "benchmarks.choices", "Effect of each choice.")
     shapes = QUICK if options.quick else LSTMS
     results = {}
     for name, shape in shapes.items():

@@ -1,8 +1,8 @@
-"""How much memory chunks save: what the compiler sets aside for a gradient, by steps in a chunk.
+"""Measures how much memory chunks save in a gradient, by steps per chunk.
 
-    python -m benchmarks.chunks             # half a minute; nothing is run
+    python -m benchmarks.chunks             # half a minute; compiles only
 
-The bytes are those of temporary arrays of the compiled program, without inputs and parameters.
+Counts the bytes of temporary arrays of the compiled program, without inputs and parameters.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ class Options(Measurement):
     """What to measure."""
 
     steps: Annotated[int, Range(1)] = 20_000
-    """T."""
+    """T, the number of steps."""
     batch: Annotated[int, Range(1)] = 4
-    """B."""
+    """B, the batch size."""
     in_features: Annotated[int, Range(1)] = 64
-    """F."""
+    """F, the number of inputs."""
     hidden_features: Annotated[int, Range(1)] = 256
-    """H."""
+    """H, the number of units."""
 
 
 def temporary_bytes(options: Options, kind: str, chunk: int | str | None) -> int:
-    """Temporary bytes of the gradient of parameters, in training."""
+    """Returns the temporary bytes of the gradient of the parameters, in training."""
     cell = CELLS[kind](options.in_features, options.hidden_features)
     xs = jax.ShapeDtypeStruct((options.steps, options.batch, options.in_features), jnp.float32)
 
@@ -49,8 +49,8 @@ def temporary_bytes(options: Options, kind: str, chunk: int | str | None) -> int
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and keeps the result."""
-    about = "Memory by steps in a chunk."
+    """Measures from the command line; prints and writes the result."""
+    about = "Memory by steps per chunk."
     options, out = parse_measurement(Options, argv, "benchmarks.chunks", about)
     results = {
         str(chunk): {kind: temporary_bytes(options, kind, chunk) for kind in CELLS}

@@ -1,4 +1,4 @@
-"""Recurrent layers in JAX to compare: ours, Flax's, cuDNN's, a plain one, the bound."""
+"""Recurrent layers in JAX to compare: ours, Flax's, cuDNN's, a plain scan, bare products."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ SPEC = Zoneout(cells=0.5, states=0.05)
 
 
 class Kind(NamedTuple):
-    """A cell of ours, and of its peers.
+    """A type of cell: ours and its peers.
 
     Attributes:
       make: our cell.
-      linen: Flax's in Linen, with the gates in one product where it has that.
-      nnx: Flax's in NNX, likewise.
-      others: its forms with a product for each gate, by name.
-      gates: how many.
+      linen: Flax Linen's cell, with all gates in one product if there is such a cell.
+      nnx: Flax NNX's cell, likewise.
+      others: Flax's cells with a product for each gate, by name.
+      gates: number of gates.
       spec: our masks.
     """
 
@@ -54,8 +54,8 @@ class Shape(NamedTuple):
 
     Attributes:
       batch, steps, inputs, units: B, T, F and H.
-      input_gradient: the input is differentiated too, as that of an embedding must be.
-      kind: of `KINDS`.
+      input_gradient: True if the gradient of the input is needed, as after an embedding.
+      kind: a name in `KINDS`.
     """
 
     batch: int
@@ -67,10 +67,10 @@ class Shape(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Something to measure.
+    """A layer to measure.
 
     Attributes:
-      params: its parameters.
+      params: parameters of the layer.
       forward: `forward(params, xs, key) -> outputs [T, B, H]`, of inputs `[T, B, F]`.
       backward: `backward(params, xs, key) -> gradients` of half the sum of the squared outputs.
     """
@@ -81,7 +81,7 @@ class Peer(NamedTuple):
 
 
 def make_peers(shape: Shape) -> dict[str, Peer]:
-    """Layers by name, for a shape."""
+    """Makes the layers for a shape, by name."""
     kind = KINDS[shape.kind]
     others = {
         name: (in_linen if "Linen" in name else in_nnx)(shape, cell)
@@ -102,7 +102,7 @@ def make_peers(shape: Shape) -> dict[str, Peer]:
 
 
 def peer(shape: Shape, params: Any, forward: Callable[..., jax.Array]) -> Peer:
-    """A peer of its forward pass."""
+    """Makes a peer from its forward pass."""
 
     def loss(params, xs, key):
         return jnp.sum(jnp.square(forward(params, xs, key))) / 2
@@ -111,9 +111,9 @@ def peer(shape: Shape, params: Any, forward: Callable[..., jax.Array]) -> Peer:
 
 
 def some_params(init: Callable[..., Any], *arguments: Any) -> Any:
-    """Small random parameters of the shapes of `init(key, …)`: a time does not depend on them.
+    """Makes small random parameters with the shapes of `init(key, …)`.
 
-    Orthogonal ones would take seconds to compile and compute.
+    Times do not depend on the values; orthogonal ones would take seconds to compile and compute.
     """
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0), *arguments)
@@ -123,7 +123,7 @@ def some_params(init: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def ours(shape: Shape, dtype: Any = None, **options) -> Peer:
-    """Our layer, with options of `unroll`; with zoneout by default."""
+    """Makes our layer, with options of `unroll`; by default with zoneout."""
     kind = KINDS[shape.kind]
     cell = kind.make(shape.inputs, shape.units, dtype=dtype)
     spec = options.pop("spec", kind.spec)
@@ -135,7 +135,7 @@ def ours(shape: Shape, dtype: Any = None, **options) -> Peer:
 
 
 def plain(shape: Shape) -> Peer:
-    """What a user writes first: masks drawn at each step, derivatives left to JAX."""
+    """Makes the layer that a user writes first: masks drawn in each step, derivatives by JAX."""
     kind = KINDS[shape.kind]
     cell = kind.make(shape.inputs, shape.units)
     rates = {name: rate for name, rate in kind.spec.rates.items() if rate is not None}
@@ -157,7 +157,7 @@ def plain(shape: Shape) -> Peer:
 
 
 def in_linen(shape: Shape, cell: Callable, dtype: Any = None) -> Peer:
-    """A cell of Flax Linen."""
+    """Makes a layer from a cell of Flax Linen."""
     layer = nn.RNN(cell(shape.units, dtype=dtype), time_major=True)
     xs = jax.ShapeDtypeStruct((shape.steps, shape.batch, shape.inputs), jnp.float32)
     params = some_params(layer.init, xs)
@@ -165,10 +165,10 @@ def in_linen(shape: Shape, cell: Callable, dtype: Any = None) -> Peer:
 
 
 def in_nnx(shape: Shape, cell: Callable) -> Peer:
-    """A cell of Flax NNX."""
+    """Makes a layer from a cell of Flax NNX."""
     layer = nnx.RNN(cell(shape.inputs, shape.units, rngs=nnx.Rngs(0)), time_major=True)
     graph, params, rest = nnx.split(layer, nnx.Param, ...)
-    # Given a carry, the layer draws nothing, which it could not do inside `jax.jit`.
+    # With a given carry the layer draws no random numbers, which fails inside `jax.jit`.
     zeros = jnp.zeros((shape.batch, shape.units))
     zeros = (zeros, zeros) if shape.kind == "LSTM" else zeros
 
@@ -179,7 +179,7 @@ def in_nnx(shape: Shape, cell: Callable) -> Peer:
 
 
 def in_cudnn(shape: Shape, precision: jax.lax.Precision) -> Peer:
-    """CuDNN's LSTM, through JAX; HIGHEST is float32, HIGH is TensorFloat-32."""
+    """Makes cuDNN's LSTM, through JAX; HIGHEST is float32, HIGH is TensorFloat-32."""
     sizes = (shape.inputs, shape.units, 1)  # one layer
     zeros = jnp.zeros((1, shape.batch, shape.units))
     lengths = jnp.full(shape.batch, shape.steps, jnp.int32)
@@ -196,10 +196,10 @@ def in_cudnn(shape: Shape, precision: jax.lax.Precision) -> Peer:
 def products(
     shape: Shape, transposed: bool = False, gates: int = 4, dtype: Any = jnp.float32
 ) -> Peer:
-    """The matrix products of an LSTM in the same scans, and next to nothing else.
+    """Makes the matrix products of an LSTM in the same scans, and almost nothing else.
 
-    With arrays of a step `[B, features]`, or transposed; with the gates of another cell; with
-    operands of another type.
+    The arrays of a step are `[B, features]`, or transposed. The number of gates and the type of the
+    operands can be those of other cells.
     """
     steps, batch, units = shape.steps, shape.batch, shape.units
     matmul = RNN(shape.inputs, units, dtype=dtype).product
@@ -215,7 +215,7 @@ def products(
         return jnp.swapaxes(array, -1, -2) if transposed else array
 
     def multiply(kernel):
-        # Turned and rounded once, before the loop.
+        # Transposed and rounded once, before the loop.
         kernel = jax.lax.optimization_barrier(turn(kernel).astype(dtype))
         return lambda x: matmul(kernel, x) if transposed else matmul(x, kernel)
 
@@ -239,7 +239,7 @@ def products(
         product = multiply(params["recurrent"].T)
 
         def step(dh, z):
-            # The gradient of a step depends on that of the step after it, as it must.
+            # As in an LSTM, the gradient of a step depends on the gradient of the next step.
             dz = z + (dh[:1] if transposed else dh[:, :1])
             return product(dz), turn(dz)
 

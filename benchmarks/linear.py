@@ -1,10 +1,10 @@
-"""Linear cells over long sequences: all steps at once against one after the other, and our LSTM.
+"""Measures linear cells over long sequences, all steps at once and step by step, and our LSTM.
 
     python -m benchmarks.linear             # about ten minutes on two cores
-    python -m benchmarks.linear --quick     # checks that it runs; its times mean nothing
+    python -m benchmarks.linear --quick     # checks that it runs; ignore its times
 
-Forward and backward with zoneout, all in turn, round after round, in one process. "In chunks" is
-the associative scan with `chunk` of about √T.
+Times forward and backward passes with zoneout, all variants in turn, round after round, in one
+process. "In chunks" is the associative scan with `chunk` of about √T.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ class Options(Measurement):
     """What to measure."""
 
     rounds: Count = 7
-    """Rounds of all."""
+    """Rounds of all variants."""
     quick: bool = False
-    """A tiny shape, two rounds."""
+    """Use a tiny shape and two rounds, to check that it runs."""
 
 
 def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
-    """Functions that compile the LSTM, and each linear cell in its forms."""
+    """Makes functions that compile the LSTM, and each form of each linear cell."""
     spec, chunk = Zoneout(states=0.05), math.isqrt(shape.steps)
     forms = {
         "all at once": {"implementation": "associative"},
@@ -66,12 +66,12 @@ def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
 
 
 def compiled(make: Callable[[], Program]) -> Program:
-    """The compiled program."""
+    """Makes and compiles a program."""
     return make().compile()
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A Markdown table: milliseconds, the ratio to the LSTM, and memory."""
+    """Formats a Markdown table: milliseconds, the ratio to the LSTM, and memory."""
 
     def shown(found):
         milliseconds = found["milliseconds"]
@@ -87,7 +87,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and keeps the result."""
+    """Measures from the command line; prints and writes the result."""
     about = "Linear cells over long sequences."
     options, out = parse_measurement(Options, argv, "benchmarks.linear", about)
     shapes = QUICK if options.quick else SHAPES

@@ -1,11 +1,11 @@
-"""How much of a run's time is spent outside compiled code: learning to add.
+"""Measures how much of a run's time is spent outside compiled code, on `experiments.seq2seq`.
 
     python -m benchmarks.outside_compiled
 
-Trains the toy task at the authors' setting, whose steps are so small that Python could be in their
-way. Every call of a compiled function, its dispatch included, is timed until its results are there,
-so that nothing overlaps; what remains is the rest of the loop. A round is ten epochs, of 20 batches
-and a validation each; those of the first round compile and do not count.
+Trains the toy task with the authors' sizes, where steps are so short that Python could slow them
+down. Every call of a compiled function, with its dispatch, is timed until its results are ready, so
+nothing overlaps. The remaining time belongs to the loop around the calls. A round is ten epochs,
+each with 20 batches and a validation. The first round compiles and does not count.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from zoneout_jax.training import (
 
 EXPERIMENT = seq2seq.EXPERIMENT
 EPOCHS = 10
-"""Epochs of a round."""
+"""Epochs per round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Options(Measurement):
     """How long to measure."""
 
     rounds: Count = 7
-    """Rounds."""
+    """Number of rounds."""
     eval_size: Count = EXPERIMENT.presets["repository"].data.eval_size
-    """Additions of a validation."""
+    """Number of validation additions."""
 
 
 class Clock:
-    """Seconds spent in the compiled functions that it has wrapped."""
+    """Measures the seconds spent in the compiled functions that it wraps."""
 
     def __init__(self):
         self.inside = 0.0
         self.marks: list[tuple[float, float]] = []
 
     def timed(self, make: Callable[..., Callable], marks: bool = False) -> Callable[..., Callable]:
-        """`make` as it was, but for functions that are timed, and may each mark an epoch's end."""
+        """Wraps `make`, so that the functions that it makes are timed and, if asked for, marked."""
 
         @functools.wraps(make)
         def made(*arguments: Any, **options: Any) -> Callable:
@@ -105,8 +105,8 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures from the command line, prints and keeps the result."""
-    module, about = "benchmarks.outside_compiled", "How much time is spent outside compiled code."
+    """Measures from the command line; prints and writes the result."""
+    module, about = "benchmarks.outside_compiled", "Measures the time outside compiled code."
     options, out = parse_measurement(Options, argv, module, about)
     flags = f"--rounds={options.rounds} --eval_size={options.eval_size}"
     result = {

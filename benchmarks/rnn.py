@@ -1,15 +1,15 @@
-"""Recurrent layers side by side: zoneout here, Flax without zoneout, torch, the bound.
+"""Compares recurrent layers: ours with zoneout, Flax's without, torch's, and bare products.
 
     python -m benchmarks.rnn                        # all shapes; about half an hour on two cores
     python -m benchmarks.rnn --shapes char-PTB --rounds 7
-    python -m benchmarks.rnn --quick                # checks that it runs; its times mean nothing
+    python -m benchmarks.rnn --quick                # checks that it runs; ignore its times
 
-All peers run in turn, round after round, in one run on one machine, so that whatever else happens
-there happens to all. Ours draws its masks inside the timed call; Flax's cells (the LSTM is the
-OptimizedLSTMCell) and torch's have no zoneout, and run in float32 unless said otherwise. A ratio is
-the median over rounds of ratios within a round. "Forward" computes the outputs, with masks, and
-keeps nothing for a backward pass; "forward + backward" computes the gradients of half the sum of
-their squares. Compile times include tracing.
+All peers run in turn, round after round, in one run on one machine, so that other load affects all
+of them. Our layers draw their masks inside the timed call. Flax's cells (the LSTM is the
+OptimizedLSTMCell) and torch's cells have no zoneout, and run in float32 unless the name says
+otherwise. A ratio is the median over rounds of the ratios within a round. "Forward" computes the
+outputs, with masks, and keeps nothing for a backward pass; "forward + backward" computes the
+gradients of half the sum of the squared outputs. Compile times include tracing.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ GOALS = (
 )
 """Ratios to report."""
 SAMPLE_SECONDS = 0.2
-"""A sample of a fast peer is so many calls that it lasts about so long."""
+"""Seconds of a sample: a fast peer is called as often as fits into about this time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,23 +66,23 @@ class Options(Measurement):
     """What to measure, and for how long."""
 
     shapes: tuple[str, ...] = tuple(SHAPES)
-    """Shapes by name."""
+    """Names of the shapes to measure."""
     rounds: Count = 9
     """Rounds of all peers."""
     text8_rounds: Count = 3
-    """Rounds at the shape of text8, a call of which takes many seconds."""
+    """Rounds at the shape of text8, where a call takes many seconds."""
     quick: bool = False
-    """A tiny shape, two rounds."""
+    """Use a tiny shape and two rounds, to check that it runs."""
 
     def __post_init__(self):
         super().__post_init__()
         for name in self.shapes:
             if name not in SHAPES:
-                raise ValueError(f"shapes must be of {', '.join(SHAPES)}; got {name!r}")
+                raise ValueError(f"shapes must be among {', '.join(SHAPES)}; got {name!r}")
 
 
 class Program:
-    """A function of arrays: lowered, then compiled, then called for its time."""
+    """A function of arrays that is lowered, then compiled, then timed."""
 
     def __init__(self, function: Callable, *arguments: Any):
         start = time.perf_counter()
@@ -92,14 +92,14 @@ class Program:
 
     @classmethod
     def of_peer(cls, peer: Peer, of: str, shape: Shape) -> "Program":
-        """A pass of a JAX peer for a shape."""
+        """Lowers a pass of a JAX peer for a shape."""
         xs = jax.random.normal(
             jax.random.key(1), (shape.steps, shape.batch, shape.inputs), jnp.float32
         )
         return cls(getattr(peer, of), peer.params, xs, jax.random.key(2))
 
     def compile(self, options: dict[str, str] | None = None) -> "Program":
-        """Compiles it, with options of XLA."""
+        """Compiles the function, with options of XLA; returns itself."""
         start = time.perf_counter()
         self._run = self._lowered.compile(compiler_options=options)
         self.facts = {
@@ -109,7 +109,7 @@ class Program:
         return self
 
     def __call__(self, calls: int) -> float:
-        """Seconds of so many calls."""
+        """Returns the seconds of a number of calls."""
         start = time.perf_counter()
         for _ in range(calls):
             jax.block_until_ready(self._run(*self._arguments))
@@ -117,7 +117,7 @@ class Program:
 
 
 class Torch:
-    """The process that runs torch's peers, with as many threads as there are cores."""
+    """The process that runs torch's peers, with one thread per core."""
 
     def __init__(self, device: str):
         command = [sys.executable, "-m", "benchmarks.torch_peers", str(os.cpu_count()), device]
@@ -126,20 +126,20 @@ class Torch:
         )
 
     def ask(self, **order) -> dict:
-        """The process's answer.
+        """Sends an order to the process, and returns its answer.
 
         Raises:
-          RuntimeError: what went wrong there, or that the process has ended.
+          RuntimeError: the order failed, or the process has ended.
         """
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline() or '{"error": "torch has ended"}')
+        answer = json.loads(self._process.stdout.readline() or '{"error": "torch process ended"}')
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
 
     def seconds(self, peer: str, of: str, calls: int) -> float:
-        """Seconds of so many calls of a pass of a peer."""
+        """Returns the seconds of a number of calls of a pass of a peer."""
         return self.ask(peer=peer, calls=calls, **{"pass": of})["seconds"]
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Torch:
 
 @contextlib.contextmanager
 def torch_process() -> Iterator[Torch | None]:
-    """Torch's process, on the kind of device that JAX has; None where torch is not installed."""
+    """Runs torch's process, on JAX's kind of device; yields None if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         yield None
         return
@@ -169,15 +169,18 @@ def measure_in_turn(
     deadline: float = math.inf,
     failed: dict[str, Exception] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of a call of each, in each round; the first of a round is another each time.
+    """Measures the seconds per call of each function in each round.
+
+    Each round starts with another function.
 
     Args:
-      runs: functions of a number of calls that return their seconds, the most worthy first.
-      rounds: how many at most.
-      sample_seconds: a sample is so many calls that it lasts about so long.
-      deadline: what `time.monotonic` must not pass. No round begins that would not end by then; if
-        that is the first, the result is of single calls.
-      failed: takes what a function raises when it is first called, and the others go on.
+      runs: functions that take a number of calls and return their seconds, the most important
+        first.
+      rounds: maximum number of rounds.
+      sample_seconds: a function is called as often per round as fits into about this time.
+      deadline: time of `time.monotonic` by which to end. A round that would end later is not
+        started; if this is the first round, the result is of single calls.
+      failed: takes exceptions of first calls, and the other functions continue; None raises them.
     """
     once = {}
     for name, run in runs.items():
@@ -203,7 +206,7 @@ def measure_in_turn(
 
 
 def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
-    """Seconds of a call of each pass of each peer in each round, and what the compiler says."""
+    """Measures the seconds per call of each pass of each peer, and records the compiler's facts."""
     result = {}
     for of in PASSES:
         compiled = {
@@ -221,7 +224,7 @@ def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
 
 
 def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | None:
-    """The median of the ratios within each round, or that of a single number."""
+    """Computes the median of the ratios within rounds, or the ratio of two single numbers."""
     if not {ours, other} <= peers.keys():
         return None
     one, two = (peers[name].get(key) for name in (ours, other))
@@ -231,7 +234,7 @@ def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | N
 
 
 def table(results: dict) -> str:
-    """Markdown tables: ratios by shape, and medians of each peer."""
+    """Formats Markdown tables: ratios by shape, and medians of each peer."""
     lines = ["| forward + backward | " + " | ".join(results) + " |", "| --- " * (len(results) + 1)]
     lines[-1] += "|"
     more = [("zoneout", "Flax Linen", key) for key in ("temporary_bytes", "compile_seconds")]
@@ -256,7 +259,7 @@ def table(results: dict) -> str:
 
 
 def described(module: str, argv: list[str] | None, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """What a file of results says of its making, and room for the results."""
+    """Returns the content of a results file without results: command, shapes, devices, versions."""
     command = ["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]
     return {
         "command": " ".join(command),
@@ -269,8 +272,8 @@ def described(module: str, argv: list[str] | None, shapes: Mapping[str, Shape]) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and keeps the result."""
-    about = "Recurrent layers side by side."
+    """Measures from the command line; prints and writes the result."""
+    about = "Compares recurrent layers."
     options, out = parse_measurement(Options, argv, "benchmarks.rnn", about)
     shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes}
     content = described("benchmarks.rnn", argv, shapes)
@@ -282,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
             rounds = options.text8_rounds if name == "text8" else options.rounds
             print(f"{name}: {shape.kind}, (B, T, F, H) = {shape[:4]}", file=sys.stderr)
             content["results"][name] = measure(shape, 2 if options.quick else rounds, torch)
-            # After each shape: a run that is stopped keeps what it has.
+            # Written after each shape, so that an interrupted run keeps its results.
             write_json(out / "rnn.json", content)
             (out / "rnn.md").write_text(table(content["results"]))
     print(table(content["results"]))

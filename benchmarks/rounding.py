@@ -1,10 +1,10 @@
-"""How far rounding parts two runs of permuted MNIST, and what has a hand in it.
+"""Measures how far rounding makes two runs of permuted MNIST diverge, and what affects this.
 
     ZONEOUT_RAW_DATA=… python -m benchmarks.rounding
 
-Trains the plain LSTM for some batches, in a process of its own each time: on one and on two virtual
-devices, on one with the first weights changed by a ten-millionth, and on one and two with a
-larger floor of RMSProp. Reported are the largest differences of a batch's loss up to some batches.
+Trains the plain LSTM for some batches, each time in a new process: on one and on two virtual
+devices; on one with the first weights changed by a ten-millionth; and on one and on two with a
+larger floor of RMSProp. Reports the largest difference of a batch's loss up to given batches.
 """
 
 import dataclasses
@@ -51,13 +51,13 @@ class Options(Measurement):
     preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Preset of permuted MNIST."""
     batches: Annotated[int, Range(1)] = 80
-    """Training steps."""
+    """Number of training steps."""
     at: tuple[Annotated[int, Range(1)], ...] = (20, 30, 40, 80)
     """Batches up to which the largest difference is reported."""
 
 
 def losses(preset: str, batches: int, change: float = 0.0, floor: float | None = None) -> list:
-    """Mean loss of each of the first batches, on the devices of this process."""
+    """Computes the mean loss of each of the first batches, on the devices of this process."""
     config = permuted_mnist.PRESETS[preset]
     task, streams = permuted_mnist.build(config), Streams.from_seed(0)
     optimizer = task.optimizer
@@ -82,7 +82,7 @@ def losses(preset: str, batches: int, change: float = 0.0, floor: float | None =
 
 
 def in_a_process(options: Options, devices: int, **changes: float) -> np.ndarray:
-    """The losses on so many virtual devices."""
+    """Computes the losses in a new process with a number of virtual devices."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
@@ -114,8 +114,8 @@ def measure(options: Options) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures from the command line, and keeps the result."""
-    about = "How far rounding parts two runs."
+    """Measures from the command line, and writes the result."""
+    about = "Measures how far rounding makes two runs diverge."
     options, out = parse_measurement(Options, argv, "benchmarks.rounding", about)
     write_json(out / "rounding.json", measure(options))
     print(f"result: {out / 'rounding.json'}")

@@ -1,13 +1,15 @@
-"""Recurrent layers in torch, in a process of its own: `python -m benchmarks.torch_peers 2 cpu`.
+"""Runs recurrent layers of torch in a separate process: `python -m benchmarks.torch_peers 2 cpu`.
 
-The arguments are the threads and the device. Reads one JSON object a line, writes one a line:
+The arguments are the number of threads and the device. The process reads one JSON object per line,
+and writes one per line:
 
     {"shape": [B, T, F, H, input_gradient], "kind": "LSTM", "precisions": ["tf32"]}   sets up;
     {"peer": name, "pass": "forward" | "backward", "calls": n}   answers the seconds of n calls,
-        and on a GPU the most bytes that arrays took.
+        and on a GPU the peak bytes of arrays.
 
-With precisions, names of peers end in one. In "bfloat16" all is of that type; "float32" and "tf32"
-say what a product of float32 is. What goes wrong is answered as {"error": line}.
+With precisions, the name of a peer ends in its precision. In "bfloat16" everything has that type;
+"float32" and "tf32" are the two precisions of float32 products. The answer to an order that fails
+is {"error": line}.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ class ZoneoutLoop(torch.nn.Module):
         self.cell = getattr(torch.nn, f"{kind}Cell")(inputs, units)
 
     def forward(self, xs):
-        """Outputs [T, B, H], and nothing besides."""
+        """Returns outputs [T, B, H], and None in place of a state."""
         h = c = xs.new_zeros(xs.shape[1], self.cell.hidden_size)
         ys = []
         for x in xs:
@@ -75,7 +77,7 @@ class Peers:
         return {"peers": [*self.layers], "version": torch.__version__}
 
     def measure(self, peer, of, calls) -> dict:
-        """The seconds of calls of a pass."""
+        """Measures the seconds of a number of calls of a pass."""
         precision, layer, xs = self.layers[peer]
         if precision:
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -95,25 +97,25 @@ class Peers:
 
     @staticmethod
     def forward(layer, xs) -> None:
-        """Outputs."""
+        """Computes the outputs."""
         with torch.no_grad():
             layer(xs)
 
     @staticmethod
     def backward(layer, xs) -> None:
-        """Gradients of half the sum of the squared outputs."""
+        """Computes the gradients of half the sum of the squared outputs."""
         wanted = [*layer.parameters()] + ([xs] if xs.requires_grad else [])
         torch.autograd.grad(layer(xs)[0].square().sum() / 2, wanted)
 
 
 def main() -> None:
-    """Serves until its input ends."""
+    """Answers orders until the input ends."""
     torch.set_num_threads(int(sys.argv[1]))
     peers = None
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            # What libraries print must not come between the answers.
+            # Output of libraries must not come between the answers.
             with contextlib.redirect_stdout(sys.stderr):
                 peers = peers or Peers(sys.argv[2])
                 if "shape" in order:

@@ -1,11 +1,11 @@
-"""What the training loop costs: steps per second of `fit` against a bare jitted step in a loop.
+"""Measures the cost of the training loop: steps per second of `fit` and of a bare jitted step.
 
     python -m benchmarks.training_loop
 
 Both train the paper's character-level model (1000 units, batch 32, 99 predictions, zoneout 0.5 and
-0.05, float32) on the embedded corpus. Rounds alternate: a bare loop over a jitted step whose
-batches are gathered beforehand, then a run of the experiment with logs, progress and checkpoints,
-of which the epoch after the compiling one counts.
+0.05, float32) on the embedded corpus. Each round runs a bare loop over a jitted step, with batches
+gathered beforehand, and then the experiment with logs, progress and checkpoints. Of the experiment
+only the second epoch counts, as the first one compiles.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ class Options(Measurement):
     """How long to measure."""
 
     rounds: int = 7
-    """Rounds of both."""
+    """Number of rounds."""
     steps: int = 10
-    """Steps in a round."""
+    """Training steps per round."""
 
 
 def bare_loop(config: char_ptb.Config, steps: int):
-    """A jitted training step and nothing else; returns a function that measures steps/s."""
+    """Prepares a bare jitted training step; returns a function that measures steps per second."""
     corpus = config.data.load()
     features, length = config.model.hidden_features, config.data.seq_length
     cell = LSTM(corpus.vocab_size, features, learned_carry=True)
@@ -87,7 +87,7 @@ def bare_loop(config: char_ptb.Config, steps: int):
 
 
 def whole_loop(config: char_ptb.Config) -> float:
-    """Steps per second of the second epoch of a run, as its own log has them."""
+    """Returns the steps per second of the second epoch of a run, from its log."""
     with tempfile.TemporaryDirectory() as directory:
         config = config.replace(workdir=directory)
         task, run = prepare(EXPERIMENT.name, config, char_ptb.PAPER, EXPERIMENT.build)
@@ -97,8 +97,8 @@ def whole_loop(config: char_ptb.Config) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and keeps the result."""
-    about = "What the training loop costs."
+    """Measures from the command line; prints and writes the result."""
+    about = "Measures the cost of the training loop."
     options, out = parse_measurement(Options, argv, "benchmarks.training_loop", about)
     config = char_ptb.PAPER.replace(
         dataset="stdlib",

@@ -1,1 +1,1 @@
-"""The paper's experiments, one file a task: `python -m experiments.<task>`."""
+"""The experiments of the paper, one module each: `python -m experiments.<name>`."""

@@ -1,10 +1,11 @@
-"""Runs of char_ptb beside the authors' own training log.
+"""Compares runs of char_ptb with the authors' own training log.
 
     python -m experiments.authors_log RUN [RUN…] --out DIR
 
-Their repository has the log of one run of zoneout, 0.5 of the cells and 0.05 of the states, over
-110 epochs. Its metrics, in bits per character, are in `experiments/results/authors-log`. Written to
-DIR: `table.md`, the metrics by epoch and how much ours are above the log's; `curves.png`.
+The authors' repository has the log of one run with zoneout (0.5 of the cells, 0.05 of the states)
+over 110 epochs. Its metrics, in bits per character, are in `experiments/results/authors-log`.
+Output in DIR: `table.md`, with the metrics by epoch and the differences (ours minus the log's), and
+`curves.png`.
 """
 
 import dataclasses
@@ -25,20 +26,20 @@ History = list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to compare."""
+    """The runs to compare."""
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """Run directories of char_ptb; they are called by their last folder's name."""
+    """Run directories of char_ptb. Each run is named after its directory."""
     out: pathlib.Path
-    """Folder of table and picture."""
+    """Folder for the table and the plot."""
 
     def __post_init__(self):
         if not self.runs:
-            raise ValueError("runs must be given: one run directory at least")
+            raise ValueError("no runs are given; give at least one run directory")
 
 
 def read(file: pathlib.Path) -> History:
-    """Metrics by epoch.
+    """Reads the metrics of each epoch.
 
     Raises:
       ValueError: the file is not the log of a run of char_ptb.
@@ -46,14 +47,14 @@ def read(file: pathlib.Path) -> History:
     try:
         history = [json.loads(line) for line in file.read_text().splitlines()]
         if not history:
-            raise LookupError("no epoch is done yet")
+            raise LookupError("no epoch has finished yet")
         return [{name: entry[name] for name in ("epoch", *METRICS)} for entry in history]
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file.parent} is no run of char_ptb: {file}: {error!r}") from error
+        raise ValueError(f"{file.parent} is not a run of char_ptb: {file}: {error!r}") from error
 
 
 def markdown(log: History, runs: Mapping[str, History]) -> str:
-    """The table: each metric of the log, of each run, and the difference, by epoch."""
+    """Makes the table: for each epoch and metric, the log's value, ours, and the difference."""
     theirs = {entry["epoch"]: entry for entry in log}
     header = ["run", "epoch"]
     header += [f"{name.split('_')[0]}, {of}" for name in METRICS for of in ("log", "ours", "above")]
@@ -70,7 +71,7 @@ def markdown(log: History, runs: Mapping[str, History]) -> str:
 
 
 def compare(options: Options) -> str:
-    """Writes table and picture, and returns the table."""
+    """Writes the table and the plot; returns the table."""
     log = read(LOG)
     runs = {run.name: read(run / "metrics.jsonl") for run in options.runs}
     last = max(entry["epoch"] for history in runs.values() for entry in history)
@@ -85,8 +86,8 @@ def compare(options: Options) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compares from the command line."""
-    options = parse(Options, argv, command(), "Runs of char_ptb beside the authors' log.")
+    """Runs the comparison from the command line."""
+    options = parse(Options, argv, command(), "Compares runs of char_ptb with the authors' log.")
     with program(argv):
         print(compare(options))
 

@@ -3,21 +3,21 @@
     python -m experiments.char_ptb                                          # baseline
     python -m experiments.char_ptb --z_prob_cells=0.5 --z_prob_states=0.05  # zoneout
 
-An LSTM of 1000 units predicts the next character, in bits per character (BPC). The paper reports,
-validation / test: baseline 1.466 / 1.356, zoneout 1.362 / 1.27 (a later version: test 1.252, and
-recurrent dropout 1.396 / 1.286 instead of 1.358 / 1.321).
+An LSTM of 1000 units predicts the next character. The metric is bits per character (BPC). The paper
+reports, as validation / test: baseline 1.466 / 1.356, zoneout 1.362 / 1.27. A later version has
+test 1.252 for zoneout, and 1.396 / 1.286 instead of 1.358 / 1.321 for recurrent dropout.
 
-Settings (paper; where it is silent, the authors' code): one-hot input, weights of square
-orthogonal tiles, forget bias 1, learned initial state; non-overlapping sequences of 100 characters,
-hence 99 predictions each, from an offset that each epoch draws anew, shuffled, in batches of 32;
-Adam at 0.002, its update clipped to norm 1; up to 25 epochs without a better validation. The
-text's line ends (`rbn`) and what is clipped are those of the authors' code, where the paper speaks
-of gradients: with them validation comes to within 0.002 BPC of their own log after three epochs
-(`experiments.authors_log`).
+Settings, from the paper or, where it is silent, from the authors' code: one-hot input; weights of
+square orthogonal tiles; forget bias 1; learned initial state; non-overlapping sequences of 100
+characters (99 predictions each), cut at a new random offset in each epoch and shuffled; batches of
+32; Adam with learning rate 0.002, its update clipped to norm 1; early stopping after 25 epochs
+without a better validation. The line ends of the text (`rbn`) and the clipping of the update are
+those of the authors' code; the paper says that gradients are clipped. With both, validation is
+within 0.002 BPC of the authors' log after three epochs (`experiments.authors_log`).
 
-Metrics: `validation_bpc` over chunks of 100, each from the initial state, as the paper validates;
-`validation_carried_bpc` and `test_bpc` with the state carried over the whole text, as it seems to
-test: its test values are the better ones.
+Metrics: `validation_bpc` is over chunks of 100, each from the initial state, as in the paper's
+validation. `validation_carried_bpc` and `test_bpc` carry the state over the whole text. The paper
+seems to test in this way, as its test values are better than its validation values.
 """
 
 import dataclasses
@@ -39,18 +39,20 @@ from zoneout_jax.training import RunConfig, Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(CharacterTextConfig):
-    """The text, and how it is read."""
+    """Settings of the text."""
 
     char_convention: Literal["mikolov", "rbn"] = "rbn"
-    """How a line of ptb ends: with a newline, or with a blank and a newline."""
+    """Line ends of ptb: a newline (mikolov), or a space and a newline (rbn)."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.char_convention != TextConfig.char_convention and self.dataset != "ptb":
-            raise ValueError(f"char_convention is of dataset ptb alone, got {self.dataset}")
+            raise ValueError(
+                f"char_convention is for dataset ptb only, got {self.dataset}; leave it out"
+            )
 
     def load(self) -> Corpus:
-        """The corpus."""
+        """Loads the corpus."""
         return load_corpus(self.dataset, convention=self.char_convention, **self.folders())
 
 
@@ -59,7 +61,7 @@ class Config(Settings):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "small", "laptop", "smoke"] = "paper"
-    """Settings to start from; a flag given by hand beats them."""
+    """Settings to start from; other flags override them."""
     model: ModelConfig = ModelConfig()
     zoneout: MaskConfig = MaskConfig()
     regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()
@@ -101,12 +103,12 @@ ROWS = {
         ("--z_prob_cells=0.05", "--z_prob_states=0.05", "--stoch_depth", "--share_mask"),
         published(1.432, 1.343),
     ),
-    # One row in the paper, of rate 0.7, which the authors' code takes for the probability of
-    # keeping: it drops 0.3.
+    # The paper has one row, with rate 0.7. In the authors' code this is the probability of keeping,
+    # so 0.3 is dropped.
     "recurrent dropout 0.3": Row(("--drop_prob_igates=0.3",), published(1.358, 1.321)),
     "recurrent dropout 0.7": Row(("--drop_prob_igates=0.7",), published(1.358, 1.321)),
     "zoneout": Row(("--z_prob_cells=0.5", "--z_prob_states=0.05"), published(1.362, 1.27)),
-    # For GRU and plain RNN the paper has rates between 0.05 and 0.25; ours is the middle.
+    # For the GRU and the plain RNN the paper gives rates from 0.05 to 0.25; 0.15 is the middle.
     "GRU": Row(("--rnn_type=GRU",), published(1.53)),
     "GRU + zoneout": Row(("--rnn_type=GRU", "--z_prob_states=0.15"), published(1.41)),
     "plain RNN": Row(("--rnn_type=SRNN",), published(1.67)),

@@ -1,24 +1,25 @@
-"""How far the loss at the last step reaches back (Krueger et al. 2017, section 4.4).
+"""Measures how far gradients reach back from the last step (Krueger et al. 2017, section 4.4).
 
-    python -m experiments.gradient_propagation                   # the paper's: MNIST, one epoch
+    python -m experiments.gradient_propagation                   # the paper: MNIST, one epoch
     python -m experiments.gradient_propagation --preset=laptop   # minutes, no download
 
-The loss of permuted MNIST as a function of the state (c_t, h_t) after step t has exact gradients
-∂L/∂c_t and ∂L/∂h_t: those with respect to zeros, "probes", that are added to the state of each
-step. Measured is the mean over examples of their norms, with masks as in training, at
-initialization and after some epochs. As c_t acts on later steps alone, ∂L/∂c_t begins one step
-before the last.
+The loss L of permuted MNIST is a function of the state (c_t, h_t) after each step t. Its exact
+gradients ∂L/∂c_t and ∂L/∂h_t are gradients with respect to "probes": zeros that are added to the
+state after each step. Their norms are averaged over examples, with masks as in training, at
+initialization and after some epochs. As c_t affects later steps only, ∂L/∂c_t is 0 at the last
+step.
 
 The paper shows ∂L/∂c_t after the first epoch, each curve divided by its sum over t, for an LSTM,
-zoneout of cells at 0.5 and recurrent dropout at 0.5. Here beside them: zoneout by its expectation,
-in training too, a static identity connection that tells the shortcut from the noise; and batch
-normalization at several initial gains γ (Cooijmans et al. 2016, section 4), where examples of a
-batch act on each other: there, and so everywhere, L is the sum over the batch.
+zoneout of the cells at 0.5, and recurrent dropout at 0.5. Two kinds of models are added here. The
+static identity connection is zoneout with masks at their expectation, in training too; it separates
+the effect of the shortcut from the effect of the noise. Batch normalization has several initial
+gains γ (Cooijmans et al. 2016, section 4). There the examples of a batch affect each other, so L is
+the sum over the batch, for all models.
 
-Written to `--out`: `gradient_norms.json`, with how many steps before the end the norm has fallen to
-a thousandth of its largest; `normalized.png` (without batch normalization) and `norms.png`; and the
-runs, from which the same command goes on. Models that are measured later, with the same settings,
-are added.
+Output in `--out`: `gradient_norms.json`, with the number of steps before the end at which the norm
+has fallen to a thousandth of its maximum; `normalized.png` (without batch normalization);
+`norms.png`; and the run directories. The same command resumes; a command with other models and the
+same settings adds these models.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "static identity": {"z_prob_cells": 0.5},
     "recurrent dropout": {"igate_drop": 0.5},
 } | {
-    # Moving averages, as they cost nothing: the norms are those of training.
+    # Moving averages, as they cost nothing; the norms use batch statistics, as in training.
     f"batch norm {gamma}": {
         "batch_normalization": True,
         "initial_gamma": gamma,
@@ -71,46 +72,45 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Settings of each model."""
 EXPECTED = ("static identity",)
-"""Models whose masks are their expectation."""
+"""Models that use masks at their expectation."""
 STAGES = ("initialization", "trained")
 STATES = ("c", "h")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(DataConfig):
-    """What to measure."""
+    """Settings of the measurement."""
 
     preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Settings of permuted MNIST to start from."""
     models: tuple[str, ...] = tuple(MODELS)
-    """Models by name."""
+    """Names of the models to measure."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0,)
     """Seeds; the norms are averaged over them."""
     epochs: Count = 1
-    """Epochs of training before the second measurement."""
+    """Training epochs before the second measurement."""
     train_size: Count | None = None
-    """Training images to use; by default the preset's."""
+    """Number of training images; by default the preset's."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """At a loss or gradient of training that is not finite: stop before the step, or leave it
-    out."""
+    """If a training loss or gradient is not finite: stop before that step, or skip it."""
     examples: Annotated[int, Range(2)] = 100
-    """Validation images that the norms are averaged over, one batch."""
+    """Number of validation images, one batch, over which the norms are averaged."""
     out: pathlib.Path | None = None
-    """Where runs and figures go; by default runs/gradient_propagation/<preset>."""
+    """Folder for runs and figures; by default runs/gradient_propagation/<preset>."""
 
     def __post_init__(self):
         super().__post_init__()
         unknown = [name for name in self.models if name not in MODELS]
         if unknown:
-            raise ValueError(f"unknown model {unknown[0]!r}; choose of {', '.join(MODELS)}")
+            raise ValueError(f"unknown model {unknown[0]!r}; choose from {', '.join(MODELS)}")
         for name in ("models", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be given, each once, got {values}")
+                raise ValueError(f"{name} must be one or more distinct values, got {values}")
 
 
 PRESETS = {
-    # At γ = 1 the first gradient on MNIST, 784 steps long, is not finite in float32.
+    # With γ = 1 the first gradient over the 784 steps of MNIST is not finite in float32.
     "paper": Config(models=tuple(name for name in MODELS if name != "batch norm 1.0")),
     "laptop": Config(preset="laptop", epochs=20),
     "smoke": Config(preset="smoke", models=("LSTM", "zoneout", "batch norm 0.1"), examples=16),
@@ -120,18 +120,18 @@ PRESETS = {
 def gradients(
     cell: Any, params: Any, xs: jax.Array, labels: jax.Array, masks: Masks
 ) -> tuple[jax.Array, jax.Array]:
-    """(∂L/∂c_t, ∂L/∂h_t), `[T, B, H]` each, of the summed cross entropy after the last step."""
+    """Computes (∂L/∂c_t, ∂L/∂h_t), each `[T, B, H]`, of the summed loss after the last step."""
     return jax.grad(probed_loss, 0)(probes(cell, xs), cell, params, xs, labels, masks)
 
 
 def probes(cell: Any, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Zeros to add to c and h after each step of inputs `[T, B, F]`."""
+    """Makes zeros to add to c and h after each step, for inputs `[T, B, F]`."""
     zeros = jnp.zeros((*xs.shape[:2], cell.hidden_features), xs.dtype)
     return zeros, zeros
 
 
 def probed_loss(probes, cell, params, xs, labels, masks) -> jax.Array:
-    """The loss with something added to the state after each step."""
+    """Computes the summed cross entropy with `probes` added to the state after each step."""
 
     def step(carry, inputs):
         x, masks, (at_c, at_h) = inputs
@@ -145,16 +145,16 @@ def probed_loss(probes, cell, params, xs, labels, masks) -> jax.Array:
 
 
 def reach(norms: np.ndarray, factor: float = 1e3) -> int | None:
-    """Steps from the last back to where the norm is first below 1/factor of the largest.
+    """Counts the steps from the last one back to the first norm below 1/`factor` of the maximum.
 
-    Only steps before that of the largest are looked at; None if it is nowhere so small.
+    Looks only at steps before the maximum; returns None if no norm there is so small.
     """
     below = np.flatnonzero(norms[: np.argmax(norms)] < np.max(norms) / factor)
     return int(len(norms) - 1 - below[-1]) if len(below) else None
 
 
 def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
-    """Trains a model and returns its norms `[T]` by stage and state."""
+    """Trains a model; returns its gradient norms `[T]` by stage and state."""
     preset = permuted_mnist.PRESETS[options.preset]
     config = preset.replace(
         seed=seed,
@@ -183,7 +183,7 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     cell = build_cell(config, len(xs))
     zoneout = config.zoneout.spec()
     if sampled and zoneout.active:
-        key = jax.random.fold_in(streams.noise, 2**31)  # that of no training step
+        key = jax.random.fold_in(streams.noise, 2**31)  # no training step uses this key
         masks = zoneout.sample(key, *xs.shape[:2], cell.hidden_features)
     else:
         masks = jax.tree.map(
@@ -194,36 +194,36 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     for stage in STAGES:
         with config.run.matmul_precision():
             found = run_gradients(cell, params[stage], xs, labels.astype(jnp.int32), masks)
-        # Squares of small gradients would be lost in float32.
+        # Squares of small gradients would underflow in float32.
         arrays = (np.linalg.norm(np.asarray(g, np.float64), axis=-1) for g in found)
         norms[stage] = {state: a.mean(1) for state, a in zip(STATES, arrays, strict=True)}
         if not np.isfinite(list(norms[stage].values())).all():
-            raise RunError(f"{name}: a gradient is not finite, {stage}")
+            raise RunError(f"{name}: a gradient is not finite (stage {stage})")
     return norms
 
 
 def read_result(file: pathlib.Path, options: Config, settings: dict[str, Any]) -> dict[str, Any]:
-    """What has been measured so far; ValueError if it was with other settings."""
+    """Reads the results so far; raises ValueError if they have other settings."""
     if not file.exists():
         dataset = permuted_mnist.PRESETS[options.preset].data.dataset
         return {"dataset": dataset, "settings": settings, "models": {}}
     result = json.loads(file.read_text())
     if result["settings"] != settings:
         raise ValueError(
-            f"{file} is of other settings, {result['settings']} there, {settings} here; give "
+            f"{file} has other settings: {result['settings']} there, {settings} here; give "
             "another --out"
         )
     return result
 
 
 def measure(options: Config) -> dict[str, Any]:
-    """Measures every model, and writes data and figures anew after each.
+    """Measures every model; writes the data and the figures again after each one.
 
     Returns:
       The content of `gradient_norms.json`.
 
     Raises:
-      ValueError: data or a run directory that do not fit.
+      ValueError: the data, a run directory or earlier results do not fit the settings.
     """
     out = output_folder(options.out, f"gradient_propagation/{options.preset}")
     settings = {k: v for k, v in options.identity().items() if k not in ("out", "models", "on_nan")}
@@ -249,19 +249,19 @@ def measure(options: Config) -> dict[str, Any]:
             write_json(data, result)
             draw(out / "normalized.png", result, normalized=True)
             draw(out / "norms.png", result, normalized=False)
-        print(f"{name}: the norm falls to a thousandth within so many steps of the end:")
+        print(f"{name}: steps before the end where the norm has fallen to a thousandth:")
         for state, stage in itertools.product(STATES, STAGES):
             steps = result["models"][name][stage][state]["steps_to_a_thousandth"]
             print(f"    ∂L/∂{state}, {stage}: {'nowhere' if steps is None else steps}")
-    print(f"data: {data}; figures: normalized.png and norms.png beside it")
+    print(f"data: {data}; figures: normalized.png and norms.png next to it")
     return result
 
 
 def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
     """Draws the norms over time: a row of panels for each stage, a column for each state.
 
-    The normalized figure leaves batch normalization out: at the first steps, whose pixels hardly
-    differ between images, its gradients are so large that they would be all that is seen.
+    The normalized figure leaves out batch normalization. At the first steps, where pixels hardly
+    differ between images, its gradients are so large that they would hide all other curves.
     """
     from matplotlib.figure import Figure
 
@@ -277,7 +277,7 @@ def draw(path: pathlib.Path, result: dict[str, Any], normalized: bool) -> None:
                     continue
                 norms = np.array(model[stage][state]["norms"])
                 values = norms / norms.sum() if normalized else norms
-                values = np.where(norms > 0, values, np.nan)  # where there is none, no line
+                values = np.where(norms > 0, values, np.nan)  # a norm of 0 is not drawn
                 style = "--" if normalizes else ":" if name in EXPECTED else "-"
                 time = np.arange(1, len(norms) + 1)
                 axes.plot(time, values, style, color=f"C{number}", linewidth=1.5, label=name)

@@ -5,24 +5,27 @@
     python -m experiments.permuted_mnist --z_prob_cells=0.15 --z_prob_states=0.15 \
         --share_mask --batch_normalization --initialization=id                      # the best
 
-An LSTM of 100 units reads the 784 pixels of a digit one by one, in one order drawn for all images;
-a softmax on its last state tells which digit it was. The paper reports error rates, validation /
-test: LSTM 0.092 / 0.102, zoneout 0.063 / 0.069, with recurrent batch normalization 0.045 / 0.041.
+An LSTM of 100 units reads the 784 pixels of a digit one by one, in a random order that is the same
+for all images. A softmax layer on the last hidden state classifies the digit. The paper reports
+error rates, as validation / test: LSTM 0.092 / 0.102, zoneout 0.063 / 0.069, zoneout with recurrent
+batch normalization 0.045 / 0.041.
 
-Settings (paper; where it is silent, the authors' code): pixels in [0, 1]; weights orthogonal over
-all gates together, forget bias 1, learned initial state; RMSProp at 0.001 (their code: 0.0001) with
-decay 0.5, after the gradient is clipped to norm 1; batches of 100; 150 epochs.
+Settings, from the paper or, where it is silent, from the authors' code: pixels in [0, 1]; one
+orthogonal matrix over all gates; forget bias 1; learned initial state; the gradient clipped to
+norm 1, then RMSProp with learning rate 0.001 (the authors' code: 0.0001) and decay 0.5; batches of
+100; 150 epochs.
 
-`--cell=min_gru` and others put blocks of a linear cell, whose steps run all at once, in place of
-the LSTM (`experiments.lib.pixels`); the paper has none of these.
+`--cell=min_gru` and the other linear cells replace the LSTM by blocks of a linear cell, which
+computes all steps at once (`experiments.lib.pixels`). The paper does not have these models.
 
-Metrics: `nats` (cross entropy) and `error` (share of wrong answers), which chooses the epoch.
+Metrics: `nats` (cross entropy) and `error` (share of wrong answers). The best epoch is the one with
+the lowest validation error.
 
-With batch normalization, evaluation needs population statistics, of each step its own. They are
-those of the model that is evaluated, masks at their expectation: before each evaluation, averages
-over batches of the training set (`--popstats=reestimate`; Cooijmans et al. 2016 do so), or moving
-averages over the training steps with their sampled masks (`ema`, the authors' code), which lag
-behind the weights.
+With batch normalization, evaluation needs separate population statistics for each time step.
+`--popstats=reestimate` averages them over batches of the training set before each evaluation, with
+the model that is evaluated and masks at their expectation (Cooijmans et al. 2016).
+`--popstats=ema` keeps moving averages over the training steps with their sampled masks (the
+authors' code); these averages lag behind the weights.
 """
 
 import dataclasses
@@ -64,7 +67,7 @@ from zoneout_jax.training import (
 )
 
 EMA_RATE = 0.01
-"""Weight of a batch in the moving averages of population statistics."""
+"""Weight of a new batch in the moving averages of the population statistics."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class MaskConfig(ZoneoutConfig):
     RATES: ClassVar[tuple[str, ...]] = (*ZoneoutConfig.RATES, "igate_drop")
 
     def spec(self, rates: Mapping[str, jax.Array] | None = None) -> Zoneout:
-        """The masks, with the rates of a sweep."""
+        """Returns the masks; `rates` of a sweep replace the settings."""
         return self.masks("igate_drop", rates)
 
 
@@ -86,25 +89,25 @@ class OptimizerConfig(Settings):
     """The optimizer."""
 
     learning_rate: Positive = 1e-3
-    """Step size of RMSProp."""
+    """Learning rate of RMSProp."""
     clip_norm: Positive = 1.0
-    """Largest global norm of the gradient."""
+    """Global norm to which the gradient is clipped."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageConfig(DataConfig):
-    """The images, and how they are read."""
+    """Settings of the images."""
 
     dataset: Literal["mnist", "digits"] = "mnist"
-    """Images: mnist (28×28), or scikit-learn's digits (8×8), which need no files."""
+    """Images: mnist (28×28), or digits from scikit-learn (8×8), which need no files."""
     train_size: Count | None = None
-    """Training images to use; all by default."""
+    """Number of training images; by default all."""
     unpermuted: bool = False
-    """Read the pixels row by row."""
+    """Read the pixels row by row, without permutation."""
     permutation_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """Seed of the order of the pixels, and of nothing else."""
+    """Seed of the order of the pixels only."""
     eval_batch_size: Count = 200
-    """Images evaluated at once."""
+    """Images per evaluation batch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,7 +115,7 @@ class ImageConfig(DataConfig):
             raise ValueError("unpermuted pixels have no permutation_seed: leave out one of them")
 
     def load(self) -> tuple[Images, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """The images, and of each split pixels `[N, T]` in the order of their steps, and labels."""
+        """Loads the images, and for each split pixels `[N, T]` in step order and labels."""
         images = load_images(self.dataset, **self.folders())
         steps = math.prod(images.image_shape)
         order = np.arange(steps) if self.unpermuted else permutation(self.permutation_seed, steps)
@@ -133,7 +136,7 @@ class Config(Settings):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "laptop", "smoke"] = "paper"
-    """Settings to start from; a flag given by hand beats them."""
+    """Settings to start from; other flags override them."""
     model: ModelConfig = ModelConfig()
     zoneout: MaskConfig = MaskConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -148,7 +151,7 @@ class Config(Settings):
             )
         check_sweep(self)
         if not self.run.sweep:
-            self.zoneout.spec()  # raises where one mask would have two rates
+            self.zoneout.spec()  # raises if a shared mask has two rates
 
 
 PAPER = Config()
@@ -178,16 +181,16 @@ PRESETS = {
 
 
 def inputs(pixels: jax.Array, max_value: int) -> jax.Array:
-    """Pixels `[B, T]` as inputs `[T, B, 1]` in [0, 1]."""
+    """Converts pixels `[B, T]` to inputs `[T, B, 1]` in [0, 1]."""
     return pixels.T[..., None].astype(jnp.float32) / max_value
 
 
 def build(config: Config, sampled: bool = True) -> Task:
-    """The experiment as a task for `zoneout_jax.training.fit`.
+    """Makes the task for `zoneout_jax.training.fit`.
 
     Args:
       config: settings.
-      sampled: train with sampled masks; otherwise with their expectation, as in evaluation.
+      sampled: train with sampled masks; if False, with their expectation, as in evaluation.
     """
     images, splits = config.data.load()
     steps = splits["train"][0].shape[1]
@@ -201,7 +204,7 @@ def build(config: Config, sampled: bool = True) -> Task:
         return {settings.cell: network.init(cell_key), "readout": readout}
 
     def sums(params, batch, **mode):
-        """Σ nats, Σ error and number of images, and the statistics of the batch, if measured."""
+        """Computes Σ nats, Σ error, the number of images, and batch statistics if there are any."""
         (pixels, labels), weights = batch.take()
         xs = inputs(pixels, images.max_value)
         last, *stats = network.read(params[settings.cell], xs, batch.indices >= 0, **mode)
@@ -267,9 +270,9 @@ def build(config: Config, sampled: bool = True) -> Task:
 
 
 published = functools.partial(published_values, "error")
-# The authors' script shares the mask, whatever its flags.
+# The authors' script shares the mask, whatever its flags say.
 _ZONEOUT = ("--z_prob_cells=0.15", "--z_prob_states=0.15", "--share_mask")
-# The published error is that of Cooijmans et al. 2016, who start at the identity.
+# The published error is from Cooijmans et al. 2016, who initialize with the identity.
 _BATCH_NORM = ("--batch_normalization", "--initialization=id")
 ROWS = {
     "LSTM": Row((), published(0.092, 0.102)),

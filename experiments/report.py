@@ -1,12 +1,12 @@
-"""One page of all results beside the published ones.
+"""Makes one page of all results, next to the published ones.
 
     python -m experiments.report                                   # runs/report.html
-    python -m experiments.report runs/char_ptb --out report.html   # with runs of your own
+    python -m experiments.report runs/char_ptb --out report.html   # with your own runs
     python -m experiments.report --out docs/reproduction.md        # the page of the documentation
 
-Collects run directories, tables of `reproduce` and pictures from `experiments/results` and from
-further folders. For each row of an experiment the page has the published values, ours, the flags
-and the state, then pictures, commands, commits, versions and hardware.
+The page covers run directories, tables of `reproduce` and pictures, in `experiments/results` and in
+the given folders. For each row of an experiment it shows the published values, our values, the
+flags and the state. Pictures, commands, commits, versions and hardware follow.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ DASH = "–"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to show."""
+    """What the page shows, and where it is written."""
 
     folders: tyro.conf.Positional[tuple[pathlib.Path, ...]] = ()
-    """Folders of results, beside those of experiments/results."""
+    """Folders of results, in addition to experiments/results."""
     out: pathlib.Path = pathlib.Path("runs/report.html")
-    """The page: HTML in a single file, or Markdown."""
+    """File of the page: .html (a single file) or .md (Markdown)."""
 
     def __post_init__(self):
         if self.out.suffix not in (".html", ".md"):
@@ -48,14 +48,14 @@ class Options:
 
 
 def page(folders: Sequence[pathlib.Path], as_html: bool) -> list[Block]:
-    """The page of the committed results and of further folders.
+    """Makes the page of the committed results and of further folders.
 
     Args:
       folders: further folders.
-      as_html: draw learning curves; otherwise the pictures in the folders are shown.
+      as_html: draw learning curves; if False, show the pictures in the folders.
 
     Raises:
-      ValueError: a folder has no results, or they cannot be read.
+      ValueError: a folder has no results, or its results cannot be read.
     """
     roots = [*sorted(path for path in COMMITTED.iterdir() if path.is_dir()), *folders]
     found = {root: collect(root) for root in roots}
@@ -64,11 +64,12 @@ def page(folders: Sequence[pathlib.Path], as_html: bool) -> list[Block]:
             raise ValueError(f"{folder} has no results: neither a config.json nor a table.json")
     blocks: list[Block] = [
         "# Reproduction",
-        "What has been run of the paper's experiments, beside what is published. Published values"
-        " are validation / test, of the paper's first version. Of several seeds: mean ± standard"
-        " deviation. Of a run that is not done: its last epoch. What the numbers mean is in"
-        f" [experiments/results/README.md]({COMMITTED / 'README.md'}). This page is made by"
-        " `python -m experiments.report`.",
+        "This page has our results for the paper's experiments, next to the published values."
+        " Published values are validation / test, from the first version of the paper. Results of"
+        " several seeds are mean ± standard deviation. Results of an unfinished run are from its"
+        " last epoch."
+        f" [experiments/results/README.md]({COMMITTED / 'README.md'}) explains the numbers. The"
+        " command `python -m experiments.report` makes this page.",
     ]
     for name in NAMES:
         experiment = find(name)
@@ -86,7 +87,7 @@ def page(folders: Sequence[pathlib.Path], as_html: bool) -> list[Block]:
 
 
 def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
-    """The rows of the paper, those that have not been run too, and what else there is."""
+    """Makes a table of all rows of the paper, run or not, and a table of the other results."""
     metrics = [metric.replace("_", " ") for metric in experiment.metrics]
     start = next(iter(experiment.presets))
     rows = [["row", "published", *metrics, "seeds", "state", "flags", "folder"]]
@@ -106,33 +107,33 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
         ours = numbers(experiment, r)
         others.append([r.row or DASH, *ours, r.state, code(r.flags), link(r)])
     corpus, missing = experiment.published_on, sum("not run yet" in line for line in rows)
-    about = f"Published on {corpus}." if corpus else "Nothing is published of this task."
-    about += f" Of {len(names)} rows {missing} have not been run yet." if missing else ""
+    about = f"Published values are for {corpus}." if corpus else "There are no published values."
+    about += f" {missing} of {len(names)} rows have not been run yet." if missing else ""
     blocks: list[Block] = [
-        f"`python -m experiments.{experiment.name}` and the flags. {about}",
+        f"The command is `python -m experiments.{experiment.name}` with the flags. {about}",
         rows,
     ]
-    return blocks + (["With other settings, not to be compared:", others] if others[1:] else [])
+    return blocks + (["Other settings, not comparable with these:", others] if others[1:] else [])
 
 
 def numbers(experiment: Experiment, result: Result) -> list[str]:
-    """The metrics, and of how many seeds they are."""
+    """Formats the metrics and the number of seeds."""
     values = [result.values.get(metric, []) for metric in experiment.metrics]
     return [*map(shown, values), str(max(map(len, values)) or DASH)]
 
 
 def code(text: str) -> str:
-    """Text as code, if there is any."""
+    """Formats text as code; empty text stays empty."""
     return f"`{text}`" if text else ""
 
 
 def link(result: Result) -> str:
-    """A link to the folder of a result."""
+    """Makes a link to the folder of a result."""
     return f"[{label(result.folder)}]({result.folder.resolve()})"
 
 
 def provenance(root: pathlib.Path, results: Sequence[Result]) -> list[Block]:
-    """Where the results of a folder come from."""
+    """Makes a table of where the results of a folder come from."""
     about = {result.folder: result.about for result in results} or {root: notes(root)}
     columns = ("command", "commit", "hardware", "note")
     lines = [["folder", *columns]]
@@ -141,13 +142,13 @@ def provenance(root: pathlib.Path, results: Sequence[Result]) -> list[Block]:
         lines.append([label(folder), code(command), *others])
     used = [", ".join(map(" ".join, of.get("versions", {}).items())) for of in about.values()]
     versions = " or ".join(filter(None, dict.fromkeys(used)))
-    return [lines, f"With {versions}."] if versions else [lines]
+    return [lines, f"Versions: {versions}."] if versions else [lines]
 
 
 def pictures(
     root: pathlib.Path, experiment: Experiment | Study, results: Sequence[Result], as_html: bool
 ) -> list[Picture]:
-    """The learning curves of a folder, drawn, or else the pictures that lie there."""
+    """Draws the learning curves of a folder, or returns the pictures in it."""
     curves: dict[str, list[History]] = {}
     for result in results:
         for model, histories in result.curves.items():
@@ -167,14 +168,14 @@ def draw(
     metric: str,
     splits: Sequence[str] = ("train", "validation"),
 ) -> Picture:
-    """Learning curves as SVG."""
+    """Draws learning curves as SVG."""
     file = io.StringIO()
     curves_figure(curves, metric, splits).savefig(file, format="svg", metadata={"Date": None})
     return Picture(metric, svg=file.getvalue())
 
 
 def shown(values: Sequence[float]) -> str:
-    """Mean and standard deviation of a metric."""
+    """Formats the mean and the standard deviation of a metric."""
     if not values:
         return DASH
     mean, sd = statistics.fmean(values), deviation(values)
@@ -183,14 +184,14 @@ def shown(values: Sequence[float]) -> str:
 
 
 def label(folder: pathlib.Path) -> str:
-    """What a folder is called: its path within the committed results, or as it was given."""
+    """Returns the name of a folder: its path within the committed results, or as it was given."""
     inside = folder.is_relative_to(COMMITTED)
     return (folder.relative_to(COMMITTED) if inside else folder).as_posix()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes the page from the command line."""
-    options = parse(Options, argv, command(), "All results beside the published ones, on a page.")
+    options = parse(Options, argv, command(), "Makes one page of our and the published results.")
     with program(argv):
         as_html = options.out.suffix == ".html"
         blocks = page(options.folders, as_html)

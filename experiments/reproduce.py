@@ -4,14 +4,13 @@
     python -m experiments.reproduce char_ptb --seeds 0 1 2    # the paper's own settings
     python -m experiments.reproduce permuted_mnist --preset=laptop
     python -m experiments.reproduce gradient_propagation --preset=laptop   # a figure, no table
-    python -m experiments.reproduce seq2seq                                # hours of a CPU core
+    python -m experiments.reproduce seq2seq                                # hours on a CPU core
 
-Runs that are done are skipped, runs that were cut off go on; several processes can share a folder,
-each with its own `--rows` or `--seeds`: when they have ended, one with all of them makes the table.
-The table (Markdown and JSON) is written anew after every run, the pictures of all learning curves
-as they grow. A row that diverges is marked, and the others go on. An experiment that measures
-something else than rows of a table (`gradient_propagation`, `semantic_consistency`) writes what its
-own docstring says.
+Finished runs are skipped, and interrupted runs resume. Several processes can share a folder, each
+with its own `--rows` or `--seeds`. When all have ended, a command with all rows and seeds makes the
+table. The table (Markdown and JSON) is written again after every run, the plots of the learning
+curves as they grow. A row that diverges is marked, and the other rows continue. An experiment
+without a table (`gradient_propagation`, `semantic_consistency`) writes what its docstring says.
 """
 
 import contextlib
@@ -51,7 +50,7 @@ from zoneout_jax.training import (
 )
 
 SEEDS = (0, 1, 2)
-"""Seeds of a table."""
+"""Default seeds of a table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,25 +58,25 @@ class Options(Settings):
     """What to rerun."""
 
     experiment: tyro.conf.Positional[Literal[NAMES]]
-    """Experiment."""
+    """Experiment to rerun."""
     preset: Literal["paper", "repository", "long", "small", "laptop", "smoke"] | None = None
-    """Settings: the paper's own, the authors' code's, the same for longer, a small task on the
-    paper's data, minutes on a laptop, or seconds. Not every experiment has them all; by default its
-    first, the paper's own if it is in the paper."""
+    """Settings: of the paper; of the authors' code (repository); the same for longer (long); a
+    small task on the paper's data (small); minutes on a laptop; or seconds (smoke). Not every
+    experiment has all of them. The default is its first: the paper's, if the paper has it."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] | None = None
-    """Seeds that every row is run with: by default 0, 1 and 2, or those that the experiment has."""
+    """Seeds of every row; by default 0, 1 and 2, or the experiment's own seeds."""
     rows: tuple[str, ...] = ()
-    """Rows, or models, by name; by default all, or those that suit the preset."""
+    """Names of rows or models; by default all, or those that suit the preset."""
     epochs: Count | None = None
-    """Epochs at most; by default the preset's."""
+    """Maximum number of epochs; by default the preset's."""
     on_nan: Literal["stop", "skip"] | None = None
-    """At a loss or gradient that is not finite: stop before the step, or leave it out."""
+    """If a loss or gradient is not finite: stop before that step, or skip it."""
     together: bool | None = None
-    """Train the seeds of a row in one program, if they follow each other; by default in presets
-    laptop and smoke, whose programs take long to compile for what they do."""
+    """Train the seeds of a row in one program, if they are consecutive; by default in presets
+    laptop and smoke, where compilation is a large part of the time."""
     out: pathlib.Path | None = None
-    """Where runs and tables go; by default runs/reproduce/<experiment>-<preset>, or the own default
-    of an experiment that measures something else."""
+    """Folder for runs and tables; by default runs/reproduce/<experiment>-<preset>, or the default
+    of an experiment without a table."""
     raw_data_dir: str | None = None
     """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
 
@@ -86,11 +85,11 @@ def reproduce(options: Options) -> dict[str, Any]:
     """Runs every row with every seed.
 
     Returns:
-      The content of `table.json`, or of what the experiment's own `measure` writes.
+      The content of `table.json`, or the result of the experiment's own `measure`.
 
     Raises:
-      ValueError: bad rows or seeds, or what the experiment itself refuses.
-      RunError: rows have diverged; the others are done.
+      ValueError: unknown rows, bad seeds, or settings that the experiment refuses.
+      RunError: rows have diverged; the other rows are done.
     """
     experiment = find(options.experiment)
     if options.preset is None:
@@ -107,10 +106,10 @@ def reproduce(options: Options) -> dict[str, Any]:
     names = options.rows or experiment.preset_rows.get(options.preset, tuple(rows))
     unknown = [name for name in names if name not in rows]
     if unknown:
-        raise ValueError(f"unknown row {unknown[0]!r}; choose of {', '.join(rows)}")
+        raise ValueError(f"unknown row {unknown[0]!r}; choose from {', '.join(rows)}")
     seeds = SEEDS if options.seeds is None else options.seeds
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be given, each once, got {seeds}")
+        raise ValueError(f"seeds must be one or more distinct values, got {seeds}")
     table = Table(
         experiment,
         options,
@@ -121,23 +120,23 @@ def reproduce(options: Options) -> dict[str, Any]:
     )
     if together and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         parts = [(name, seeds) for name in names]
-    else:  # seeds outside, rows inside: a table cut short compares the same seeds
+    else:  # seeds in the outer loop: an interrupted table compares the same seeds
         parts = [(name, (seed,)) for seed in seeds for name in names]
     configs = [table.config(*part) for part in parts]
     for part, config in zip(parts, configs, strict=True):
         table.train(*part, config)
-    print(f"table: {table.out / 'table.md'} and table.json; picture: {table.out / 'curves.png'}")
+    print(f"table: {table.out / 'table.md'} and table.json; curves: {table.out / 'curves.png'}")
     if table.failed:
         raise RunError(f"diverged: {', '.join(table.failed)}; the other rows are done")
     return table.content()
 
 
 class Table:
-    """Rows of an experiment, as far as they are done.
+    """The finished rows of an experiment.
 
     Attributes:
-      out: folder of the runs, of `table.json`, `table.md` and the pictures.
-      failed: why rows have no more runs, by name.
+      out: folder of the runs, of `table.json`, `table.md` and the plots.
+      failed: error messages of rows that diverged, by name.
     """
 
     def __init__(self, experiment: Experiment, options: Options, out: pathlib.Path):
@@ -148,7 +147,7 @@ class Table:
         self._metric = ""
 
     def config(self, name: str, seeds: Sequence[int]) -> Any:
-        """The settings of a row with some seeds, which follow each other."""
+        """Returns the settings of a row for consecutive seeds."""
         flags = (f"--preset={self.options.preset}", *self.experiment.rows[name].flags)
         config = parse_preset(self.experiment.presets, flags, self.experiment.name, "")
         given = {n: getattr(self.options, n) for n in ("epochs", "on_nan", "raw_data_dir")}
@@ -161,7 +160,7 @@ class Table:
         )
 
     def train(self, name: str, seeds: Sequence[int], config: Any) -> None:
-        """Trains a row with some seeds; one that diverges is noted, and leaves the others alone."""
+        """Trains a row with some seeds; notes in `failed` if it diverges, without an error."""
         experiment = self.experiment
         start = experiment.presets[self.options.preset]
         task, run = prepare(experiment.name, config, start, experiment.build)
@@ -190,7 +189,7 @@ class Table:
         print(markdown(self.content()))
 
     def draw(self, name: str | None = None, of_now: Sequence[Any] = ()) -> None:
-        """Draws the curves of what is done, and of the row that is being trained."""
+        """Draws the curves of finished runs, and of the row that is being trained."""
         curves = {row: list(runs) for row, runs in self._histories.items()}
         if name is not None:
             curves[name] = [*curves.get(name, []), *of_now]
@@ -210,7 +209,7 @@ class Table:
             temporary.write_text(markdown(content))
 
     def content(self) -> dict[str, Any]:
-        """The content of `table.json`."""
+        """Returns the content of `table.json`."""
         rows = [self._row(name) for name in self._histories]
         runs = [run for row in rows for run in row["runs"]]
         return {
@@ -247,7 +246,7 @@ class Table:
 
 
 def by_seed(result: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The result of each seed of a run, with its share of the time."""
+    """Splits the result of a run by seed; each seed gets its share of the time."""
     if len(seeds) == 1:
         return [result | {"seed": seeds[0]}]
     shared = {k: v for k, v in result.items() if k != "runs" and not k.endswith("_sd")}
@@ -257,9 +256,9 @@ def by_seed(result: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs while rows are run: those of a row's seeds are the same.
+    """Caches compiled programs while rows run, as all seeds of a row use the same programs.
 
-    A cache that the user has set up is used as it is.
+    If the user has set up a cache, that one is used.
     """
     if jax.config.jax_compilation_cache_dir:
         yield
@@ -275,7 +274,7 @@ def compiled_once() -> Iterator[None]:
 
 
 def _measurement(options: Options, settings: Any) -> Any:
-    """The settings of an experiment that measures by itself, with what the options say."""
+    """Returns the settings of a `Study`, changed by the options."""
     given = {
         "models": options.rows or None,
         "seeds": options.seeds,
@@ -295,20 +294,20 @@ def _measurement(options: Options, settings: Any) -> Any:
 
 
 def distinct(values: Iterable[str]) -> str:
-    """What runs have in common, or all that they have."""
+    """Joins the distinct values of all runs."""
     return " and ".join(dict.fromkeys(values))
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table for people: mean ± sd over seeds, and the published number in brackets.
+    """Formats the table in Markdown: mean ± sd over seeds, and the published value in brackets.
 
-    It is left out where it cannot be compared: of other settings than the paper's.
+    The published value is left out if the settings are not the paper's.
     """
     published, own = table["published_on"], ""
     if table["preset"] != "paper":
         own = f"Preset {table['preset']} has other settings than the paper."
     elif "--epochs" in table["command"]:
-        own = "Trained for other epochs than the paper's."
+        own = "The number of epochs is not the paper's."
     metrics = list(table["rows"][0]["metrics"])
     header = ["model", *(metric.replace("_", " ") for metric in metrics)]
     header += ["seeds", "best epoch", "steps", "minutes a run"]
@@ -333,9 +332,9 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines.append(cells)
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     used = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
-    note = "Nothing is published of this task."
+    note = "There are no published values."
     if published:
-        note = own or f"In brackets: published, on {published}."
+        note = own or f"In brackets: published values, for {published}."
     return (
         f"{table['experiment']}, preset {table['preset']}, {table['dataset']}; mean ± sd over "
         f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"
@@ -344,7 +343,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def _arguments(options: Options) -> list[str]:
-    """The options that differ from their defaults, as flags."""
+    """Formats the options that differ from their defaults as flags."""
     arguments = [options.experiment]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

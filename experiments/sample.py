@@ -1,10 +1,10 @@
-"""Text from a trained language model.
+"""Samples text from a trained language model.
 
     python -m experiments.sample WORKDIR --prompt "the " --length 500 --temperature 0.8
 
-WORKDIR is the run directory of char_ptb, word_ptb or text8. The best parameters so far are used,
-with masks at their expectation. Each symbol is drawn from softmax(logits / temperature), at
-temperature 0 the likeliest one.
+WORKDIR is a run directory of char_ptb, word_ptb or text8. The model has its best parameters so far,
+and masks at their expectation. Each symbol is drawn from softmax(logits / temperature); at
+temperature 0 it is the most likely symbol.
 """
 
 import dataclasses
@@ -35,24 +35,24 @@ from zoneout_jax.training import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataConfig):
-    """What to write."""
+    """What to sample."""
 
     workdir: tyro.conf.Positional[pathlib.Path]
     """Run directory of a language model."""
     prompt: str = "the "
-    """What the text begins with."""
+    """Start of the text."""
     length: Annotated[int, Range(1, 1_000_000)] = 500
-    """Symbols to write: characters, or words."""
+    """Number of symbols to sample: characters or words."""
     temperature: NotNegative = 0.8
-    """Below 1 the model keeps to what it is sure of; above, it dares more."""
+    """Softmax temperature: lower values give more likely symbols, higher ones more variety."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """Seed of the draws."""
+    """Seed of the samples."""
     number: Annotated[int, Range(0)] = 0
-    """Which of the models, in a run of several seeds or rates."""
+    """Index of the model, in a run with several seeds or rates."""
 
 
 def sample(options: Options) -> str:
-    """Writes text.
+    """Samples a text.
 
     Raises:
       ValueError: the directory holds no trained language model, or the prompt has symbols that the
@@ -64,9 +64,8 @@ def sample(options: Options) -> str:
     task = experiment.build(config)
     params, state = read_trained(task, config.run, options.workdir, options.number).best
     apart = "" if config.data.unit == "char" else " "
-    prompt = encode(
-        options.prompt, corpus, apart
-    )  # now that the text is known to be that of the run
+    # After `read_trained`, which checks that the corpus is the one of the run.
+    prompt = encode(options.prompt, corpus, apart)
     key = jax.random.key(options.seed)
     with config.run.matmul_precision():
         symbols = continuation(
@@ -82,7 +81,7 @@ def sample(options: Options) -> str:
 
 
 def read_config(options: Options) -> tuple[Experiment, Any]:
-    """The experiment and the settings of the run."""
+    """Reads the experiment and the settings of the run."""
     file = options.workdir / "config.json"
     try:
         content = json.loads(file.read_text())
@@ -91,11 +90,11 @@ def read_config(options: Options) -> tuple[Experiment, Any]:
             raise LookupError(f"there is no experiment {name}")
         experiment = find(name)
         if not isinstance(experiment, Experiment) or experiment.model is None:
-            raise ValueError(f"{options.workdir} holds a run of {name}, which is no language model")
+            raise ValueError(f"{options.workdir} holds a run of {name}, not of a language model")
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
         config = experiment.presets["smoke"].replace(**settings)
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{options.workdir} is no run directory: {file}: {error}") from error
+        raise ValueError(f"{options.workdir} is not a run directory: {file}: {error}") from error
     return experiment, config.replace(**options.folders())
 
 
@@ -108,13 +107,13 @@ def continuation(
     key: jax.Array,
     rates: Mapping[str, jax.Array] | None = None,
 ) -> jax.Array:
-    """Symbols `[length]` that follow a prompt `[T]`, T of at least 1."""
+    """Samples symbols `[length]` that follow a prompt `[T]`, with T at least 1."""
     logits_of = functools.partial(model.logits, rates=rates)
 
     def draw(logits, key):
         if not temperature:
             return jnp.argmax(logits)
-        logits -= jnp.max(logits)  # or a small temperature makes several of them infinite
+        logits -= jnp.max(logits)  # otherwise a small temperature makes several infinite
         return jax.random.categorical(key, logits / temperature)
 
     @jax.jit
@@ -133,19 +132,19 @@ def continuation(
 
 
 def encode(text: str, corpus: Corpus, apart: str) -> np.ndarray:
-    """Numbers of the symbols of a text: characters, or words with blanks to keep them apart."""
+    """Converts a text to symbol numbers: of its words if `apart`, else of its characters."""
     number = {symbol: n for n, symbol in enumerate(corpus.vocabulary)}
     symbols = text.split() if apart else list(text)
     unknown = [symbol for symbol in symbols if symbol not in number]
     if not symbols or unknown:
         what = f"unknown {unknown[0]!r}" if unknown else "nothing"
-        raise ValueError(f"the prompt must be symbols of {corpus.name}, got {what}")
+        raise ValueError(f"the prompt must consist of symbols of {corpus.name}, got {what}")
     return np.array([number[symbol] for symbol in symbols], np.int32)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a text."""
-    options = parse(Options, argv, command(), "Text from a language model.")
+    """Samples and prints a text from the command line."""
+    options = parse(Options, argv, command(), "Samples text from a language model.")
     with program(argv):
         print(sample(options))
 

@@ -1,4 +1,4 @@
-"""Do units keep their meaning? A toy task of the authors' repository.
+"""Measures whether units keep their meaning: a toy task of the authors' repository.
 
     python -m experiments.semantic_consistency
 
@@ -6,19 +6,20 @@ A linear recurrence without inputs,
 
     h ← d ∘ h + (1 − d) ∘ (h W),
 
-one mask d for the whole batch at each step, d ~ Bernoulli(rate) for each unit, is trained to end
-where it began: the loss is Σ‖h_10 − h_0‖² over a batch. W starts near −I. Without zoneout that is a
-solution: ten changes of sign undo each other. With zoneout a unit changes sign a random number of
-times, and W = −I is none; W = +I always is. The claim of the authors' README, that zoneout makes
-units keep their meaning over time, is taken to say that W moves to +I. Measured: with zoneout it
-does for all of 64 seeds, after 25,000 to 80,000 updates; without, W stays at −I for all of them.
+is trained to return to its first state: the loss is Σ‖h_10 − h_0‖² over a batch. Each step draws
+one mask d for the whole batch, with d ~ Bernoulli(rate) for each unit. W starts near −I. Without
+zoneout W = −I is a solution, as ten changes of sign cancel. With zoneout a unit changes its sign a
+random number of times, so W = −I is not a solution; W = +I always is. The authors' README claims
+that zoneout makes units keep their meaning over time. This is taken to say that W moves to +I.
+Measured: with zoneout W moves to +I for all 64 seeds, after 25,000 to 80,000 updates; without
+zoneout W stays at −I for all 64.
 
-Settings (the authors' code): 2 units, 10 steps, W = −I + 0.01 · Normal(0, 1), h_0 of standard
-normal numbers, batches of 32, 100,000 updates of SGD at 1e-4, rates 0.1 and 0; here 64 seeds.
+Settings of the authors' code: 2 units, 10 steps, W = −I + 0.01 · Normal(0, 1), h_0 standard normal,
+batches of 32, 100,000 updates of SGD with learning rate 1e-4, rates 0.1 and 0. Here: 64 seeds.
 
-Written to `--out`: `semantic_consistency.npz`, learning curves, the path of W and its eigenvalues;
-`semantic_consistency.json`, with the share of seeds with every element of W within 0.1 of +I and
-of −I at the end; and `semantic_consistency.png`.
+Output in `--out`: `semantic_consistency.npz`, with the learning curves, the path of W and its
+eigenvalues; `semantic_consistency.json`, with the share of seeds for which every element of W is
+within 0.1 of +I, and of −I, at the end; and `semantic_consistency.png`.
 """
 
 import dataclasses
@@ -50,40 +51,40 @@ from zoneout_jax.training import (
 )
 
 NEAR = 0.1
-"""Largest difference of an element of W from that of a solution that counts as reached."""
+"""A solution counts as reached if every element of W differs from it by less than this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Measurement):
-    """Settings; the defaults are those of the authors' code, but for the number of seeds."""
+    """Settings; except for the number of seeds, the defaults are those of the authors' code."""
 
     preset: Literal["repository", "laptop", "smoke"] = "repository"
-    """Settings to start from; a flag given by hand beats them."""
+    """Settings to start from; other flags override them."""
     rates: tuple[DropRate, ...] = (0.1, 0.0)
     """Zoneout rates to compare."""
     seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = tuple(range(64))
-    """Seeds of the first weights, inputs and masks; all rates have the same."""
+    """Seeds of initial weights, first states and masks; all rates use the same seeds."""
     units: Count = 2
-    """Units."""
+    """Number of units."""
     length: Count = 10
-    """Applications of W."""
+    """Number of steps of the recurrence."""
     steps: Count = 100_000
-    """Updates."""
+    """Number of updates of W."""
     batch_size: Count = 32
-    """Vectors in a batch."""
+    """First states in a batch."""
     learning_rate: Positive = 1e-4
-    """Step size."""
+    """Learning rate."""
     noise: NotNegative = 0.01
-    """Standard deviation of the first W around −I."""
+    """Standard deviation of the initial W around −I."""
     points: Count = 200
-    """Points of the curves that are kept."""
+    """Number of points of the curves."""
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("rates", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be given, each once, got {values}")
+                raise ValueError(f"{name} must be one or more distinct values, got {values}")
         if self.steps % self.points:
             raise ValueError(f"steps must be a multiple of points, {self.points}, got {self.steps}")
 
@@ -96,29 +97,30 @@ PRESETS = {
 
 
 def recurrence(w: jax.Array, h: jax.Array, masks: jax.Array) -> jax.Array:
-    """The last state `[B, H]`, for first states, weights `[H, H]` and masks `[T, H]`."""
-    for mask in masks:  # so few that they are not worth a loop
+    """Computes the last states from first states `[B, H]`, weights `[H, H]` and masks `[T, H]`."""
+    for mask in masks:  # few enough to unroll
         h = zoneout(h, h @ w, mask)
     return h
 
 
 def loss(w: jax.Array, h: jax.Array, masks: jax.Array) -> jax.Array:
-    """Σ‖h_T − h_0‖² over a batch; arguments as in `recurrence`.
+    """Computes Σ‖h_T − h_0‖² over a batch; arguments as in `recurrence`.
 
-    The recurrence is linear: what it makes of the unit vectors tells what it makes of the batch.
+    The recurrence is linear, so it runs on the unit vectors, and the batch is multiplied by the
+    result.
     """
     units = jnp.eye(len(w), dtype=w.dtype)
     return jnp.sum(jnp.square(h @ (recurrence(w, units, masks) - units)))
 
 
 def first_weights(config: Config, key: jax.Array) -> jax.Array:
-    """W before the first update, `[H, H]`."""
+    """Draws W before the first update, `[H, H]`."""
     noise = jax.random.normal(key, (config.units, config.units))
     return -jnp.eye(config.units) + config.noise * noise
 
 
 def draw(config: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First states `[B, H]` of an update, and for each rate its masks `[R, T, H]`."""
+    """Draws the first states `[B, H]` of an update, and masks `[R, T, H]` for R rates."""
     state_key, mask_key = jax.random.split(key)
     h = jax.random.normal(state_key, (config.batch_size, config.units))
     uniform = jax.random.uniform(mask_key, (config.length, config.units))
@@ -128,16 +130,16 @@ def draw(config: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
 def train(config: Config, keys: jax.Array, tell: Callable[[int], None]) -> tuple[Any, Any]:
     """Trains a model for each of S seeds and R rates.
 
-    A seed's models have the same first weights, states and uniform numbers for the masks.
+    The models of one seed share initial weights, states, and the uniform numbers of the masks.
 
     Args:
       config: settings.
-      keys: of the seeds, `[S]`.
-      tell: called with the number of updates done, at each point.
+      keys: random keys of the seeds, `[S]`.
+      tell: called at each point with the number of updates so far.
 
     Returns:
-      The mean loss of an example between points, `[points, S, R]`, and W at each point, before the
-      first update too, `[points + 1, S, R, H, H]`.
+      The mean loss per example between points, `[points, S, R]`, and W before the first update and
+      at each point, `[points + 1, S, R, H, H]`.
     """
     gradients = jax.vmap(jax.value_and_grad(loss), (0, None, 0))
 
@@ -161,13 +163,13 @@ def train(config: Config, keys: jax.Array, tell: Callable[[int], None]) -> tuple
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Trains all models, and writes data and figure.
+    """Trains all models; writes the data and the figure.
 
     Returns:
       The content of `semantic_consistency.json`.
 
     Raises:
-      ValueError: `out` is a file or an address.
+      ValueError: `out` is a file or a URL.
       RunError: W is not finite at the end.
     """
     out = new_folder(config.out, f"semantic_consistency/{config.preset}")
@@ -221,7 +223,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def reached(w: np.ndarray, sign: int) -> np.ndarray:
-    """Whether weights `[S, H, H]` are near ±I."""
+    """Tells which of the weights `[S, H, H]` are near `sign` · I."""
     return np.all(np.abs(w - sign * np.eye(w.shape[-1])) < NEAR, axis=(-2, -1))
 
 
@@ -236,7 +238,7 @@ def draw_figure(path: pathlib.Path, config: Config, arrays: dict[str, np.ndarray
     alpha = max(0.15, 1 / len(config.seeds))
     for number, rate in enumerate(config.rates):
         thin = {"color": f"C{number}", "linewidth": 0.8, "alpha": alpha}
-        # Of no height, but in the legend without the lines' transparency.
+        # An empty line for the legend, without the transparency of the others.
         panels[0].plot([], color=f"C{number}", label=f"zoneout {rate:g}")
         panels[0].plot(steps[1:], arrays["losses"][:, :, number], **thin)
         elements = w[:, :, number]

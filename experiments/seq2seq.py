@@ -3,23 +3,26 @@
     python -m experiments.seq2seq                                          # baseline
     python -m experiments.seq2seq --z_prob_cells=0.5 --z_prob_states=0.05  # zoneout
 
-A network reads `____12345+678` symbol by symbol and writes `13023__`. The paper has no results of
+A network reads `____12345+678` symbol by symbol and writes `13023__`. The paper has no results for
 this task.
 
-Settings: one two-layer LSTM of 128 units is encoder and decoder; weights uniform within ±0.08; Adam
-at 0.01 on batches of 32, gradients not clipped; 4,000 epochs of 20 batches. In training the decoder
-is fed with the answer, in evaluation with its own likeliest symbols, masks at their expectation.
-Operands of k `digits` are at most 10^k. From k = 2, the curriculum goes on to the next when the
-validation error falls below 0.1; at 5, the last, the learning rate is multiplied by 0.95 whenever
-the error rises. All this is as in the authors' code but for the evaluation, the epochs, and what
-preset `repository` has as there: encoder and decoder with weights of their own, layers that hand on
-their new state before zoneout, 40 epochs. `laptop` has 400 epochs of up to three digits.
+Settings: one two-layer LSTM of 128 units is both encoder and decoder; weights uniform within ±0.08;
+Adam with learning rate 0.01, batches of 32, gradients not clipped; 4,000 epochs of 20 batches. In
+training the decoder is fed with the answer; in evaluation with its own most likely symbols, with
+masks at their expectation. Operands of k `digits` are at most 10^k. The curriculum starts at k = 2,
+and k grows by 1 when the validation error falls below 0.1. At k = 5, the last, the learning rate is
+multiplied by 0.95 whenever the error rises.
 
-Metrics: `error` (share of answers with any wrong symbol) over `eval_size` additions of up to the
-current number of digits, with an operand above 10, none of which training ever draws; with few
-digits there are not so many, and some count more than once. `nats`, the cross entropy of a symbol.
-`test_error`, over 4,096 others of up to the greatest number of digits. The epoch kept is the one
-with the least `to_come`, the error plus the number of digits that are still to come.
+Three defaults differ from the authors' code: preset `repository` has, as in that code, separate
+weights for encoder and decoder, layers that output their new state before zoneout, and 40 epochs.
+The evaluation also differs, in all presets. Preset `laptop` has 400 epochs of up to three digits.
+
+Metrics: `error` is the share of answers with any wrong symbol, over `eval_size` additions of up to
+the current number of digits. Each has an operand above 10, and training never draws any of them.
+With few digits there are fewer such additions, and some count more than once. `nats` is the cross
+entropy per symbol. `test_error` is over 4,096 other additions of up to the greatest number of
+digits. The best epoch is the one with the least `to_come`: the error plus the number of digits that
+are still to come.
 """
 
 import dataclasses
@@ -60,16 +63,16 @@ from zoneout_jax.training import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdderOptimizerConfig(OptimizerConfig):
-    """The optimizer, and how its step size falls."""
+    """The optimizer and the decay of its learning rate."""
 
     learning_rate: Positive = 0.01
-    """Step size at the start."""
+    """Learning rate at the start."""
     clip_norm: Positive | None = None
-    """Largest global norm; None for any."""
+    """Largest global norm; None for no clipping."""
     lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
-    """Factor of the step size when the error rises at the greatest number of digits."""
+    """Factor of the learning rate when the error rises at the greatest number of digits."""
     restart: bool = False
-    """Begin again with new weights if the error is above 0.85 in the 17th epoch (authors' code)."""
+    """Restart with new weights if the error is above 0.85 in the 17th epoch (authors' code)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class Config(Settings):
     """Settings of the experiment."""
 
     preset: Literal["long", "repository", "laptop", "smoke"] = "long"
-    """Settings to start from; a flag given by hand beats them."""
+    """Settings to start from; other flags override them."""
     model: AdderConfig = AdderConfig()
     zoneout: MaskConfig = MaskConfig()
     regularizers: NoiseConfig = NoiseConfig()
@@ -113,19 +116,19 @@ PRESETS = {
 }
 
 TEST_SIZE = 4096
-"""Additions of the test."""
+"""Number of test additions."""
 
 RESTART_AGE = 16
-"""Epochs before the one in which a model may be found to be stuck."""
+"""Epochs before the one in which a stuck model restarts."""
 STUCK = 0.85
-"""Error above which it is."""
+"""Error above which a model is stuck."""
 
 
 def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState]:
-    """What changes after an epoch: digits, step size and, if asked for, the weights.
+    """Returns the update after an epoch: of digits, learning rate and, with `restart`, weights.
 
-    The first error at the greatest number of digits is compared with the last of fewer digits, as
-    in the authors' code, so that the step size falls there.
+    As in the authors' code, the first error at the greatest number of digits is compared with the
+    last error at fewer digits, so the learning rate falls there if the error is higher.
     """
 
     def end_epoch(state, metrics, key):
@@ -155,19 +158,19 @@ def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """The optimizer, with its step size in its state."""
+    """Makes the optimizer, with the learning rate in its state."""
     make = optax.inject_hyperparams(config.optimizer.optimizer)
     return make(learning_rate=config.optimizer.learning_rate)
 
 
 def different(pairs: jax.Array, number: int) -> jax.Array:
-    """The first pairs that differ from each other; again from the start if there are too few."""
+    """Returns the first `number` distinct pairs; repeats them if there are too few."""
     _, first = np.unique(pairs, axis=0, return_index=True)
     return pairs[np.resize(np.sort(first), number)]
 
 
 def build(config: Config) -> Task:
-    """The experiment as a task for `zoneout_jax.training.fit`."""
+    """Makes the task for `zoneout_jax.training.fit`."""
     adder, additions = language_model_of(config), config.data
 
     def place(digits):

@@ -4,17 +4,18 @@
     python -m experiments.text8 --z_prob_cells=0.5 --z_prob_states=0.05   # zoneout, paper's text
     python -m experiments.text8 --preset=repository --z_prob_cells=0.2 --z_prob_states=0.2
 
-An LSTM predicts the next of 27 characters of Wikipedia text, in bits per character (BPC). The paper
-reports, validation / test: LSTM 1.396 / 1.408, weight noise 1.356 / 1.367, norm stabilizer 1.382 /
-1.398, stochastic depth 1.337 / 1.343, recurrent dropout 1.409 / 1.358 (a later version: 1.386 /
-1.401), zoneout 1.331 / 1.336.
+An LSTM predicts the next character of Wikipedia text, out of 27 characters. The metric is bits per
+character (BPC). The paper reports, as validation / test: LSTM 1.396 / 1.408, weight noise 1.356 /
+1.367, norm stabilizer 1.382 / 1.398, stochastic depth 1.337 / 1.343, recurrent dropout 1.409 /
+1.358 (a later version: 1.386 / 1.401), zoneout 1.331 / 1.336.
 
 Settings of the paper: 2000 units, weights of square orthogonal tiles, sequences of 180 characters,
-batches of 128, Adam at 0.001, gradients clipped to norm 1, early stopping; the first 90 million
-characters are for training, 5 and 5 million for validation and test. Of the authors' code (preset
-`repository`): 1000 units, batches of 32, Adam at 0.002, its update clipped to norm 1.
+batches of 128, Adam with learning rate 0.001, gradients clipped to norm 1, early stopping; the
+first 90 million characters for training, 5 million for validation and 5 million for test. Settings
+of the authors' code (preset `repository`): 1000 units, batches of 32, Adam with learning rate
+0.002, its update clipped to norm 1.
 
-Metrics: as of `experiments.char_ptb`.
+The metrics are those of `experiments.char_ptb`.
 """
 
 import dataclasses
@@ -36,18 +37,18 @@ from zoneout_jax.training import Range, RunConfig, Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(CharacterTextConfig):
-    """The text, and how it is read."""
+    """Settings of the text."""
 
     dataset: str = "text8"
-    """Corpus: text8; text8_like, other Wikipedia text in its form; stdlib, which needs no files; or
-    the path of a text file of your own (UTF-8; its first 90 % train, 5 % validate, 5 % test)."""
+    """Corpus: text8; text8_like, other Wikipedia text in the same form; stdlib, which needs no
+    files; or the path of your own UTF-8 text file (90 % training, 5 % validation, 5 % test)."""
     seq_length: Annotated[int, Range(2)] = 180
-    """Characters in a sequence; one less is predicted."""
+    """Characters in a sequence; all but the first are predicted."""
 
     corpora: ClassVar[tuple[str, ...]] = ("text8", "text8_like", "stdlib")
 
     def load(self) -> Corpus:
-        """The corpus."""
+        """Loads the corpus."""
         unit = "text8" if self.dataset == "stdlib" else "char"
         return load_corpus(self.dataset, unit=unit, **self.folders())
 
@@ -57,7 +58,7 @@ class Config(Settings):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
-    """Settings to start from; a flag given by hand beats them."""
+    """Settings to start from; other flags override them."""
     model: ModelConfig = ModelConfig(hidden_features=2000)
     zoneout: MaskConfig = MaskConfig()
     regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()

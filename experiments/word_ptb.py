@@ -3,20 +3,21 @@
     python -m experiments.word_ptb --preset=repository --z_prob_cells=0.5 --z_prob_states=0.05
     python -m experiments.word_ptb --dropout=0.65 --z_prob_cells=0.25 --z_prob_states=0.025
 
-An LSTM predicts the next of 10,000 words; the metric is perplexity. The paper reports, validation /
-test: LSTM 120.7 / 114.5, recurrent dropout 91.6 / 87.0, dropout on the non-recurrent connections
-(Zaremba et al. 2014) 82.2 / 78.4, zoneout on top of that 81.4 / 77.4.
+An LSTM predicts the next word, out of 10,000 words. The metric is perplexity. The paper reports, as
+validation / test: LSTM 120.7 / 114.5, recurrent dropout 91.6 / 87.0, dropout on the non-recurrent
+connections (Zaremba et al. 2014) 82.2 / 78.4, this dropout with zoneout 81.4 / 77.4.
 
-Settings of the paper (preset `paper`; where it is silent, Zaremba's): two layers of 1500 units, all
-weights uniform within ±0.04, sequences of 35 words in batches of 20, SGD at rate 1, divided by 1.15
-in each epoch from the 16th on, gradients clipped to norm 10, 55 epochs; the gradient is that of the
-loss summed over the words of a sequence and averaged over the batch. Of the authors' code (preset
-`repository`): one layer of 256 units whose input matrix has a row for every word, the mean over all
-words, Adam at 0.002, its update clipped to norm 10.
+Settings of the paper or, where it is silent, of Zaremba et al. (preset `paper`): two layers of 1500
+units; all weights uniform within ±0.04; sequences of 35 words in batches of 20; SGD with learning
+rate 1, divided by 1.15 in each epoch from the 16th on; gradients clipped to norm 10; 55 epochs. The
+gradient is of the loss summed over the words of a sequence and averaged over the batch. Settings of
+the authors' code (preset `repository`): one layer of 256 units, whose input matrix has a row for
+every word; the loss averaged over all words; Adam with learning rate 0.002, its update clipped to
+norm 10.
 
-The text is cut into as many streams as a batch has sequences. The state at the end of a batch is
-where the next one begins, and at the end of an epoch each stream takes over that of the stream
-before it, whose text ends where its own begins.
+The text is cut into as many streams as a batch has sequences. Each batch starts from the states at
+the end of the previous batch. At the end of an epoch each stream takes over the state of the
+previous stream, whose text ends where its own text begins.
 
 Metrics: `validation_perplexity` and `test_perplexity`, with the state carried over the whole text.
 """
@@ -50,18 +51,18 @@ from zoneout_jax.training import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordModelConfig(ModelConfig):
-    """The layers."""
+    """Settings of the layers."""
 
     hidden_features: Count = 1500
-    """Units of a layer, and features of an embedding."""
+    """Units per layer, and features of an embedding."""
     num_layers: Annotated[int, Range(1, 100)] = 2
-    """Layers."""
+    """Number of layers."""
     init_width: Positive | None = 0.04
-    """Weights start uniform within ± this."""
+    """Initial weights are uniform within ± this."""
     embedding: bool = True
-    """Words are embedded; otherwise each has a row of the first layer's input matrix."""
+    """Embed the words; otherwise each word has a row in the first layer's input matrix."""
     tied: bool = False
-    """The embedding is also the kernel of the output layer."""
+    """Use the embedding as the kernel of the output layer, too."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,29 +72,29 @@ class WordModelConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordRegularizerConfig(RegularizerConfig):
-    """Regularizers besides masks."""
+    """Regularizers other than masks."""
 
     dropout: DropRate = 0.0
-    """Dropout on the non-recurrent connections."""
+    """Rate of dropout on the non-recurrent connections."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordOptimizerConfig(OptimizerConfig):
-    """The optimizer, and how its step size falls."""
+    """The optimizer and the decay of its learning rate."""
 
     algorithm: Literal["adam", "rms_prop", "momentum", "sgd"] = "sgd"
     """Optimizer."""
     learning_rate: Positive = 1.0
-    """Step size."""
+    """Learning rate."""
     clip_norm: Positive | None = 10.0
-    """Largest global norm; None for any."""
+    """Largest global norm; None for no clipping."""
     decrease_lr_after_epoch: Count = 14
-    """The step size falls at the end of each epoch after this one, as in the authors' code: with
-    14, epoch 16 is the first slower one."""
+    """The learning rate falls at the end of each epoch after this one, as in the authors' code;
+    with 14, epoch 16 is the first with a lower rate."""
     lr_decay: Positive = 1.15
-    """What it is divided by each time."""
+    """Divisor of the learning rate each time it falls."""
     sum_over_steps: bool = True
-    """The gradient is of the loss summed over the words of a sequence, otherwise of their mean."""
+    """Sum the loss over the words of a sequence for the gradient, instead of taking the mean."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,7 +106,7 @@ class WordOptimizerConfig(OptimizerConfig):
             )
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The step size: constant, then divided by `lr_decay` between epochs."""
+        """Returns the learning rate: constant at first, then divided by `lr_decay` each epoch."""
         return optax.exponential_decay(
             self.learning_rate,
             transition_steps=steps_per_epoch,
@@ -117,13 +118,13 @@ class WordOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordTextConfig(TextConfig):
-    """The text, and how it is read."""
+    """Settings of the text."""
 
     seq_length: Count = 35
-    """Words of a stream in a batch."""
+    """Words of each stream in a batch."""
     eval_streams: Count = 20
-    """Parts that a text is cut into to carry the state over them side by side, each after a
-    warm-up on the words before it; 1 carries it over the text in one piece."""
+    """Parts of a text that are evaluated in parallel, each after a warm-up on the words before it;
+    1 evaluates the text in one piece."""
 
     unit: ClassVar[Literal["char", "word"]] = "word"
 
@@ -133,7 +134,7 @@ class Config(Settings):
     """Settings of the experiment; the defaults are the paper's without regularization."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
-    """Settings to start from; a flag given by hand beats them."""
+    """Settings to start from; other flags override them."""
     model: WordModelConfig = WordModelConfig()
     zoneout: MaskConfig = MaskConfig()
     regularizers: WordRegularizerConfig = WordRegularizerConfig()
@@ -181,7 +182,7 @@ SMOKE = REPOSITORY.replace(
 
 
 def model(config: Config, corpus: Corpus) -> LanguageModel:
-    """The model: words embedded or looked up, initial states of zero."""
+    """Makes the model: words embedded or looked up, initial states of zero."""
     settings, dropout = config.model, config.regularizers.dropout
     return language_model(
         config,
@@ -197,12 +198,12 @@ def model(config: Config, corpus: Corpus) -> LanguageModel:
 
 
 def perplexity(nats: float) -> float:
-    """Of a mean cross entropy: its exp, or infinity where that is too large, after a divergence."""
+    """Converts a mean cross entropy to exp(nats); infinity if that overflows after a divergence."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
 def build(config: Config) -> Task:
-    """The experiment as a task for `zoneout_jax.training.fit`."""
+    """Makes the task for `zoneout_jax.training.fit`."""
     corpus = config.data.corpus
     texts = config.data.split(corpus)
     length, batch_size = config.data.seq_length, config.run.batch_size
@@ -211,7 +212,7 @@ def build(config: Config) -> Task:
     words = model(config, corpus)
 
     def loss(params, state, batch, key):
-        """Goes on from the carry of all streams, `[batch_size, H]`, of which these are a part."""
+        """Continues from the carry `[batch_size, H]` of all streams; a device has some of them."""
         streams = len(batch.indices)
         first = jax.lax.axis_index(AXIS) * streams
         mine = jax.tree.map(

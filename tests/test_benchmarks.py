@@ -106,7 +106,7 @@ def test_a_choice_that_is_not_used_is_an_error():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--shapes", "huge"], "shapes must be of char-PTB, "),
+        (["--shapes", "huge"], "shapes must be among char-PTB, "),
         (["--rounds=0"], "rounds must be at least 1, got 0"),
         (["--quik"], "quik"),
     ],

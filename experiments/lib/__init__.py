@@ -1,1 +1,1 @@
-"""What experiments share."""
+"""Code that the experiments share."""

@@ -15,22 +15,22 @@ from zoneout_jax.training import Count, Positive, Range
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdderConfig(ModelConfig):
-    """Encoder and decoder."""
+    """Settings of the encoder and the decoder."""
 
     hidden_features: Count = 128
-    """Units of a layer."""
+    """Units per layer."""
     num_layers: Annotated[int, Range(1, 100)] = 2
-    """Layers."""
+    """Number of layers."""
     two_networks: bool = False
-    """Encoder and decoder have weights of their own."""
+    """Use separate weights for the encoder and the decoder."""
     output: Literal["state", "candidate"] = "state"
-    """What a layer hands on: its zoned-out state, or the new one before zoneout."""
+    """Output of a layer: its zoned-out state, or the new state before zoneout."""
     init_width: Positive = 0.08
-    """Weights start uniform within ± this."""
+    """Initial weights are uniform within ± this."""
 
 
 def language_model_of(config: Any) -> LanguageModel:
-    """The language model that encoder and decoder are; `training_sums` adds the weight noise."""
+    """Makes the model of encoder and decoder; `training_sums` adds the weight noise."""
     return language_model(
         config.replace(weight_noise=0.0),
         len(SYMBOLS),
@@ -41,7 +41,7 @@ def language_model_of(config: Any) -> LanguageModel:
 
 
 def init(config: Any, adder: LanguageModel, key: jax.Array) -> Any:
-    """Parameters of the decoder, and in `encoder` those of the encoder if they are others."""
+    """Makes the parameters of the decoder; separate ones of the encoder are in `encoder`."""
     params = adder.init(key)
     if config.model.two_networks:
         params["encoder"] = {"layers": adder.init(jax.random.fold_in(key, 1))["layers"]}
@@ -49,7 +49,7 @@ def init(config: Any, adder: LanguageModel, key: jax.Array) -> Any:
 
 
 def read(adder: LanguageModel, params: Any, questions: jax.Array, **mode: Any) -> Any:
-    """The state after questions `[N, Q]`; `mode` as in `LanguageModel.sums`."""
+    """Returns the state after questions `[N, Q]`; `mode` is as in `LanguageModel.sums`."""
     return adder.read(params.get("encoder", params), questions.T, **mode)
 
 
@@ -62,12 +62,14 @@ def training_sums(
     noise: float = 0.0,
     **mode: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ nats and number of the symbols of answers, each predicted from the right ones before it.
+    """Computes Σ nats of answers and their number of symbols.
+
+    Each symbol is predicted from the right symbols before it.
 
     Args:
       adder, params: the model.
       questions, answers: `[N, Q]` and `[N, A]`.
-      key: of masks and noise.
+      key: random key of masks and noise.
       **mode: `axis_name` and `rates` as in `LanguageModel.sums`.
       noise: standard deviation of noise on the weights, one draw for question and answer.
     """
@@ -81,19 +83,19 @@ def training_sums(
 
 
 def given(answers: jax.Array) -> jax.Array:
-    """What the symbols of answers `[N, A]` are predicted from, `[A, N]`: go, then the others."""
+    """Returns the decoder's inputs `[A, N]` for answers `[N, A]`: go, then all but the last."""
     return jnp.concatenate([go(len(answers)), answers.T[:-1]])
 
 
 def go(batch: int) -> jax.Array:
-    """What is before the first symbol of answers, `[1, N]`."""
+    """Returns the input before the first symbol of each answer, `[1, N]`."""
     return jnp.full((1, batch), GO, jnp.int32)
 
 
 def write(
     adder: LanguageModel, params: Any, carry: Any, batch: int, length: int, rates: Any = None
 ) -> jax.Array:
-    """Answers `[N, length]` of the likeliest symbols, each predicted from those before it."""
+    """Decodes answers `[N, length]`: each symbol is the most likely one after those before it."""
 
     def next_symbol(state, _):
         last, carry = state

@@ -1,15 +1,15 @@
 """Additions of two numbers as strings of symbols, drawn on the device.
 
-The task is Erik Rehn's simplified learning to execute, which the authors of zoneout took over:
+The task is Erik Rehn's simplified form of learning to execute, which the authors of zoneout use:
 
     input   ____12345+678      padded on the left
     target  13023__            padded on the right
 
-An operand is uniform on 0 … 10^k, both included, with k uniform on 1 … digits. Pairs of operands
-belong to the training, validation or test part by a hash of the pair, whatever its order, so that
-no part ever shows an addition of another: a pair of another part is drawn again. Pairs of operands
-that are both at most 10 are all for training: they are three in ten of the draws with two digits,
-but only 66, so that the few in a validation would weigh more than all that matters there.
+An operand is uniform on 0 … 10^k, both included, with k uniform on 1 … digits. A hash of the two
+operands, which ignores their order, assigns each pair to the training, validation or test part. A
+drawn pair of another part is drawn again, so no part has an addition of another part. Pairs with
+both operands at most 10 all belong to training. There are only 66 of them, but they are three in
+ten of the draws with two digits; the few in a validation set would outweigh all other pairs.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ import numpy as np
 from zoneout_jax.training import Count, Probability, Range, Settings
 
 SYMBOLS = "G_0123456789+"
-"""Go, padding, digits, plus; a symbol's number is its place."""
+"""Go, padding, digits, plus; the number of a symbol is its position."""
 GO, PAD, ZERO, PLUS = (SYMBOLS.index(symbol) for symbol in "G_0+")
 PARTS = {"validation": (0, 1), "test": (1, 2), "train": (2, 10)}
-"""Of ten classes of pairs those that belong to a part, as a half-open range."""
+"""Classes of pairs (of ten) that belong to each part, as half-open ranges."""
 SMALL = 10
-"""Pairs of operands that are both at most this are for training."""
+"""Pairs with both operands at most this belong to training."""
 MIN_DIGITS = 2
-"""With fewer all operands are small, and there is nothing to validate on."""
+"""With fewer digits all operands are small, and no pairs are left for validation."""
 MAX_DIGITS = 8
-"""So that sums fit in 32-bit integers."""
+"""With more digits sums do not fit in 32-bit integers."""
 
 Digits = Annotated[int, Range(MIN_DIGITS, MAX_DIGITS)]
 
@@ -41,14 +41,14 @@ _POWERS = 10 ** np.arange(MAX_DIGITS + 2, dtype=np.int32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdditionConfig(Settings):
-    """The additions, and the curriculum."""
+    """Settings of the additions and the curriculum."""
 
     batches_per_epoch: Count = 20
     """Batches between two validations."""
     digits: Digits = 5
-    """Operands are at most 10 to the power of this at the end of the curriculum."""
+    """At the end of the curriculum, operands are at most 10 to the power of this."""
     start_digits: Digits = 2
-    """And at its start, if `digits` is not less."""
+    """The same at the start of the curriculum, or `digits` if that is less."""
     good_error: Probability = 0.1
     """Validation error below which the number of digits grows."""
     input_length: Count = 13
@@ -56,23 +56,23 @@ class AdditionConfig(Settings):
     target_length: Count = 7
     """Symbols of an answer, padding included."""
     reverse: bool = False
-    """Questions are written from right to left (Sutskever et al. 2014)."""
+    """Write questions from right to left (Sutskever et al. 2014)."""
     eval_size: Count = 512
-    """Additions of a validation."""
+    """Number of validation additions."""
     eval_batch_size: Count = 512
-    """Additions evaluated at once."""
+    """Additions per evaluation batch."""
 
     def __post_init__(self):
         super().__post_init__()
         check_lengths(self.digits, self.input_length, self.target_length)
 
     def encode(self, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Questions and answers of operands `[N, 2]`."""
+        """Returns the questions and answers of operands `[N, 2]`."""
         return encode(pairs, self.input_length, self.target_length, self.reverse)
 
 
 def in_part(pair: jax.Array, part: str) -> jax.Array:
-    """Whether pairs `[…, 2]` belong to a part; fixed for all runs."""
+    """Tells whether pairs `[…, 2]` belong to a part; the parts are the same in all runs."""
     root = jax.random.key(0, impl="threefry2x32")
 
     @functools.partial(jnp.vectorize, signature="(n)->()")
@@ -86,12 +86,12 @@ def in_part(pair: jax.Array, part: str) -> jax.Array:
 
 
 def draw_pair(key: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
-    """Draws operands of one addition, `[2]`.
+    """Draws the operands of one addition, `[2]`.
 
     Args:
       key: a JAX random key, of generator threefry2x32.
-      digits: greatest k, at most `MAX_DIGITS`; for other parts than training at least
-        `MIN_DIGITS`, or the draw never ends.
+      digits: greatest k, at most `MAX_DIGITS`; for validation and test at least `MIN_DIGITS`,
+        otherwise the draw never ends.
       part: a name in `PARTS`.
     """
 
@@ -110,20 +110,20 @@ def draw_pair(key: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
 
 
 def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part: str) -> jax.Array:
-    """Draws operands of additions `[N, 2]`; number n draws from `fold_in(key, n)`.
+    """Draws the operands of additions, `[N, 2]`; addition n draws from `fold_in(key, n)`.
 
     Args:
       key: a JAX random key of any generator.
       digits, part: as in `draw_pair`.
-      numbers: of the additions, integers `[N]`.
+      numbers: n of each addition, integers `[N]`.
 
     Raises:
-      ValueError: there are no such pairs. Not checked if `digits` is traced.
+      ValueError: the part has no such pairs. Not checked if `digits` is traced.
     """
     if part != "train" and isinstance(digits, int) and digits < MIN_DIGITS:
         raise ValueError(f"the {part} part has no pairs below {MIN_DIGITS} digits, got {digits}")
-    # One generator for all: with `rbg` each draw of a batch would depend on the whole of it, and a
-    # pair that is drawn again would be the same one for ever.
+    # Always Threefry: with `rbg` each draw would depend on the whole batch, and a pair that is
+    # drawn again would be the same pair for ever.
     key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
     return jax.vmap(lambda n: draw_pair(jax.random.fold_in(key, n), digits, part))(numbers)
 
@@ -131,11 +131,11 @@ def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part
 def encode(
     pairs: jax.Array, input_length: int, target_length: int, reverse: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes additions as symbols.
+    """Encodes additions as symbols.
 
     Args:
       pairs: operands `[N, 2]`.
-      input_length, target_length: symbols of question and answer; see `check_lengths`.
+      input_length, target_length: symbols per question and per answer; see `check_lengths`.
       reverse: write the question from right to left, after the padding (Sutskever et al. 2014).
 
     Returns:
@@ -154,18 +154,18 @@ def encode(
 
 
 def _length(n: jax.Array) -> jax.Array:
-    """Number of decimal digits."""
+    """Counts decimal digits."""
     return 1 + jnp.sum(n[..., None] >= jnp.asarray(_POWERS[1:]), -1)
 
 
 def _digit(n: jax.Array, place: jax.Array) -> jax.Array:
-    """The symbol at a place from the right."""
+    """Returns the symbol at a place, counted from the right."""
     power = jnp.asarray(_POWERS)[jnp.clip(place, 0, len(_POWERS) - 1)]
     return ZERO + n // power % 10
 
 
 def check_lengths(digits: int, input_length: int, target_length: int) -> None:
-    """Raises ValueError unless every addition of such operands fits."""
+    """Raises ValueError unless all additions of operands up to 10^`digits` fit the lengths."""
     longest = digits + 1  # of an operand, and of a sum: 10^k + 10^k
     for name, length, needed in (
         ("input_length", input_length, 2 * longest + 1),
@@ -178,5 +178,5 @@ def check_lengths(digits: int, input_length: int, target_length: int) -> None:
 
 
 def text(symbols: np.ndarray) -> str:
-    """Symbols `[N]` for people, without padding."""
+    """Formats symbols `[N]` as text, without padding."""
     return "".join(SYMBOLS[symbol] for symbol in symbols).strip("_")

@@ -1,4 +1,4 @@
-"""Character-level language modelling: one experiment, on whatever corpus."""
+"""The experiment on character-level language models, for any corpus."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from zoneout_jax.data import Corpus, chunk_starts, gather, pad_rows, shuffled_ch
 from zoneout_jax.training import AXIS, Count, DropRate, Evaluation, Positive, Task
 
 LEARNING_RATES = {"LSTM": 2e-3, "GRU": 1e-3, "SRNN": 3e-4}
-"""The paper's, by `rnn_type`."""
+"""The paper's learning rates, by `rnn_type`."""
 METRICS = ("validation_bpc", "validation_carried_bpc", "test_bpc")
-"""Metrics to tabulate."""
+"""Metrics of the tables."""
 
 LAPTOP: dict[str, Any] = {
     "preset": "laptop",
@@ -54,20 +54,20 @@ SMOKE: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CharacterTextConfig(TextConfig):
-    """The text, and how it is read."""
+    """Settings of the text."""
 
     augment: bool = True
-    """Cut the training text into sequences at another offset in each epoch."""
+    """Cut the training text into sequences at a new offset in each epoch."""
     eval_batch_size: Count = 64
-    """Chunks evaluated at once."""
+    """Chunks per evaluation batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CharacterRegularizerConfig(RegularizerConfig):
-    """Regularizers besides masks."""
+    """Regularizers other than masks."""
 
     input_drop: DropRate = 0.0
-    """Probability that the model does not see an input symbol, in training."""
+    """Probability that an input symbol is dropped, in training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class CharacterOptimizerConfig(OptimizerConfig):
     """The optimizer."""
 
     learning_rate: Positive | None = None  # type: ignore[assignment]
-    """Step size; by default 0.002 for the LSTM, 0.001 for the GRU, 0.0003 for the plain RNN. That
-    of presets small and laptop suits the LSTM alone."""
+    """Learning rate; by default 0.002 for the LSTM, 0.001 for the GRU, 0.0003 for the plain RNN.
+    The rates of presets small and laptop suit the LSTM only."""
 
 
 class CharacterConfig(LanguageModelConfig, Protocol):
@@ -88,7 +88,7 @@ class CharacterConfig(LanguageModelConfig, Protocol):
 
     @property
     def regularizers(self) -> CharacterRegularizerConfig:
-        """Regularizers besides masks."""
+        """Regularizers other than masks."""
 
     @property
     def optimizer(self) -> CharacterOptimizerConfig:
@@ -96,29 +96,29 @@ class CharacterConfig(LanguageModelConfig, Protocol):
 
 
 def check(config: CharacterConfig) -> None:
-    """Raises ValueError for settings that do not go together."""
+    """Raises ValueError for settings that do not fit together."""
     check_layers(config)
     if config.regularizers.norm_cost_coeff and config.data.seq_length < 3:
         raise ValueError(
-            "norm_cost_coeff is about changes between predictions: seq_length must be at least 3, "
-            f"got {config.data.seq_length}"
+            "norm_cost_coeff compares the states of successive predictions: seq_length must be at "
+            f"least 3, got {config.data.seq_length}"
         )
 
 
 def model(config: CharacterConfig, corpus: Corpus) -> LanguageModel:
-    """The model: one-hot characters, learned initial states."""
+    """Makes the model: one-hot characters, learned initial states."""
     return language_model(config, corpus.vocab_size, input_drop=config.regularizers.input_drop)
 
 
 def build(config: CharacterConfig, name: str) -> Task:
-    """Training on shuffled chunks, each from the initial state; metrics in bits per character.
+    """Makes the task: training on shuffled chunks, each from the initial state.
 
-    Validation is over chunks as well; `validation_carried` and `test` carry the state over the
-    whole text.
+    Metrics are in bits per character. Validation is also over chunks; `validation_carried` and
+    `test` carry the state over the whole text.
 
     Args:
       config: settings.
-      name: of the experiment.
+      name: name of the experiment.
     """
     corpus = config.data.corpus
     texts = config.data.split(corpus)

@@ -1,4 +1,4 @@
-"""What an experiment is: all that the programs over experiments need to know of one."""
+"""The description of an experiment, for the programs that train, tabulate or sample from it."""
 
 import dataclasses
 import importlib
@@ -26,7 +26,7 @@ class Row:
     """A row of a table.
 
     Attributes:
-      flags: what makes it, beside the preset.
+      flags: flags of the row, in addition to the preset.
       published: the paper's values, by metric.
     """
 
@@ -37,27 +37,27 @@ class Row:
 def published(
     metric: str, validation: float | None = None, test: float | None = None
 ) -> dict[str, float]:
-    """The paper's values of a row, as far as there are any."""
+    """Returns the paper's values of a row, without those that are None."""
     values = {f"validation_{metric}": validation, f"test_{metric}": test}
     return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A task that is trained, in the variants of a table.
+    """An experiment that trains the rows of a table.
 
     Attributes:
       name: as in `python -m experiments.<name>`.
       about: description for `--help`.
-      presets: settings by name; the first is the default, and the paper's if it is in
-        the paper.
+      presets: settings by name; the first is the default, and the paper's if the paper has the
+        experiment.
       build: `build(config) -> Task`.
       rows: the rows of the table by name.
-      metrics: what the table has, in order.
-      preset_rows: names of the rows that a preset is for; all by default.
-      curves: further metrics of the validation to draw over the epochs.
+      metrics: metrics of the table, in order.
+      preset_rows: names of the rows that suit each preset; by default all.
+      curves: further validation metrics to plot over the epochs.
       published_on: the corpus or images of the published values.
-      model: of a language model, `model(config, corpus)` for the corpus `config.data.corpus`.
+      model: for a language model, `model(config, corpus)` with the corpus `config.data.corpus`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Experiment:
     model: Callable[[Any, Corpus], LanguageModel] | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Trains, and prints the result, beside the paper's if it can be compared."""
+        """Trains from the command line; prints the result, with the paper's if comparable."""
         config, result = launch(self.name, self.presets, self.build, self.about, argv)
         ours = ", ".join(f"{m.replace('_', ' ')} {shown(result, m)}" for m in self.metrics)
         best = ", ".join(f"{name} {result[name]:g}" for name in parse_sweep(config.run.sweep))
@@ -80,7 +80,7 @@ class Experiment:
         print(f"{result['name']}: {ours}{at}{self.paper(config)}")
 
     def paper(self, config: Any) -> str:
-        """The published values, for a run with the settings of a row of the paper."""
+        """Formats the published values, for a run with the settings of a row of the paper."""
 
         def settings(config: Any) -> dict[str, Any]:
             free = ("seed", "num_seeds", "rng_impl")
@@ -96,10 +96,10 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """An experiment that measures something else than the rows of a table.
+    """An experiment whose result is not a table.
 
     Attributes:
-      name, about, presets: as of an `Experiment`.
+      name, about, presets: as in `Experiment`.
       measure: `measure(config) -> result`; writes what the experiment's docstring says.
     """
 
@@ -109,12 +109,12 @@ class Study:
     measure: Callable[[Any], Mapping[str, Any]]
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Measures."""
+        """Measures from the command line."""
         config = parse_preset(self.presets, argv, command(), self.about)
         with program(argv):
             self.measure(config)
 
 
 def find(name: str) -> Experiment | Study:
-    """The experiment of a name in `NAMES`."""
+    """Returns the experiment of a name in `NAMES`."""
     return importlib.import_module(f"experiments.{name}").EXPERIMENT

@@ -1,4 +1,4 @@
-"""Models of sequences of symbols: layers, regularizers, loss."""
+"""Language models: layers, regularizers, loss."""
 
 import functools
 from collections.abc import Callable
@@ -35,7 +35,7 @@ TILES = tiled_orthogonal()
 
 
 class LanguageModelConfig(Protocol):
-    """The parts of an experiment's settings that make a language model."""
+    """The parts of an experiment's settings that define a language model."""
 
     @property
     def model(self) -> ModelConfig:
@@ -43,7 +43,7 @@ class LanguageModelConfig(Protocol):
 
     @property
     def zoneout(self) -> MaskConfig:
-        """Their masks."""
+        """The masks of the layers."""
 
     @property
     def regularizers(self) -> NoiseConfig:
@@ -51,11 +51,11 @@ class LanguageModelConfig(Protocol):
 
     @property
     def run(self) -> RunConfig:
-        """The run, for its precision."""
+        """The settings of the run, for its precision."""
 
 
 def check_layers(config: LanguageModelConfig) -> None:
-    """Raises ValueError for settings that the layers have no use for."""
+    """Raises ValueError for settings that the layers cannot use."""
     check_sweep(config)
     kind, zoneout, regularizers = config.model.rnn_type, config.zoneout, config.regularizers
     rates = (zoneout.z_prob_cells, zoneout.z_prob_states, zoneout.drop_prob_igates)
@@ -63,12 +63,12 @@ def check_layers(config: LanguageModelConfig) -> None:
         for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
             if getattr(zoneout, name):
                 raise ValueError(
-                    f"{name} is about masks, but there are none: give z_prob_cells, z_prob_states "
-                    "or drop_prob_igates, or leave it out"
+                    f"{name} needs masks: give z_prob_cells, z_prob_states or drop_prob_igates, or "
+                    f"leave {name} out"
                 )
     if kind == "LSTM":
         if not config.run.sweep:
-            zoneout.spec()  # raises where one mask would have two rates
+            zoneout.spec()  # raises if a shared mask has two rates
         return
     lacking = {
         "z_prob_cells": (zoneout.z_prob_cells, "memory cells"),
@@ -82,19 +82,21 @@ def check_layers(config: LanguageModelConfig) -> None:
 
 
 class LanguageModel(NamedTuple):
-    """Recurrent layers between symbols and the distribution of the next one.
+    """Recurrent layers that predict the distribution of the next symbol.
 
     Attributes:
-      init: `init(key) -> params`: `layers`, `readout`, and `embedding` `[V, E]` if there is one.
-      initial_carry: `initial_carry(params, batch) -> carry`, of each layer one.
-      sums: `sums(params, inputs, targets, weights, carry=None, **mode) -> ((total, count), carry)`:
-        Σ w·nats and Σ w of predicting the targets, all `[T, B]`, and the carry after them. `mode`
-        is `deterministic=True`; or `key`, and `axis_name` of the axis that a batch is spread over;
-        and `rates` of a sweep by name.
-        In training the total has the gradient of the norm stabilizer too, but not its value.
-      read: `read(params, inputs, carry=None, **mode) -> carry` after them; needs no `readout`.
-      logits: `logits(params, inputs, carry, rates=None) -> (logits [T, B, V], carry)`, by
-        expectation.
+      init: `init(key) -> params` with `layers`, `readout` and, if there is one, `embedding`
+        `[V, E]`.
+      initial_carry: `initial_carry(params, batch) -> carry`, a list with one carry per layer.
+      sums: `sums(params, inputs, targets, weights, carry=None, **mode) -> ((total, count), carry)`.
+        Inputs, targets and weights w are `[T, B]`; total is Σ w·nats of the targets, count is Σ w,
+        and the new carry is that after the inputs. `mode` is `deterministic=True`, or `key` and the
+        `axis_name` of the axis over which a batch is spread; also the `rates` of a sweep by name.
+        In training the gradient of total includes the norm stabilizer, but its value does not.
+      read: `read(params, inputs, carry=None, **mode) -> carry` after the inputs; needs no
+        `readout`.
+      logits: `logits(params, inputs, carry, rates=None) -> (logits [T, B, V], carry)`, with masks
+        at their expectation.
     """
 
     init: Callable[[jax.Array], Any]
@@ -117,7 +119,7 @@ def language_model(
     dropout: float = 0.0,
     output: Literal["state", "candidate"] = "state",
 ) -> LanguageModel:
-    """Makes a model.
+    """Makes a language model.
 
     Args:
       config: settings.
@@ -127,14 +129,14 @@ def language_model(
       init_width: all weights are uniform within ± this; None makes them orthogonal, in square tiles
         (see `tiled_orthogonal`), as the authors' code does.
       learned_carry: the initial state is learned; otherwise it is zero.
-      looked_up: rows of the first layer's input matrix `[V, kH]` are looked up: the same as the
-        product with one-hot vectors, for many symbols.
-      input_drop: dropout of the first layer's inputs.
-      dropout: dropout between layers and before the output layer (Zaremba et al. 2014).
-      output: what a layer hands on, its zoned-out state or the candidate for it.
+      looked_up: look up rows of the first layer's input matrix `[V, kH]`; this equals the product
+        with one-hot vectors, and suits many symbols.
+      input_drop: dropout rate of the first layer's inputs.
+      dropout: dropout rate between layers and before the output layer (Zaremba et al. 2014).
+      output: what a layer outputs: its zoned-out state, or the new state before zoneout.
 
     Raises:
-      ValueError: tied weights of different sizes; embeddings beside rows that are looked up.
+      ValueError: tied weights of different sizes; embeddings together with `looked_up`.
     """
     features = config.model.hidden_features
     if tied and embedding_features != features:
@@ -143,7 +145,7 @@ def language_model(
             f"{embedding_features}"
         )
     if looked_up and embedding_features:
-        raise ValueError("rows are looked up in place of embeddings: choose one of them")
+        raise ValueError("looked_up and embedding_features exclude each other: choose one of them")
     first, dtype = embedding_features or vocab_size, compute_dtype(config.run)
     kernel_init = uniform(init_width) if init_width else TILES
     kind = CELLS[config.model.rnn_type]
@@ -186,7 +188,7 @@ def language_model(
         return [cell.initial_carry(layer, batch) for cell, layer in layers]
 
     def run(params, inputs, carry=None, key=None, deterministic=False, axis_name=None, rates=None):
-        """Outputs `[T, B, H]`, carry, and of each layer what the norm stabilizer looks at."""
+        """Returns outputs `[T, B, H]`, the carry, and what is penalized of each layer."""
         zoneout = config.zoneout.spec(rates)
 
         def dropped(xs, rate, number, whole=False):
@@ -203,7 +205,7 @@ def language_model(
         else:
             kernel = params["layers"][0]["input"]
             xs = kernel[inputs] if looked_up else jax.nn.one_hot(inputs, vocab_size)
-            xs = dropped(xs, input_drop, 0, whole=True)  # a symbol has one element to drop
+            xs = dropped(xs, input_drop, 0, whole=True)  # drops whole symbols
         of_cells = regularizers.norm_cost_coeff and regularizers.penalty == "cells"
         emit = with_cells if of_cells else None
         new_carry, penalized = [], []
@@ -235,7 +237,7 @@ def language_model(
         total, count = cross_entropy_sum(readout(params), ys, targets, weights, dtype)
         if regularizers.norm_cost_coeff and not mode.get("deterministic"):
             cost = regularizers.norm_cost_coeff * sum(map(norm_stabilizer, penalized))
-            # Of gradient alone, so that the training metric remains a cross entropy.
+            # Adds the gradient only, so that the training metric remains a cross entropy.
             total += count * (cost - jax.lax.stop_gradient(cost))
         return (total, count), carry
 
@@ -247,17 +249,17 @@ def language_model(
 
 
 def with_cells(carry: Any, output: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Output and memory cells of a step."""
+    """Returns the output and the memory cells of a step."""
     return output, carry[0]
 
 
 CELLS: dict[str, type[Cell]] = {"LSTM": LSTM, "GRU": GRU, "SRNN": RNN}
-"""Kinds of cells, by `rnn_type`."""
+"""Classes of cells, by `rnn_type`."""
 
 
 @functools.cache
 def looking_up(kind: type[Cell]) -> type[Cell]:
-    """The kind of cell whose inputs are rows of its input matrix, `[T, B, kH]`."""
+    """Makes a class of cells whose inputs are rows of the input matrix, `[T, B, kH]`."""
 
     class LookingUp(kind):
         @property
@@ -271,7 +273,7 @@ def looking_up(kind: type[Cell]) -> type[Cell]:
 
 
 def uniform(width: float) -> Callable[..., jax.Array]:
-    """Uniform within ± width."""
+    """Makes an initializer that is uniform within ± width."""
 
     def init(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
         del blocks
@@ -281,12 +283,12 @@ def uniform(width: float) -> Callable[..., jax.Array]:
 
 
 def readout_init(key: jax.Array, shape: tuple[int, int], kernel_init: Initializer) -> Readout:
-    """Parameters of the output layer: a kernel of a shape `[H, V]`, and a bias of 0."""
+    """Makes the parameters of the output layer: a kernel of shape `[H, V]`, and a bias of 0."""
     return {"kernel": kernel_init(key, shape, jnp.float32), "bias": jnp.zeros(shape[1])}
 
 
 def output_layer(readout: Readout, ys: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Logits y W + b, with the operands of the product in `dtype`."""
+    """Computes the logits y W + b, with the operands of the product in `dtype`."""
     kernel = readout["kernel"].astype(dtype)
     logits = jnp.matmul(ys.astype(dtype), kernel, preferred_element_type=jnp.float32)
     return logits + readout["bias"]
@@ -299,7 +301,7 @@ def cross_entropy_sum(
     weights: jax.Array,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array]:
-    """Summed loss of predicting symbols.
+    """Computes the summed cross entropy of predicted symbols.
 
         (Σ −w · log softmax(y W + b)[target],  Σ w)     in nats
 
@@ -307,7 +309,7 @@ def cross_entropy_sum(
       readout: as made by `readout_init`.
       ys: outputs of the recurrent layer, `[T, B, H]`.
       targets: integers `[T, B]`.
-      weights: `[T, B]`; 0 for what must not count.
+      weights: w, `[T, B]`; 0 for targets that must not count.
       dtype: type of the operands of the matrix product.
     """
     logits = output_layer(readout, ys, dtype)

@@ -1,4 +1,4 @@
-"""Optimizers as the authors' library, Blocks, has them."""
+"""Optimizers as in Blocks, the library of the authors' code."""
 
 from typing import Literal
 
@@ -10,18 +10,18 @@ import optax
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, floor: float = 1e-5
 ) -> optax.GradientTransformation:
-    """RMSProp whose divisor has a floor.
+    """Makes RMSProp with a floor of the divisor.
 
         v' = decay · v + (1 − decay) · g²          v starts at 0
         update = −learning_rate · g / max(√v', floor)
 
-    `optax.rmsprop` adds its ε to v' or to √v' instead: at gradients about as small as the floor, or
-    smaller, its steps are others.
+    `optax.rmsprop` instead adds its ε to v' or to √v', so its updates differ where gradients are
+    about as small as the floor, or smaller.
 
     Args:
-      learning_rate: step size, or a schedule of it.
-      decay: weight of the former mean square.
-      floor: least divisor.
+      learning_rate: learning rate, or a schedule of it.
+      decay: weight of the previous mean square v.
+      floor: smallest divisor.
     """
 
     def init(params):
@@ -42,7 +42,7 @@ def clipped(
     norm: float | None,
     by: Literal["gradient", "update"] = "gradient",
 ) -> optax.GradientTransformation:
-    """The optimizer, with the global norm of the gradient or of the update clipped, unless None."""
+    """Adds clipping of the global norm of gradient or update to an optimizer; None adds nothing."""
     if not norm:
         return rule
     clip = optax.clip_by_global_norm(norm)

@@ -24,9 +24,9 @@ class Picture:
     """A picture.
 
     Attributes:
-      title: for those who cannot see it.
-      file: a PNG.
-      svg: the same drawn as SVG, for HTML.
+      title: alternative text.
+      file: a PNG file.
+      svg: the picture as SVG text, for HTML.
     """
 
     title: str
@@ -39,7 +39,7 @@ Block = str | Picture | list[list[str]]
 
 
 def to_markdown(blocks: Sequence[Block], out: pathlib.Path) -> str:
-    """Markdown for the file `out`: links and pictures are relative to its folder."""
+    """Formats blocks as Markdown for the file `out`; links are relative to its folder."""
 
     def relative(path: str | pathlib.Path) -> str:
         return pathlib.Path(os.path.relpath(path, out.parent)).as_posix().replace(" ", "%20")
@@ -59,7 +59,7 @@ def to_markdown(blocks: Sequence[Block], out: pathlib.Path) -> str:
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """HTML in a single file; links to files are left out."""
+    """Formats blocks as a single HTML file, without links to files."""
 
     def inline(text: str) -> str:
         text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", html.escape(text, quote=False))

@@ -28,33 +28,33 @@ OF_LSTM = (
     "noise",
     "summarize",
 )
-"""Settings of the LSTM alone."""
+"""Settings that only the LSTM has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
-    """The network."""
+    """Settings of the network."""
 
     cell: Literal["lstm", "min_gru", "min_lstm", "rg_lru", "lru"] = "lstm"
-    """The LSTM, or blocks of a linear cell, which runs all steps at once."""
+    """The LSTM, or blocks of a linear cell, which computes all steps at once."""
     num_layers: Count = 1
-    """Blocks, of a linear cell."""
+    """Number of blocks of a linear cell."""
     hidden_features: Count = 100
-    """Units of a layer."""
+    """Units per layer."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Squashes the cell's input and, on its way out, the cell."""
+    """Activation function of the cell's input and of its output."""
     initialization: Literal["ortho", "id"] = "ortho"
     """Recurrent weights: orthogonal; or the identity for the cell's input, orthogonal for gates."""
     batch_normalization: bool = False
-    """Recurrent batch normalization."""
+    """Use recurrent batch normalization."""
     initial_gamma: Positive = 0.1
     """Initial gain of batch normalization."""
     initial_beta: float = 0.0
-    """Initial bias of gates, save the forget gate's, and of the normalized cell."""
+    """Initial bias of all gates but the forget gate, and of the normalized cell."""
     popstats: Literal["reestimate", "ema"] = "reestimate"
-    """Population statistics: estimated anew before each evaluation, or moving averages."""
+    """Population statistics: estimated again before each evaluation, or moving averages."""
     popstats_size: Count | None = None
-    """Training images over which they are estimated anew; all by default."""
+    """Number of training images for popstats reestimate; by default all."""
     noise: NotNegative = 0.0
     """Standard deviation of noise on the initial state, in training."""
     summarize: bool = False
@@ -76,7 +76,7 @@ class ModelConfig(Settings):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the cell is linear in its state."""
+        """True if the cell is linear in its state."""
         return self.cell in LINEAR_CELLS
 
 
@@ -85,10 +85,10 @@ class Network(NamedTuple):
 
     Attributes:
       init: `init(key) -> params`.
-      init_stats: population statistics at the start, of a batch-normalized network.
-      read: `read(params, xs, counted, **mode) -> (features [B, H], *stats)` after inputs
-        `[T, B, 1]`; `counted` `[B]` tells images from what fills a batch, and `mode` is that of
-        `unroll`.
+      init_stats: `init_stats() -> stats`, initial population statistics if batch-normalized.
+      read: `read(params, xs, counted, **mode) -> (features [B, H], *stats)` of inputs
+        `[T, B, 1]`; `counted` `[B]` is False for padding of the batch, and `mode` holds arguments
+        of `unroll`.
     """
 
     init: Callable[[jax.Array], Any]
@@ -97,13 +97,13 @@ class Network(NamedTuple):
 
 
 def orthogonal(key, shape, dtype=jnp.float32, blocks: int = 1) -> jax.Array:
-    """One orthogonal matrix over all gates, as in the authors' code for this task."""
+    """Draws one orthogonal matrix over all gates, as in the authors' code for this task."""
     del blocks
     return jax.nn.initializers.orthogonal()(key, shape, dtype)
 
 
 def identity(key, shape, dtype=jnp.float32, blocks: int = 4) -> jax.Array:
-    """The identity for the cell's input, an orthogonal matrix over the gates i, f and o."""
+    """Makes the identity for the cell's input, and one orthogonal matrix over gates i, f and o."""
     features = shape[0]
     gates = orthogonal(key, (features, (blocks - 1) * features), dtype)
     i, f, o = jnp.split(gates, 3, 1)
@@ -111,7 +111,7 @@ def identity(key, shape, dtype=jnp.float32, blocks: int = 4) -> jax.Array:
 
 
 def build_cell(config: Any, steps: int) -> LSTM:
-    """The LSTM of the experiment."""
+    """Makes the LSTM cell of the experiment."""
     settings = config.model
     normalization = {}
     if settings.batch_normalization:
@@ -133,7 +133,7 @@ def build_cell(config: Any, steps: int) -> LSTM:
 
 
 def lstm(config: Any, steps: int) -> Network:
-    """The LSTM of the experiment; its features are the last hidden state."""
+    """Makes the network of the LSTM; its features are the last hidden state."""
     cell = build_cell(config, steps)
     settings, features = config.model, config.model.hidden_features
 
@@ -151,7 +151,7 @@ def lstm(config: Any, steps: int) -> Network:
             c, h = cell.initial_carry(weights, xs.shape[1])
             carry = c, h + jnp.mean(xs, 0)
         if settings.batch_normalization:
-            lengths = jnp.where(counted, steps, 0)  # so that batch statistics leave others out
+            lengths = jnp.where(counted, steps, 0)  # keeps padding out of batch statistics
         if mode.get("key") is not None:
             mode["carry_noise"] = settings.noise
         carry, _, *stats = unroll(cell, weights, xs, carry, seq_lengths=lengths, **mode)
@@ -161,7 +161,7 @@ def lstm(config: Any, steps: int) -> Network:
 
 
 def linear_blocks(config: Any) -> Network:
-    """Blocks of a linear cell, as state-space models have them (Orvieto et al. 2023, section 2).
+    """Makes blocks of a linear cell, as in state-space models (Orvieto et al. 2023, section 2).
 
         x ← x W + b                                     at the start
         y = gelu(cell(layer_norm(x)))                   in each block

@@ -1,4 +1,4 @@
-"""What folders of results say: run directories, and the tables of `reproduce`."""
+"""Reads folders of results: run directories, and the tables of `reproduce`."""
 
 import dataclasses
 import json
@@ -10,23 +10,23 @@ from experiments.lib.experiment import NAMES, Experiment, Row, find
 
 COMMITTED = pathlib.Path(__file__).parents[1] / "results"
 NOTES = COMMITTED / "results.json"
-"""What the files of a committed folder do not say themselves: `command`, `commit`, `hardware`,
-`note`, and `settings` that did not exist then."""
+"""Facts that the files of a committed folder lack: `command`, `commit`, `hardware`, `note`, and
+`settings` that did not exist at the time of the run."""
 History = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a file says of a row, or of settings that are no row's.
+    """The result of a row, or of settings that belong to no row, as read from a file.
 
     Attributes:
-      folder: where the file is.
-      row: name of the row; None for settings that are no row's, whatever the preset.
-      flags: what makes it, after `python -m experiments.<name>`.
-      first: whether it is of the first preset, the paper's if there is one, and nothing but the
-        number of epochs is changed.
-      state: how far it is, in words.
-      values: of each seed, by metric.
+      folder: folder of the file.
+      row: name of the row, in any preset; None for settings that belong to no row.
+      flags: flags after `python -m experiments.<name>`.
+      first: True for a row in the first preset (the paper's if there is one) that changes at most
+        the number of epochs.
+      state: progress of the run, in words.
+      values: values of each seed, by metric.
       about: command, commit, versions, hardware and notes.
       curves: learning curves by label.
     """
@@ -42,10 +42,10 @@ class Result:
 
 
 def collect(root: pathlib.Path) -> dict[str, list[Result]]:
-    """The results in a folder, at any depth, by experiment.
+    """Collects the results in a folder, at any depth, by experiment.
 
     Raises:
-      ValueError: something cannot be read.
+      ValueError: a file cannot be read.
     """
     found: dict[str, list[Result]] = {}
     tables = sorted(root.rglob("table.json"))
@@ -60,12 +60,12 @@ def collect(root: pathlib.Path) -> dict[str, list[Result]]:
                 for name, result in read_one(file):
                     found.setdefault(name, []).append(result)
             except (KeyError, TypeError, AttributeError, ImportError) as error:
-                raise ValueError(f"{file} is no result: {error!r}") from error
+                raise ValueError(f"{file} is not a result: {error!r}") from error
     return found
 
 
 def from_table(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
-    """The rows of a table, with the curves of the runs beside it."""
+    """Yields the rows of a table, with the curves of the runs in its folder."""
     folder, table = file.parent, read(file)
     experiment = find(table["experiment"])
     runs = [result for run in sorted(folder.rglob("config.json")) for _, result in from_run(run)]
@@ -82,7 +82,7 @@ def from_table(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
 
 
 def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
-    """The result of a run directory; of a run that is not done, its last epoch."""
+    """Yields the result of a run directory; for an unfinished run, its last epoch."""
     folder, config = file.parent, read(file)
     guesses = (name for part in folder.parts for name in NAMES if part.startswith(name))
     name = config.get("experiment") or next(guesses, None)
@@ -113,7 +113,7 @@ def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
 
 
 def described(experiment: Experiment, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Row, flags and state of settings, as in a `Result`."""
+    """Returns `row`, `flags`, `first` and `state` of settings, as in a `Result`."""
     first = next(iter(experiment.presets))
     preset = settings.get("preset", first)
     base = json.loads(json.dumps(experiment.presets[preset].identity()))
@@ -137,7 +137,7 @@ def described(experiment: Experiment, settings: Mapping[str, Any]) -> dict[str, 
 
 
 def settings_of(row: Row) -> dict[str, Any]:
-    """The settings that the flags of a row give."""
+    """Converts the flags of a row to settings."""
 
     def value(text: str) -> Any:
         try:
@@ -150,7 +150,7 @@ def settings_of(row: Row) -> dict[str, Any]:
 
 
 def as_flag(name: str, value: Any) -> str:
-    """The flag that gives a setting its value."""
+    """Formats a setting as a flag."""
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
     if isinstance(value, list):
@@ -159,7 +159,7 @@ def as_flag(name: str, value: Any) -> str:
 
 
 def notes(folder: pathlib.Path) -> dict[str, Any]:
-    """What `NOTES` says of a committed folder, and of those around it."""
+    """Returns what `NOTES` says about a committed folder and about the folders around it."""
     known: dict[str, dict[str, Any]] = read(NOTES)
     found: dict[str, Any] = {}
     for part in [*reversed(folder.parents), folder]:
@@ -169,10 +169,10 @@ def notes(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read(file: pathlib.Path) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the file cannot be read.
     """
     try:
         return json.loads(file.read_text())

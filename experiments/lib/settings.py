@@ -1,4 +1,4 @@
-"""Parts of the settings of experiments; their flags have the names of the authors' code."""
+"""Settings that experiments share; flags have the names of the authors' code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ZoneoutConfig(Settings):
     z_prob_states: Probability = 0.0
     """Zoneout: probability that a hidden state keeps its previous value."""
     share_mask: bool = False
-    """One mask for cells and states."""
+    """Use one mask for cells and states."""
 
     RATES: ClassVar[tuple[str, ...]] = ("z_prob_cells", "z_prob_states")
     """Settings that can be swept."""
@@ -39,11 +39,11 @@ class ZoneoutConfig(Settings):
     def masks(
         self, update_drop: str, rates: Mapping[str, jax.Array] | None = None, **kinds: Any
     ) -> Zoneout:
-        """The masks. A rate of 0 costs nothing: none is drawn.
+        """Returns the masks. For a rate of 0 no mask is drawn, so it costs nothing.
 
         Args:
-          update_drop: the setting that is the rate of recurrent dropout.
-          rates: values of a sweep, by the name of the setting that they take the place of.
+          update_drop: name of the setting that is the rate of recurrent dropout.
+          rates: rates of a sweep, by the name of the setting that they replace.
           **kinds: how masks are drawn: `static`, `per_layer`, `gaussian`.
         """
 
@@ -66,16 +66,16 @@ class MaskConfig(ZoneoutConfig):
     drop_prob_igates: Probability = 0.0
     """Recurrent dropout: probability that the update of a cell is dropped."""
     static_mask: bool = False
-    """One mask a sequence instead of one a step."""
+    """Draw one mask per sequence instead of one per step."""
     stoch_depth: bool = False
-    """One draw for all units of an example (stochastic depth)."""
+    """Draw once for all units of an example (stochastic depth)."""
     gaussian_mask: bool = False
-    """Gaussian masks of the Bernoulli's mean and variance."""
+    """Draw Gaussian masks with the mean and variance of the Bernoulli masks."""
 
     RATES: ClassVar[tuple[str, ...]] = (*ZoneoutConfig.RATES, "drop_prob_igates")
 
     def spec(self, rates: Mapping[str, jax.Array] | None = None) -> Zoneout:
-        """The masks of a layer, with the rates of a sweep."""
+        """Returns the masks of a layer; `rates` of a sweep replace the settings."""
         return self.masks(
             "drop_prob_igates",
             rates,
@@ -90,31 +90,31 @@ class ModelConfig(Settings):
     """The recurrent layers."""
 
     rnn_type: Literal["LSTM", "GRU", "SRNN"] = "LSTM"
-    """Kind of the layers; SRNN is the plain one, of tanh units."""
+    """Type of the layers; SRNN is the plain RNN with tanh units."""
     hidden_features: Count = 1000
-    """Units of a layer."""
+    """Units per layer."""
     num_layers: Annotated[int, Range(1, 100)] = 1
-    """Layers."""
+    """Number of layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoiseConfig(Settings):
-    """Noise."""
+    """Noise on the weights."""
 
     weight_noise: NotNegative = 0.0
     """Standard deviation of noise on the weights, in training."""
-    norm_cost_coeff: ClassVar[float] = 0.0  # a setting where the norm stabilizer is one
+    norm_cost_coeff: ClassVar[float] = 0.0  # a setting in `RegularizerConfig` only
     penalty: ClassVar[str] = "hids"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegularizerConfig(NoiseConfig):
-    """Regularizers besides masks."""
+    """Regularizers other than masks."""
 
     norm_cost_coeff: NotNegative = 0.0
     """Weight of the norm stabilizer."""
     penalty: Literal["hids", "cells"] = "hids"
-    """What the norm stabilizer looks at: hidden states or memory cells."""
+    """What the norm stabilizer penalizes: hidden states or memory cells."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -129,15 +129,15 @@ class OptimizerConfig(Settings):
     algorithm: Literal["adam", "rms_prop", "momentum", "sgd"] = "adam"
     """Optimizer."""
     learning_rate: Positive = 2e-3
-    """Step size."""
+    """Learning rate."""
     momentum: Annotated[float, Range(0, 1)] = 0.99
-    """Momentum, for algorithm momentum alone."""
+    """Momentum, for algorithm momentum only."""
     clip_norm: Positive | None = 1.0
-    """Largest global norm; None for any."""
+    """Largest global norm; None for no clipping."""
     clip_by: Literal["gradient", "update"] = "gradient"
-    """What is clipped: the gradient (paper), or what the optimizer makes of it (authors' code)."""
+    """What is clipped: the gradient (paper), or the update of the optimizer (authors' code)."""
     weight_decay: NotNegative = 0.0
-    """Factor of the weights that is added to the gradient."""
+    """The weights times this are added to the gradient."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -152,7 +152,7 @@ class OptimizerConfig(Settings):
             )
 
     def optimizer(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-        """The optimizer, and what is clipped before it or after it."""
+        """Makes the optimizer, with clipping and weight decay."""
         rule = {
             "adam": lambda: optax.adam(learning_rate),
             "rms_prop": lambda: rmsprop(learning_rate),
@@ -167,7 +167,7 @@ class OptimizerConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
-    """Where data are."""
+    """Folders of the data."""
 
     raw_data_dir: str | None = None
     """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
@@ -177,12 +177,12 @@ class DataConfig(Settings):
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"raw_data_dir", "data_dir"})
 
     def folders(self) -> dict[str, str | None]:
-        """Both folders, as the loaders of `zoneout_jax.data` take them."""
+        """Returns both folders as arguments of the loaders of `zoneout_jax.data`."""
         return {"raw_data_dir": self.raw_data_dir, "data_dir": self.data_dir}
 
 
 def check_sweep(config: Any) -> None:
-    """Raises ValueError unless a sweep is of rates that the settings may have.
+    """Raises ValueError for a sweep over rates that the settings cannot have.
 
     Args:
       config: `Settings` with parts `zoneout` and `run`.
@@ -192,13 +192,13 @@ def check_sweep(config: Any) -> None:
         raise ValueError("a shared mask has one rate for both: leave out share_mask, or the sweep")
     for name in sweep:
         if name not in zoneout.RATES:
-            raise ValueError(f"sweep must be of {', '.join(zoneout.RATES)}, got {name}")
+            raise ValueError(f"sweep must be over {', '.join(zoneout.RATES)}, got {name}")
         if getattr(zoneout, name):
-            raise ValueError(f"{name} is given twice: leave it out, or out of the sweep")
-    if sweep:  # raises where the layers have no use for them
+            raise ValueError(f"{name} is given twice: leave out the flag, or leave out the sweep")
+    if sweep:  # raises if the layers cannot use these rates
         config.replace(sweep=(), **{name: max(rates) for name, rates in sweep.items()})
 
 
 def compute_dtype(run: RunConfig) -> Any:
-    """Type of the operands of matrix products."""
+    """Returns the type of the operands of matrix products."""
     return jnp.bfloat16 if run.precision == "bfloat16" else jnp.float32

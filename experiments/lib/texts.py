@@ -1,4 +1,4 @@
-"""What language models of a text share: how much of it, and the state carried over it."""
+"""Code that language models share: settings of the text, and evaluation with a carried state."""
 
 import dataclasses
 import functools
@@ -15,28 +15,29 @@ from zoneout_jax.data import Corpus, cut_split, load_corpus
 from zoneout_jax.training import Count, Evaluation, Range
 
 BLOCK = 100
-"""Symbols read at once while a state is carried."""
+"""Symbols per call of the model while the state is carried."""
 WARM_UP = 1000
-"""Symbols that a part of a text is preceded by; a multiple of BLOCK. With the paper's model the
-metrics differ from those of the text in one piece by less than 1e-5 bits per character."""
+"""Symbols read before a part of a text to warm up its state; a multiple of BLOCK. With the paper's
+model the metrics differ from those of the text in one piece by less than 1e-5 bits per character.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(DataConfig):
-    """The text."""
+    """Settings of the text."""
 
     dataset: str = "ptb"
-    """Corpus: ptb, stdlib, which needs no files, or the path of a text file of your own (UTF-8; its
-    first 90 % train, 5 % validate, 5 % test)."""
+    """Corpus: ptb; stdlib, which needs no files; or the path of your own UTF-8 text file (90 %
+    training, 5 % validation, 5 % test)."""
     train_size: Count | None = None
-    """Symbols of the training text to use; all by default."""
+    """Number of symbols of the training text; by default all."""
     eval_size: Annotated[int, Range(2)] | None = None
-    """Symbols of the validation and of the test text to use; all by default."""
+    """Number of symbols of the validation text and of the test text; by default all."""
     seq_length: Annotated[int, Range(2)] = 100
     """Symbols in a training sequence."""
     eval_streams: Count = 32
-    """Parts that a text is cut into to carry the state over them side by side, each after a
-    warm-up on the symbols before it; 1 carries it over the text in one piece."""
+    """Parts of a text that are evaluated in parallel, each after a warm-up on the symbols before
+    it; 1 evaluates the text in one piece."""
 
     corpora: ClassVar[tuple[str, ...]] = ("ptb", "stdlib")
     unit: ClassVar[Literal["char", "word"]] = "char"
@@ -46,25 +47,25 @@ class TextConfig(DataConfig):
         if not (self.dataset in self.corpora or pathlib.Path(self.dataset).expanduser().is_file()):
             raise ValueError(
                 f"dataset must be {', '.join(self.corpora)} or a text file, got {self.dataset!r},"
-                " which is no file here"
+                " which is not a file"
             )
 
     def load(self) -> Corpus:
-        """The corpus."""
+        """Loads the corpus."""
         return load_corpus(self.dataset, unit=self.unit, **self.folders())
 
     @functools.cached_property
     def corpus(self) -> Corpus:
-        """The corpus, read once."""
+        """The corpus; loaded once."""
         return self.load()
 
     def split(self, corpus: Corpus) -> dict[str, np.ndarray]:
-        """The texts by split, cut to the sizes that the settings ask for.
+        """Returns the text of each split, cut to the sizes in the settings.
 
-        A text of one's own may be shorter than a preset asks for.
+        A user's text file may be shorter than these sizes.
 
         Raises:
-          ValueError: another one is.
+          ValueError: another corpus is shorter.
         """
 
         def cut(name, size, text):
@@ -80,16 +81,16 @@ class TextConfig(DataConfig):
 
 
 def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> Evaluation:
-    """Loss over a whole text with the state carried along.
+    """Makes the evaluation of the loss over a whole text, with a carried state.
 
     Every symbol but the first is predicted once. The text is cut into `streams` parts that are
-    read side by side; each part's state comes from the `WARM_UP` symbols before it, the first
-    part's from the initial state. One stream is the text in one piece.
+    read in parallel. The state of a part comes from the `WARM_UP` symbols before it; the first part
+    starts from the initial state. With one stream the text is read in one piece.
 
     Args:
-      model: its masks are at their expectation.
+      model: a language model; its masks are at their expectation.
       text: integers `[N]`.
-      streams: parts.
+      streams: number of parts.
     """
     predictions = len(text) - 1
     part = -(-predictions // (streams * BLOCK)) * BLOCK
@@ -106,7 +107,7 @@ def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> 
             first = starts - warm_up + number * BLOCK
             positions = first + jnp.arange(BLOCK)[:, None]
             counted = (positions >= starts) & (positions < predictions) & (starts >= 0)
-            # A block past the end or before the start reads what lies there instead, unweighted.
+            # Positions outside the text read its first or last symbol, with weight 0.
             inputs = text[jnp.clip(positions, 0, predictions - 1)].astype(jnp.int32)
             targets = text[jnp.clip(positions + 1, 0, predictions)].astype(jnp.int32)
             weights = counted.astype(jnp.float32)

@@ -49,5 +49,5 @@ def test_what_is_no_run(content, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         authors_log.main([str(tmp_path), f"--out={tmp_path / 'out'}"])
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and "is no run of char_ptb" in error
+    assert end.value.code == 2 and error.count("\n") == 1 and "is not a run of char_ptb" in error
     assert not (tmp_path / "out").exists()

@@ -159,10 +159,10 @@ def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
         (["--z_prob_cell=0.5"], "there is no --z_prob_cell; did you mean --z_prob_cells"),
         (["--no_such_flag=1"], "there is no --no_such_flag; --help lists the flags"),
         (["--dataset=nope"], "ptb, stdlib or a text file, got 'nope'"),
-        (["--char_convention=mikolov"], "char_convention is of dataset ptb alone, got stdlib"),
+        (["--char_convention=mikolov"], "char_convention is for dataset ptb only, got stdlib"),
         (["--momentum=0.5"], "momentum has no effect with algorithm adam"),
         (["--algorithm=sgd", "--momentum=0.5"], "momentum has no effect with algorithm sgd"),
-        (["--share_mask"], "share_mask is about masks, but there are none"),
+        (["--share_mask"], "share_mask needs masks"),
         (["--preset=nope"], "unknown preset 'nope'"),
         (["--epochs=x"], "--epochs"),
         (["--epochs=0"], "epochs must be at least 1"),
@@ -306,6 +306,6 @@ def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, 
     assert cell in (tmp_path / "table.md").read_text()
     assert (tmp_path / "curves.png").exists()
     assert (table["commit"], table["versions"]) == (commit(), versions())
-    for bad, words in (({"rows": ("CNN",)}, "unknown row"), ({"seeds": (0, 0)}, "each once")):
+    for bad, words in (({"rows": ("CNN",)}, "unknown row"), ({"seeds": (0, 0)}, "distinct")):
         with pytest.raises(ValueError, match=words):
             reproduce.reproduce(options.replace(**bad))

@@ -145,8 +145,8 @@ def test_texts_that_are_too_short(flag, size, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["char_ptb", "--rows", "CNN"], "unknown row 'CNN'; choose of LSTM, weight noise"),
-        (["char_ptb", "--seeds", "1", "1"], "each once"),
+        (["char_ptb", "--rows", "CNN"], "unknown row 'CNN'; choose from LSTM, weight noise"),
+        (["char_ptb", "--seeds", "1", "1"], "one or more distinct values"),
         (["char_ptb", "--seeds", "x"], "--seeds"),
         (["char_ptb", "--epochs=-1"], "epochs must be at least 1"),
         (["char_ptb", "--epochs=0"], "epochs must be at least 1"),

@@ -54,9 +54,9 @@ def test_a_row_that_is_done_one_that_is_not_and_one_of_other_settings(tmp_path, 
     (line,) = [line for line in page.splitlines() if "--no_augment" in line and "[" in line]
     assert line.startswith("| – | 1.357 |") and "--weight_noise=0.5" in line
     assert "`python -m experiments.char_ptb --weight_noise=0.075` | abc123 |" in page
-    assert "With jax 9." in page
+    assert "Versions: jax 9." in page
     unrun = sum("| not run yet |" in line for line in page.split("## Word-level")[0].splitlines())
-    assert f"Of 11 rows {unrun} have not been run yet." in page
+    assert f"{unrun} of 11 rows have not been run yet." in page
 
 
 def test_seeds_and_a_run_cut_short(tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_noted_of_folders_is_there():
     [
         (None, None, "has no results"),
         ("config.json", "no json", "cannot be read"),
-        ("config.json", '{"experiment": "char_ptb"}', "is no result"),
+        ("config.json", '{"experiment": "char_ptb"}', "is not a result"),
         ("table.json", '{"experiment": "chess"}', "chess"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, trained.best[0], trained.last[0])
     for extra, words in (
         (["--number=2"], "the run has 2 models, from number 0 on, got 2"),
-        (["--prompt="], "the prompt must be symbols of stdlib"),
+        (["--prompt="], "the prompt must consist of symbols of stdlib"),
         (["--prompt=ä"], "got unknown 'ä'"),
         (["--temperature=-1"], "temperature must be"),
         (["--length=0"], "length must be in"),
@@ -120,9 +120,9 @@ def test_what_is_no_language_model(tmp_path, capsys):
     bad.mkdir()
     (bad / "config.json").write_text("{")
     for path, words in (
-        (tmp_path / "none", "is no run directory"),
-        (bad, "is no run directory"),
-        (other, "holds a run of permuted_mnist, which is no language model"),
+        (tmp_path / "none", "is not a run directory"),
+        (bad, "is not a run directory"),
+        (other, "holds a run of permuted_mnist, not of a language model"),
     ):
         with pytest.raises(SystemExit) as end:
             sample.main([str(path)])

@@ -106,9 +106,9 @@ def test_what_is_written(tmp_path, capsys):
     ("main", "flags", "complaint"),
     [
         (MAIN, ["--rates", "1"], "rates must be in [0, 1), got 1"),
-        (MAIN, ["--rates", "0.1", "0.1"], "rates must be given, each once"),
+        (MAIN, ["--rates", "0.1", "0.1"], "rates must be one or more distinct values"),
         (MAIN, ["--rates", "-0.1"], "rates must be in [0, 1), got -0.1"),
-        (MAIN, ["--seeds"], "seeds must be given, each once"),
+        (MAIN, ["--seeds"], "seeds must be one or more distinct values"),
         (MAIN, ["--units=0"], "units must be at least 1"),
         (MAIN, ["--steps=1001"], "steps must be a multiple of points, 10, got 1001"),
         (MAIN, ["--noise=nan"], "noise must be"),

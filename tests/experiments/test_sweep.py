@@ -87,7 +87,7 @@ def test_a_model_of_a_sweep_writes_with_its_rates(tmp_path):
     [
         (("--sweep", "z_prob_cells=0,2"), "z_prob_cells must be in [0, 1], got 2.0"),
         (("--sweep", "z_prob_cells=-1,0.5"), "z_prob_cells must be in [0, 1], got -1.0"),
-        (("--sweep", "hidden_features=1,2"), "sweep must be of z_prob_cells, z_prob_states, drop_"),
+        (("--sweep", "hidden_features=1,2"), "sweep must be over z_prob_cells, z_prob_states"),
         (("--sweep", "z_prob_cells=0,1", "--share_mask"), "a shared mask has one rate for both"),
         (("--sweep", "z_prob_cells=0,a"), "sweep must be name=rate,rate"),
         (("--sweep", "z_prob_cells=0,1", "--z_prob_cells=0.5"), "z_prob_cells is given twice"),
