@@ -58,7 +58,7 @@ def launch(
       presets: `Settings` with a part `run`, or a dict of such settings by name of the preset.
       build: makes the task from the settings.
       about: description for `--help`.
-      argv: arguments; None means those of the program.
+      argv: arguments; None means `sys.argv[1:]`.
 
     Returns:
       The settings and the result (see `fit`).
@@ -96,7 +96,7 @@ def program(argv: Sequence[str] | None) -> Iterator[None]:
     """Ends a program with one line if an error stops it.
 
     Args:
-      argv: arguments of the program; None means those of the process.
+      argv: arguments; None means `sys.argv[1:]`.
 
     Raises:
       SystemExit: code 2 for a ValueError or OSError, which means bad input; see `exits` for the

@@ -33,7 +33,7 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
 
     Args:
       start: a dataclass type, or an instance whose values are the defaults.
-      argv: arguments; None means those of the program.
+      argv: arguments; None means `sys.argv[1:]`.
       prog: name of the program in its help.
       about: description in its help.
 
@@ -94,7 +94,7 @@ def _unknown(argument: str, kind: type) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement(Settings):
-    """Settings that all programs that measure have in common."""
+    """Settings that all measuring programs share."""
 
     out: pathlib.Path | None = None
     """Folder of the result, which replaces an older one there; default: a new folder in runs."""
