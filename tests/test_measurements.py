@@ -1,4 +1,4 @@
-"""Where programs that measure put their results; nothing is measured here."""
+"""Measuring programs put their results into the right folder; nothing is measured here."""
 
 import importlib
 import json
