@@ -90,7 +90,7 @@ _peak_before_reset = 0
 
 
 def reset_peak_memory() -> None:
-    """Resets the measured peak memory of the host, if the system allows it (Linux)."""
+    """Resets the measured peak memory of the host, if the system allows it (Linux only)."""
     global _peak_before_reset
     with contextlib.suppress(OSError):
         before = host_peak_bytes()

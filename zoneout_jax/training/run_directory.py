@@ -94,7 +94,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def is_begun(path: pathlib.Path) -> bool:
     """Tells whether a run directory holds anything from training, not only settings.
 
-    A run that ended earlier, such as by an error in its loss, has no work that another could spoil.
+    A run that ended earlier, for instance by an error in its loss, left nothing to be spoiled.
     """
     trained = ("metrics.jsonl", "result.json", "not_finite.json", "checkpoints/*")
     found = (file for name in trained for file in path.glob(name))

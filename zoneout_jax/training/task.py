@@ -64,7 +64,7 @@ class Task:
       metric: name of the mean loss, such as `bpc`; lower is better.
       to_metric: turns a mean loss into the metric.
       validation: evaluation after each epoch; it decides the best parameters and the end.
-      monitor: name of the total of the validation that decides, if it is not the metric.
+      monitor: name of the validation total that decides instead of `metric`, if any.
       test_evaluations: evaluations by name, done once, with the best parameters.
       model_state: `model_state(params)`, a dict, before the first step: values that are neither
         trained nor data. It also gets the rates of a sweep as `rates`, where the loss reads them.
