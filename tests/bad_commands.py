@@ -21,7 +21,7 @@ EXPERIMENTS = ("char_ptb", "word_ptb", "text8", "permuted_mnist", "seq2seq")
 
 
 def atoms(hint: Any) -> Iterator[Any]:
-    """The plain types and Literals that a type hint is made of."""
+    """Yields the plain types and Literals of a type hint."""
     if get_origin(hint) is Annotated:
         yield from atoms(get_args(hint)[0])
     elif get_origin(hint) in (Union, types.UnionType):
@@ -32,7 +32,7 @@ def atoms(hint: Any) -> Iterator[Any]:
 
 
 def bad_values(hint: Any, allowed: Range | None) -> Iterator[str]:
-    """Values that a flag of a type and range does not take, as they are typed."""
+    """Yields values, as typed, that a flag of a type and range does not accept."""
     parts = set(atoms(hint))
     choices = [
         str(value) for part in parts if get_origin(part) is Literal for value in get_args(part)
@@ -52,7 +52,7 @@ def bad_values(hint: Any, allowed: Range | None) -> Iterator[str]:
 
 
 def flags(settings: type[Settings]) -> Iterator[tuple[str, Any, Range | None]]:
-    """Name, type and range of each flag of some settings and of their parts."""
+    """Yields name, type and range of each flag of some settings and of their parts."""
     hints, allowed = get_type_hints(settings, include_extras=True), ranges(settings)
     for field in dataclasses.fields(settings):
         hint = hints[field.name]
@@ -63,7 +63,7 @@ def flags(settings: type[Settings]) -> Iterator[tuple[str, Any, Range | None]]:
 
 
 def bad_commands(experiment: str) -> list[tuple[str, ...]]:
-    """Each flag of an experiment with each bad value, and what is no flag at all."""
+    """Lists each flag of an experiment with each bad value, and unknown arguments."""
     settings = type(find(experiment).presets["smoke"])
     here = "--coordinator=here"
     return [
@@ -79,7 +79,7 @@ def bad_commands(experiment: str) -> list[tuple[str, ...]]:
 
 
 def commands(folder: pathlib.Path, at_least: int, rng: random.Random) -> dict[str, Any]:
-    """Calls experiments with bad command lines, each in a process of its own."""
+    """Calls experiments with bad command lines, each in a separate process."""
     lines = [(name, words) for name in EXPERIMENTS for words in bad_commands(name)]
     chosen = rng.sample(lines, min(at_least, len(lines)))
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Bad data folders, bad downloads and small disks, for `tests.fault_injection`."""
+"""Bad data folders, broken downloads and small disks, for `tests.fault_injection`."""
 
 import dataclasses
 import http.server
@@ -13,20 +13,20 @@ from typing import Any
 
 
 def tmpfs(folder: pathlib.Path, options: str) -> bool:
-    """Mounts a small disk; False where that is not allowed."""
+    """Mounts a small disk; returns False if that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def data_days(runs: Any, note: Callable) -> None:
-    """Folders and downloads of data that are not as they should be."""
+    """Trains with bad data folders and broken downloads."""
     smoke = ("--preset=smoke", "--dataset=ptb", "--train_size=2000", "--eval_size=500")
     folder = runs.folder / "data"
     folder.mkdir()
     raw = os.environ.get("ZONEOUT_RAW_DATA")
     if raw is None:
-        print("$ZONEOUT_RAW_DATA is not set: days of the data are left out")
+        print("$ZONEOUT_RAW_DATA is not set: bad data are not tested")
         return
     disk = folder / "readonly"
     if tmpfs(disk, "size=1m"):
@@ -63,7 +63,7 @@ def data_days(runs: Any, note: Callable) -> None:
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves files of `server.folder`; below /cut the connection ends half-way."""
+    """Serves files of `server.folder`; below /cut it sends only half of a file."""
 
     def do_GET(self) -> None:
         """Answers a request."""
@@ -75,17 +75,17 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if half else content)
 
     def log_message(self, *arguments) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Redirect:
-    """Lets every download come from an address."""
+    """Redirects every download to one address."""
 
     address: str
 
     def __call__(self) -> None:
-        """Puts it in place, in the process that calls it."""
+        """Installs the redirect in the calling process."""
         original = urllib.request.urlopen
 
         def urlopen(url: str, timeout: float):

@@ -1,8 +1,8 @@
-"""Eight virtual CPU devices and strict dtypes for every test. Runs before anything imports JAX.
+"""Sets eight virtual CPU devices and strict dtypes for every test, before JAX is imported.
 
-Code is compiled without LLVM's optimizations and, where XLA still lets one choose, without its
-fusion emitters: the tests are mostly compilation. CONTRIBUTING has the flags that test the code of
-users.
+Code is compiled without LLVM's optimizations and, where XLA still has the option, without its
+fusion emitters, since most of the test time is compilation. CONTRIBUTING.md has the flags to test
+code as it is compiled for users.
 """
 
 import importlib.metadata
@@ -15,7 +15,7 @@ if "xla_backend_optimization_level" not in flags[0]:
     flags.append("--xla_backend_optimization_level=0")
     flags.append("--xla_cpu_parallel_codegen_split_count=1")  # programs are small
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-        flags.append("--xla_cpu_use_fusion_emitters=false")  # later XLA ends at a flag it lacks
+        flags.append("--xla_cpu_use_fusion_emitters=false")  # later XLA rejects this flag
 os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -29,17 +29,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(autouse=True, scope="module")
 def freed() -> Iterator[None]:
-    """Frees what a file compiled: a process may have only so many pieces of machine code."""
+    """Frees compiled code after each file, since a process can hold only a limited amount."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """64-bit types for the length of one test."""
+    """Enables 64-bit types for one test."""
     if hasattr(jax, "enable_x64"):
         context = jax.enable_x64(True)
-    else:  # older JAX, as 0.7.0
+    else:  # older JAX, such as 0.7.0
         from jax.experimental import enable_x64
 
         context = enable_x64(True)
@@ -49,6 +49,6 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture
 def standard_promotion() -> Iterator[None]:
-    """JAX's own dtype promotion for one test; optax 0.2.8 needs it in Adam: `decay**count`."""
+    """Sets JAX's default dtype promotion for one test; `decay**count` in optax 0.2.8 needs it."""
     with jax.numpy_dtype_promotion("standard"):
         yield

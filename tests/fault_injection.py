@@ -1,12 +1,12 @@
-"""Kills runs at random moments, spoils their disks and files, and mistypes their commands.
+"""Kills runs at random moments, damages their disks and files, and mistypes their commands.
 
     python -m tests.fault_injection                  # everything; a report at the end
     python -m tests.fault_injection --parts kills    # one part: kills, days or commands
 
-Kills: a small training that saves after every step is killed by SIGKILL at a random moment, again
-and again, until its end; it must end with the bits of the run that was never killed. Days: what
-goes wrong on a bad one is done for real, and what the run says of it is shown. Commands: bad values
-of every flag of every experiment, made from the flags' types and ranges.
+Kills: a small training that saves after every step is killed by SIGKILL at random moments, again
+and again, until it is finished; it must end with the same bits as a run that was never killed.
+Days: everything that can go wrong on a bad day is really done, and the message of the run is shown.
+Commands: bad values of every flag of every experiment, made from the types and ranges of the flags.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from tests.reports import write_report
 from zoneout_jax.training import Measurement, parse_measurement
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Overshoots, so that patience, too, must come out the same.
+# This training overshoots, so that early stopping is compared too.
 TRAINING = (
     *("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--learning_rate=0.3"),
     *("--epochs=8", "--patience=1", "--checkpoint_steps=1", "--steps_per_call=5"),
@@ -45,16 +45,16 @@ TIMED = {"seconds", "steps_per_second", "peak_memory_bytes", "resumed"}
 
 @dataclasses.dataclass(frozen=True)
 class Options(Measurement):
-    """What to do."""
+    """What to test."""
 
     parts: tuple[Literal["kills", "days", "commands"], ...] = ("kills", "days", "commands")
-    """Parts."""
+    """Parts to run."""
     kills: int = 50
-    """Kills at least."""
+    """Minimum number of kills."""
     commands: int = 200
-    """Bad command lines at least."""
+    """Minimum number of bad command lines."""
     seed: int = 0
-    """Seed of the moments and values."""
+    """Seed of the random moments and values."""
 
 
 def launch(
@@ -70,7 +70,7 @@ def launch(
 
 
 class Runs:
-    """Starts runs in a folder, quickly: everything is imported once, and compiled once."""
+    """Starts runs in a folder; for speed, all runs share imports and compiled code."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -81,18 +81,18 @@ class Runs:
         self._context.set_forkserver_preload(["experiments.char_ptb"])
 
     def log(self, workdir: pathlib.Path) -> pathlib.Path:
-        """What a run prints, on a disk that is not filled up."""
+        """Path of the output of a run, on a disk that is not filled."""
         return self.folder / f"{workdir.name}.log"
 
     def start(self, workdir: pathlib.Path, *flags: str, patch=None, experiment="char_ptb"):
-        """A process that trains in a workdir."""
+        """Starts a process that trains in a workdir."""
         arguments = (experiment, (*flags, f"--workdir={workdir}"), self.log(workdir), patch)
         process = self._context.Process(target=launch, args=arguments)
         process.start()
         return process
 
     def run(self, workdir: pathlib.Path, *flags: str, **options) -> tuple[int, str]:
-        """Trains to the end; exit code and the last line that was printed."""
+        """Trains to the end; returns the exit code and the last printed line."""
         process = self.start(workdir, *flags, **options)
         process.join()
         lines = self.log(workdir).read_text().splitlines()
@@ -100,7 +100,7 @@ class Runs:
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
-    """All that a run has to show, apart from times: bytes, numbers and bits."""
+    """Returns everything that a run produced except times: bytes, numbers and bits."""
     result = json.loads((workdir / "result.json").read_text())
     folder = workdir / "checkpoints"
     step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
@@ -116,7 +116,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def wait_for(process, workdir: pathlib.Path, step: int) -> None:
-    """Returns when a run has a checkpoint of a step or a later one, or has ended."""
+    """Waits until a run has a checkpoint of this step or a later one, or has ended."""
     folder = workdir / "checkpoints"
     while process.exitcode is None:
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
@@ -126,7 +126,7 @@ def wait_for(process, workdir: pathlib.Path, step: int) -> None:
 
 
 def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
-    """Kills runs at random moments until the number is reached; all must end as the whole one."""
+    """Kills runs at random moments, `at_least` times; all must end like an undisturbed run."""
     start = time.monotonic()
     warm = runs.folder / "warm"
     runs.run(warm, *TRAINING)  # fills the compilation cache
@@ -167,7 +167,7 @@ def kills(runs: Runs, at_least: int, rng: random.Random) -> dict[str, Any]:
 
 
 def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
-    """Does each thing that can go wrong; what happened, what was said, whether all was well."""
+    """Causes each failure; reports what happened, the message, and if it was as it should be."""
     whole = runs.folder / "days" / "whole"
     whole.parent.mkdir(exist_ok=True)
     runs.run(whole, *TRAINING)
@@ -179,7 +179,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         print(f"{'ok ' if well else 'BAD'} {what}: exit code {code}: {said}")
 
     def begun(name: str, steps: int = 20) -> pathlib.Path:
-        """A run that was killed after so many steps."""
+        """Makes a run that is killed after this many steps."""
         workdir = whole.with_name(name)
         process = runs.start(workdir, *TRAINING)
         wait_for(process, workdir, steps)
@@ -219,7 +219,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     for checkpoint in (workdir / "checkpoints").iterdir():
         cut(largest(checkpoint))
     code, said = runs.run(workdir, *TRAINING)
-    note("both checkpoints truncated", code, said, code == 1 and "left as they are" in said)
+    note("both checkpoints truncated", code, said, code == 1 and "none was changed" in said)
 
     workdir = begun("configuration")
     (workdir / "config.json").write_text("")
@@ -249,7 +249,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
             process = runs.start(workdir, *TRAINING)
             wait_for(process, workdir, 10)
             with filler.open("ab", buffering=0) as file:
-                while process.exitcode is None:  # all that is left, and what becomes free
+                while process.exitcode is None:  # also takes space that is freed later
                     with contextlib.suppress(OSError):
                         file.write(bytes(4096))
                     process.join(0.0001)
@@ -259,18 +259,18 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         finally:
             subprocess.run(["umount", str(disk)], check=True)
     else:
-        print("no small disk can be mounted here: full and read-only disks are left out")
+        print("no small disk can be mounted here: full and read-only disks are not tested")
 
     workdir = whole.with_name("logging")
     process = runs.start(workdir, *TRAINING)
     wait_for(process, workdir, 1)
-    (workdir / "link").symlink_to("/dev/full")  # every write to it fails
+    (workdir / "link").symlink_to("/dev/full")  # every write to this file fails
     (workdir / "link").rename(workdir / "metrics.jsonl")
     process.join()
     note_disk(runs, "disk full while logging", workdir, process, wanted, note)
 
     workdir = whole.with_name("nan")
-    # An update of this size, were it clipped, would be clipped to nothing.
+    # With a smaller clip_norm, clipping would reduce the infinite gradient to zero.
     bad = (*TRAINING, "--epochs=2", "--clip_by=gradient")
     bad += ("--learning_rate=1e38", "--clip_norm=1e38")
     code, said = runs.run(workdir, *bad)
@@ -304,7 +304,7 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
 
 
 def note_disk(runs, what, workdir, process, wanted, note) -> None:
-    """Notes what a run said of a full disk, and whether it goes on once there is room."""
+    """Reports the message of a run on a full disk, and if it resumes once there is space."""
     lines = runs.log(workdir).read_text().splitlines()
     said = next((line for line in lines if line.startswith("error: ")), "")
     code, _ = runs.run(workdir, *TRAINING)
@@ -313,8 +313,8 @@ def note_disk(runs, what, workdir, process, wanted, note) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Does the parts, and writes the report."""
-    about = "Kills runs, spoils their disks and files, and mistypes their commands."
+    """Runs the parts and writes the report."""
+    about = "Kills runs, damages their disks and files, and mistypes their commands."
     options, out = parse_measurement(Options, argv, "tests.fault_injection", about)
     rng = random.Random(options.seed)
     report: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""The equations of all cells in NumPy, float64, written from the papers, one step at a time.
+"""The equations of all cells in NumPy and float64, from the papers, one step at a time.
 
-What enters a recurrent product is h times `o["m"]`, the mask of variational dropout.
+The recurrent products use h times `o["m"]`, the mask of variational dropout.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def over_features(x):
 
 
 def over_batch(x, valid):
-    """Batch normalization by the examples that count."""
+    """Batch normalization with the statistics of the valid examples."""
     rows = x[valid]
     if not len(rows):
         return np.zeros_like(x)
@@ -31,7 +31,7 @@ def over_batch(x, valid):
 
 
 def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
-    """One step; `o` holds the options, the carry is (c, h, o')."""
+    """Computes one step; `o` holds the options, the carry is (c, h, o')."""
     c, h, old_gate = carry
     squash = SQUASH[o.get("activation_fn", "tanh")]
     from_x, from_h = x @ p["input"], (o["m"] * h) @ p["recurrent"]
@@ -56,14 +56,14 @@ def lstm_step(p, o, carry, x, d_c, d_h, u, valid):
         new_h = new_h @ p["projection"]
     kept = d_h * h + (1 - d_h) * new_h
     if o.get("ogates_zoneout") == "repository":
-        # The authors' code, recurrent.py, lines 190 to 197: after the states are zoned out.
+        # As in the authors' code, recurrent.py, lines 190 to 197: after zoneout of the states.
         new_h, kept = u * new_h + (1 - u) * f * h, u * kept + (1 - u) * f * h
     y = new_h if o.get("output") == "candidate" else kept
     return (d_c * c + (1 - d_c) * new_c, kept, gate), y
 
 
 def gru_step(p, o, carry, x, d_c, d_h, u, valid):
-    """One step; the carry is (h,)."""
+    """Computes one step; the carry is (h,)."""
     (h,) = carry
     squash = SQUASH[o.get("activation_fn", "tanh")]
     dropped = o["m"] * h
@@ -85,10 +85,10 @@ def gru_step(p, o, carry, x, d_c, d_h, u, valid):
 
 
 def rnn_step(p, o, carry, x, d_c, d_h, u, valid):
-    """One step; the carry is (h,)."""
+    """Computes one step; the carry is (h,)."""
     (h,) = carry
     dropped = o["m"] * h
-    # Of independent units the recurrent weights are a vector.
+    # Independent units have a vector of recurrent weights.
     recurrent = p["recurrent"]
     from_h = dropped @ recurrent if recurrent.ndim == 2 else dropped * recurrent
     new_h = SQUASH[o.get("activation_fn", "tanh")](x @ p["input"] + from_h + p["bias"])
@@ -102,7 +102,7 @@ STEPS = {
     "rnn": (rnn_step, 1),
     "indrnn": (rnn_step, 1),
 }
-"""Functions of a step, and the number of blocks of features."""
+"""Step function of each cell, and its number of feature blocks."""
 
 
 def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=None):
@@ -126,7 +126,7 @@ def run(kind, options, params, xs, masks, lengths=None, reverse=False, carry=Non
     rows = np.arange(batch)
     for number in range(steps):
         valid = number < lengths
-        # Each example's own position: padding comes last whatever the direction.
+        # The position in each example; padding comes last in both directions.
         t = np.where(valid & reverse, lengths - 1 - number, number)
         o = options | {"m": m[t, rows]}
         new, y = step(p, o, carry, xs[t, rows], d_c[t, rows], d_h[t, rows], u[t, rows], valid)

@@ -1,4 +1,4 @@
-"""Reports of the programs that put runs to the test."""
+"""Reports of the programs that test whole runs."""
 
 import pathlib
 from typing import Any
@@ -7,7 +7,7 @@ from zoneout_jax.training import versions, write_json
 
 
 def write_report(out: pathlib.Path, name: str, options: Any, report: dict[str, Any]) -> None:
-    """Writes a report and says where; one that lacks parts does not take the place of a whole."""
+    """Writes a report and prints its path, which names the parts if the report is partial."""
     parts = () if options.parts == type(options).parts else options.parts
     path = out / f"{'_'.join((name, *parts))}.json"
     write_json(path, report | {"versions": versions()})

@@ -1,12 +1,13 @@
-"""One run on many devices, in many processes, of many seeds, and over many steps.
+"""One run on many devices, in many processes, with many seeds, and over many steps.
 
     python -m tests.scaling                            # everything; a report at the end
-    python -m tests.scaling --parts devices processes  # of those below
+    python -m tests.scaling --parts devices processes  # only these parts
 
-Devices: the same run on 1, 2, 4 and 8 virtual devices. Processes: as two and as four processes on
-this machine, against one; then one process is killed: what the others say and how soon they end,
-and whether the run goes on. Seeds: four in one program against four runs. Memory: what 10,000 steps
-add to it. Costs: the time that saving and evaluation keep a run of the paper's size from training.
+Devices: the same run on 1, 2, 4 and 8 virtual devices. Processes: the run in two and in four
+processes on this machine, against one process; then one process is killed: what the others print,
+how soon they end, and if the run resumes. Seeds: four seeds in one program against four runs.
+Memory: its growth over 10,000 steps. Costs: how long saving and evaluation keep a run of the
+paper's size from training.
 """
 
 import dataclasses
@@ -47,19 +48,19 @@ ROWS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options(Measurement):
-    """What to do."""
+    """What to measure."""
 
     parts: tuple[Literal["devices", "processes", "seeds", "memory", "costs"], ...] = (
         *("devices", "processes", "seeds"),
         *("memory", "costs"),
     )
-    """Parts."""
+    """Parts to run."""
     processes: tuple[int, ...] = (2, 4)
     """Numbers of processes."""
 
 
 def masks(devices: int, file: pathlib.Path) -> None:
-    """Draws the masks of a batch of 8 that is spread over devices; for a process of its own."""
+    """Draws the masks of a batch of 8 that is split over devices; needs a separate process."""
     spec, local = Zoneout(cells=0.5, states=0.05), 8 // devices
 
     def draw(_):
@@ -72,14 +73,14 @@ def masks(devices: int, file: pathlib.Path) -> None:
 
 
 def call(devices: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Calls a function in this fresh process, with so many virtual devices."""
+    """Calls a function in this new process, with this many virtual devices."""
     os.environ.update(environment(devices))
     jax.config.update("jax_platforms", "cpu")
     function(*arguments)
 
 
 def fresh(devices: int, function: Callable[..., None], *arguments: Any) -> float:
-    """Calls a function in a fresh process; the seconds it took."""
+    """Calls a function in a new process; returns the seconds it took."""
     start = time.monotonic()
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=call, args=(devices, function, *arguments))
@@ -92,7 +93,7 @@ def fresh(devices: int, function: Callable[..., None], *arguments: Any) -> float
 
 
 def train(workdir: pathlib.Path, experiment: str, flags: Sequence[str], devices: int = 1) -> float:
-    """Trains in a fresh process; the seconds it took."""
+    """Trains in a new process; returns the seconds it took."""
     return fresh(devices, run, experiment, [*flags, f"--workdir={workdir}"])
 
 
@@ -102,7 +103,7 @@ def run(experiment: str, flags: Sequence[str]) -> None:
 
 
 def parameters(workdir: pathlib.Path) -> dict[tuple, np.ndarray]:
-    """The arrays of the last checkpoint."""
+    """Returns the arrays of the last checkpoint."""
     folder = workdir.absolute() / "checkpoints"
     step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
     with ocp.StandardCheckpointer() as checkpointer:
@@ -111,13 +112,13 @@ def parameters(workdir: pathlib.Path) -> dict[tuple, np.ndarray]:
 
 
 def curve(workdir: pathlib.Path) -> np.ndarray:
-    """All numbers of the metrics."""
+    """Returns all numbers of the metrics."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return np.array([list(json.loads(line).values()) for line in lines])
 
 
 def difference(a: pathlib.Path, b: pathlib.Path) -> dict[str, float]:
-    """Largest differences between two runs: of the curves (relative), of the arrays (absolute)."""
+    """Largest differences between two runs: relative for curves, absolute for parameters."""
     ours, theirs = parameters(a), parameters(b)
     return {
         "curve, relative": float(np.max(np.abs(curve(a) / curve(b) - 1))),
@@ -132,7 +133,7 @@ def difference(a: pathlib.Path, b: pathlib.Path) -> dict[str, float]:
 
 
 def devices(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The same runs, and the same masks, on 1, 2, 4 and 8 devices."""
+    """Compares the same runs and masks on 1, 2, 4 and 8 devices."""
     report = []
     for row, (experiment, flags) in ROWS.items():
         for number in (1, 2, 4, 8):
@@ -180,7 +181,7 @@ class Together:
         ]
 
     def wait_for_metrics(self, workdir: pathlib.Path, epochs: int) -> None:
-        """Returns when so many epochs are logged."""
+        """Waits until this many epochs are logged."""
         file = workdir / "metrics.jsonl"
         while not file.exists() or len(file.read_text().splitlines()) < epochs:
             time.sleep(0.01)
@@ -188,18 +189,18 @@ class Together:
                 raise SystemExit(f"a process ended too early: {self.logs[0].read_text()[-2000:]}")
 
     def wait(self) -> list[int]:
-        """Exit codes."""
+        """Waits for all processes; returns their exit codes."""
         return [process.wait() for process in self.processes]
 
     def said(self, number: int) -> str:
-        """The lines of a process that tell why it ended."""
+        """Returns the lines in which a process says why it ended."""
         lines = self.logs[number].read_text().splitlines()
         telling = [line for line in lines if re.match("error: |F[0-9]{4} |stopped", line)]
         return " | ".join(line[:400] for line in telling)
 
 
 def processes(folder: pathlib.Path, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """One run as several processes; then one of them is killed, and all are started again."""
+    """Trains one run in several processes; then kills one of them and restarts all."""
     flags = (*ZONEOUT, "--epochs=9", "--checkpoint_steps=5", "--heartbeat_timeout=10")
     one = folder / "one"
     train(one, "char_ptb", flags)
@@ -230,7 +231,7 @@ def processes(folder: pathlib.Path, counts: Sequence[int]) -> list[dict[str, Any
             said = {n: run.said(n) for n in range(count) if n != victim}
             again = Together(count, workdir, (*slow, "--max_minutes=0.05"))
             after = again.wait()
-            resumed = "going on from step" in again.logs[0].read_text()
+            resumed = "resuming from step" in again.logs[0].read_text()
             report.append(
                 {
                     "processes": count,
@@ -244,7 +245,7 @@ def processes(folder: pathlib.Path, counts: Sequence[int]) -> list[dict[str, Any
             )
             print(report[-1])
     workdir = folder / "preempted"
-    # Whole epochs in a call: the request is met at the end of one.
+    # A call lasts a whole epoch, so the run stops at the end of an epoch.
     whole = ("--epochs=2000", "--patience=2000", "--steps_per_call=12")
     run = Together(2, workdir, (*ZONEOUT, *whole))
     run.wait_for_metrics(workdir, 1)
@@ -258,7 +259,7 @@ def processes(folder: pathlib.Path, counts: Sequence[int]) -> list[dict[str, Any
 
 
 def seeds(folder: pathlib.Path) -> dict[str, Any]:
-    """Four seeds in one program, on one device and on two, against four runs in a row."""
+    """Compares four seeds in one program, on one and two devices, with four separate runs."""
     flags = ("--preset=laptop", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--epochs=6")
     flags = (*flags, "--hidden_features=64", "--patience=6")
     alone = [train(folder / f"seed{n}", "char_ptb", (*flags, f"--seed={n}")) for n in range(4)]
@@ -282,7 +283,7 @@ def seeds(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def memory(folder: pathlib.Path) -> dict[str, Any]:
-    """Resident memory of a run from step 1,000 on."""
+    """Measures the resident memory of a run from step 1,000 on."""
     workdir = folder / "long"
     flags = (*ZONEOUT, "--epochs=1000", "--patience=1000", "--checkpoint_minutes=0.1")
     command = [sys.executable, "-m", "experiments.char_ptb", *flags, f"--workdir={workdir}"]
@@ -302,7 +303,7 @@ def memory(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def costs(folder: pathlib.Path) -> dict[str, Any]:
-    """Seconds that saving (five times an epoch, in the background) and evaluation take."""
+    """Measures the time of saving (five times an epoch, in the background) and evaluation."""
     flags = ("--dataset=stdlib", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--epochs=3")
     flags = (*flags, "--train_size=163200", "--eval_size=40000", "--checkpoint_steps=10")
     train(folder / "costs", "char_ptb", flags)
@@ -311,7 +312,7 @@ def costs(folder: pathlib.Path) -> dict[str, Any]:
         (folder / "costs" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime
     )
     size = sum(path.stat().st_size for path in newest.rglob("*"))
-    # The first epoch compiles.
+    # The first epoch includes the compilation.
     epochs = [json.loads(line) for line in lines[1:]]
     report = {"flags": " ".join(flags), "MB of a checkpoint": round(size / 1e6), "epochs": epochs}
     print(report)
@@ -319,8 +320,8 @@ def costs(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Does the parts, and writes the report."""
-    about = "One run on many devices, in many processes, of many seeds, and over many steps."
+    """Runs the parts and writes the report."""
+    about = "One run on many devices, in many processes, with many seeds, and over many steps."
     options, out = parse_measurement(Options, argv, "tests.scaling", about)
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:

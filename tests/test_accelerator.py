@@ -1,4 +1,4 @@
-"""The program for accelerators runs here, and finds what is wrong."""
+"""The program for accelerators runs on a CPU, and detects errors."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from zoneout_jax import LSTM, _fused, unroll
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    """A quick run without a deadline, whose CPU of reference is not the device of JAX's choice."""
+    """A quick run without a deadline; its reference CPU is not JAX's default device."""
     return Context(True, tmp_path, {}, lambda: None, deadline=time.monotonic() + 1e6)
 
 
@@ -29,21 +29,21 @@ def another_cpu(monkeypatch):
 
 
 def run(*flags: str) -> int:
-    """Exit code of the program."""
+    """Runs the program and returns its exit code."""
     with pytest.raises(SystemExit) as stop:
         accelerator.main([*flags])
     return stop.value.code
 
 
 def only_the_rnn(monkeypatch) -> None:
-    """Checks no masks and the simplest cell."""
+    """Limits the checks to the simplest cell, without masks."""
     monkeypatch.setattr(accelerator_checks, "MASKS", {})
     monkeypatch.setattr(accelerator_checks, "QUICK_CELLS", ("rnn",))
 
 
 @pytest.fixture
 def standard_promotion_in_threads() -> Iterator[None]:
-    """JAX's own dtype promotion for one test, whatever its threads."""
+    """Sets JAX's default dtype promotion for one test, in all threads."""
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,4 +1,4 @@
-"""Recurrent batch normalization: statistics of each step, of the population, of many devices."""
+"""Recurrent batch normalization: statistics of steps, of the population, over devices."""
 
 import flax.linen as nn
 import jax
@@ -43,11 +43,11 @@ def test_statistics_are_those_of_each_step():
     projected = np.asarray(XS, np.float64) @ np.asarray(PARAMS["input"], np.float64)
     np.testing.assert_allclose(found["input_mean"], projected.mean(1), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["input_var"], projected.var(1), rtol=0, atol=1e-5)
-    assert np.ptp(found["cell_mean"], axis=0).min() > 0  # cells differ from step to step
+    assert np.ptp(found["cell_mean"], axis=0).min() > 0  # each step has its own statistics
 
 
 def test_population_of_one_batch_gives_that_batchs_outputs():
-    # With a single batch as the population, evaluation repeats training.
+    # If one batch is the population, evaluation gives the outputs of training.
     carry, ys, _ = unroll(CELL, PARAMS, XS)
     stats = population(CELL.init_stats())
     again = unroll(CELL, PARAMS, XS, deterministic=True, stats=stats)
@@ -105,7 +105,7 @@ def test_last_step_serves_longer_sequences():
     got = unroll(CELL, PARAMS, longer, deterministic=True, stats=stats)[1]
     wanted = unroll(wide, PARAMS, longer, deterministic=True, stats=cut)[1]
     np.testing.assert_array_equal(got, wanted)
-    # Training on longer sequences leaves the population as long as it is.
+    # Training on longer sequences does not make the population statistics longer.
     moved = update_stats(stats, unroll(CELL, PARAMS, longer)[2], rate=1.0)
     for name in stats:
         np.testing.assert_allclose(moved[name], stats[name], rtol=0, atol=1e-5)
@@ -117,7 +117,7 @@ def test_padding_changes_nothing_in_reverse(deterministic):
     lengths = jnp.array([6, 6, 4, 4, 2, 2, 2, 1])
     cell = LSTM(F, H, normalization="batch", max_steps=T + 3)
     stats = some_stats(cell, jax.random.key(9))
-    # A mask of the states alone, so that flipping it shows in the outputs.
+    # Only states have a mask, so that a flip of the mask changes the outputs.
     states = Zoneout(states=0.5).sample(jax.random.key(4), T, B, H).states
     options = {
         "deterministic": deterministic,
@@ -150,7 +150,7 @@ def test_padding_counts_for_nothing():
     found = [unroll(CELL, PARAMS, xs, seq_lengths=lengths) for xs in (XS, noise)]
     jax.tree.map(np.testing.assert_array_equal, *found)
     np.testing.assert_array_equal(found[0][2]["count"], [7, 7, 4, 4, 2, 2])
-    # Steps that no example has do not move the population.
+    # Steps that no example reaches do not change the population.
     short = unroll(CELL, PARAMS, XS, seq_lengths=jnp.full(B, 2))[2]
     stats = update_stats(CELL.init_stats(), short, rate=0.5)
     np.testing.assert_array_equal(stats["recurrent_var"][2:], 1)
@@ -186,7 +186,7 @@ def test_constant_input_gives_numbers(carry_noise):
 
     gradient, ys = jax.grad(loss, has_aux=True)(PARAMS)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, ys)))
-    # Without noise all examples are the same.
+    # Without noise all examples give the same outputs.
     assert np.any(np.ptp(ys, axis=1) > 1e-3) == (carry_noise > 0)
 
 
@@ -195,7 +195,7 @@ def test_noise_of_the_carry():
     params = {
         "input": jnp.zeros((1, 16000)),
         "recurrent": jnp.zeros((4000, 16000)),
-        # Gates that keep everything: the carry of the last step is the noise itself.
+        # These gates keep everything, so the carry of the last step is the noise itself.
         "bias": jnp.repeat(jnp.array([-100.0, 100.0, 0.0, -100.0]), 4000),
     }
     xs, key = jnp.zeros((1, 4, 1)), jax.random.key(0)
@@ -279,7 +279,7 @@ def test_under_the_rnns_of_flax():
 
 
 def test_few_collectives():
-    # The input side, the recurrent side and the cells exchange sums twice each, and a count.
+    # Input products, recurrent products and cells each need two sums; the count needs one.
     def run(xs):
         return unroll(CELL, PARAMS, xs, axis_name="data", implementation="scan")[1]
 

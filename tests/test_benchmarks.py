@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is judged by their results, not here."""
+"""The benchmarks run. Their measurements are not judged here."""
 
 import json
 import pathlib

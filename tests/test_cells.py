@@ -1,4 +1,4 @@
-"""Every cell with every kind of mask against NumPy, finite differences, and its other faces."""
+"""Every cell with every kind of mask equals NumPy, finite differences and its other faces."""
 
 import functools
 
@@ -78,7 +78,7 @@ SHAPES = {
     },
 }
 FURTHER = [*CELLS][[*CELLS].index("lstm projected") :]
-"""Cells that have few of the fast tests: what they share with others is tested there."""
+"""Cells with few fast tests, because they share most of their code with other cells."""
 MASKS = {
     "plain": {},
     "separate": {"cells": 0.5, "states": 0.3},
@@ -94,13 +94,13 @@ KEY = jax.random.key(7)
 
 
 def marked(*case, fast=False):
-    """A case of a test, its first value the name of a cell: slow for further cells."""
+    """Makes a test case that starts with the name of a cell; slow for cells in `FURTHER`."""
     return pytest.param(*case, marks=[pytest.mark.slow] if case[0] in FURTHER and not fast else [])
 
 
 @functools.cache
 def build(name, dtype):
-    """A cell, parameters away from their special initial values, and inputs."""
+    """Returns a cell, parameters unlike their special initial values, and inputs."""
     kind, options = CELLS[name]
     cell = FACTORIES[kind](F, H, param_dtype=dtype, **options)
     keys = iter(jax.random.split(jax.random.key(0), 12))
@@ -111,7 +111,7 @@ def build(name, dtype):
 
 
 def spec_for(cell, name):
-    """The masks of a variant that the cell understands, or None."""
+    """Returns the spec with the masks of a variant that the cell has, or None."""
     known = {*cell.mask_names} | ({"update_drop"} if "update" in cell.mask_names else set())
     known |= {"hidden_drop"} if cell.drops_hidden else set()
     rates = {n: rate for n, rate in MASKS[name].items() if n in known}
@@ -124,12 +124,12 @@ def spec_for(cell, name):
 
 
 def sample(cell, spec):
-    """The masks that `unroll` draws from `KEY`."""
+    """Returns the masks that `unroll` draws from `KEY`."""
     return draw_masks(cell, spec, KEY, False, T, B, lambda: 0)
 
 
 def run_steps(cell, params, xs, masks, lengths, reverse):
-    """A Python loop over `cell.step`, without padding."""
+    """Runs a Python loop over `cell.step`, without padding."""
     assert lengths is None
     step = jax.jit(cell.step)
     carry, ys = cell.initial_carry(params, B), [None] * T
@@ -173,7 +173,7 @@ def test_forward_equals_numpy(name, masks, runner):
     both = (None, LENGTHS) if masks == "all" else (LENGTHS,)
     for lengths in both if runner != "loop" else (None,):
         for reverse in (False, True) if masks == "all" else (True,):
-            # The compiler has to do with what there is to run, not with how it was drawn.
+            # Compiling one kind of masks is enough: the computation does not depend on the draw.
             with jax.disable_jit(masks != "all"):
                 carry, ys = RUNNERS[runner](cell, params, xs, sampled, lengths, reverse)
             kind, options = CELLS[name]
@@ -181,7 +181,7 @@ def test_forward_equals_numpy(name, masks, runner):
                 kind, options, params, np.asarray(xs), sampled, lengths, reverse
             )
             np.testing.assert_allclose(ys, wanted, rtol=0, atol=1e-10)
-            # Our carry may also have the number of the step, and the oracle's always has o'.
+            # Our carry may also contain the step number; the oracle's carry always contains o'.
             arrays = [leaf for leaf in jax.tree.leaves(carry) if leaf.ndim]
             for one, other in zip(arrays, wanted_carry, strict=False):
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)
@@ -200,11 +200,11 @@ def test_forward_equals_numpy(name, masks, runner):
     "name", [marked(name, fast=name == "lstm projected") for name in CELLS if "relu" not in name]
 )
 def test_gradients_by_finite_differences(name, masks, lengths):
-    # relu has no derivative at zero; the same code runs with tanh.
+    # relu has no derivative at zero; tanh runs the same code.
     cell, params, xs = build(name, jnp.float64)
     sampled = sample(cell, spec_for(cell, masks)) if masks != "plain" else None
     lengths = None if lengths is None else jnp.array(lengths)
-    # A number of its own weighs every output, so that errors cannot cancel.
+    # Each output has its own weight, so that errors cannot cancel.
     weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), jnp.float64)
 
     def loss(params, xs, **options):
@@ -213,13 +213,13 @@ def test_gradients_by_finite_differences(name, masks, lengths):
 
     test_util.check_grads(jax.jit(loss), (params, xs), 1, ["rev"], 1e-6, 1e-6, 1e-6)
     fused = jax.jit(jax.grad(loss, (0, 1)))(params, xs)
-    # That the plain scan has the same gradient is in test_fused.
+    # test_fused checks that the plain scan has the same gradient.
     chunked = jax.jit(jax.grad(functools.partial(loss, chunk=2), (0, 1)))(params, xs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), fused, chunked)
 
 
 def make_faces(name, spec, **options):
-    """Linen and NNX cells of a kind."""
+    """Makes Linen and NNX cells of a kind."""
     kind, own = CELLS[name]
     stem = {"lstm": "LSTM", "gru": "GRU", "rnn": "Simple", "indrnn": "IndRNN"}[kind]
     in_linen, in_nnx = (getattr(module, f"Zoneout{stem}Cell") for module in (linen, faces))
@@ -264,7 +264,7 @@ def test_recurrent_weights_of_independent_units_start_uniform():
 
 
 def test_masks_of_a_projected_state():
-    # They are the first of those that as many states as cells would have.
+    # They are the first masks of a layer with as many states as cells.
     cell, spec = LSTM(F, H, proj_size=P), Zoneout(cells=0.5, states=0.3)
     wanted = spec.sample(KEY, T, B, H)
     wanted = wanted._replace(states=wanted.states[..., :P])
@@ -315,7 +315,7 @@ def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch)
     layer = faces.ZoneoutRNN(in_nnx, time_major=True, return_carry=True)
 
     wanted = jax.jit(pure)(params, xs, stats)
-    if cell.statistics:  # there the carry of the modules ends with the number of the step
+    if cell.statistics:  # the carry of the modules then ends with the step number
         wanted = ((*wanted[0], jnp.int32(T)), wanted[1])
     got = jax.jit(by_linen)(params, xs, stats)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
@@ -327,7 +327,7 @@ def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch)
     "name", ["lstm", "gru", "gru reset before", "rnn", "lstm layer norm", "lstm projected"]
 )
 def test_stacked_layers(name):
-    # Two layers in one ZoneoutRNN are two ZoneoutRNNs, in both faces.
+    # Two layers in one ZoneoutRNN equal two ZoneoutRNNs, in both faces.
     first, second = (make_faces(name, Zoneout(states=0.3)) for _ in range(2))
     xs = jax.random.normal(jax.random.key(1), (B, T, F))
     stack = linen.ZoneoutRNN((first[0], second[0]), deterministic=True, return_carry=True)
@@ -344,7 +344,7 @@ def test_stacked_layers(name):
 
 
 def some_stats(cell, key):
-    """Population statistics unlike each other."""
+    """Makes population statistics that all differ."""
     stats = cell.init_stats()
     keys = dict(zip(stats, jax.random.split(key, len(stats)), strict=True))
     return {
@@ -390,7 +390,7 @@ def test_rates_zero_and_one(name):
     plain = run(params, None)
     zero = run(params, Zoneout(**{n: 0.0 for n in rates if n in known}))
     jax.tree.map(np.testing.assert_array_equal, zero, plain)
-    # Of a traced rate the compiler does not know that it is 0: rounding may differ.
+    # The compiler does not know that a traced rate is 0, so rounding may differ.
     traced = jax.jit(run)(params, Zoneout(**{n: 0.0 for n in rates if n in known}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), traced, plain)
     ones = Zoneout(**{n: 1.0 for n in ("cells", "states") if n in cell.mask_names})
@@ -412,8 +412,8 @@ def test_bfloat16_products_keep_a_float32_state(name):
     exact, rough = (FACTORIES[kind](F, H, dtype=d, **options) for d in (None, jnp.bfloat16))
     (carry, ys), (_, wanted) = (unroll(c, params, xs)[:2] for c in (rough, exact))
     assert {leaf.dtype for leaf in jax.tree.leaves((carry, ys))} == {jnp.dtype("float32")}
-    # Operands carry 8 bits: errors of 2⁻⁸ in each product, over 7 steps; none at all would mean
-    # that the option was not used.
+    # Operands have 8 bits, so each product has errors of 2⁻⁸, over 7 steps. An error of 0 would
+    # mean that the option was not used.
     error = np.abs(ys - wanted).max()
     scale = 1 if CELLS[name][1].get("activation_fn") != "relu" else float(np.abs(wanted).max())
     assert 0 < error < 0.1 * scale

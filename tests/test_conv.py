@@ -1,4 +1,4 @@
-"""The convolutional LSTM: against Flax's own, NumPy and finite differences, in Linen and NNX."""
+"""The convolutional LSTM equals Flax's, NumPy and finite differences, in Linen and NNX."""
 
 import functools
 import itertools
@@ -40,20 +40,20 @@ def close(one, other, atol=1e-6):
 
 
 def in_linen(**options):
-    """A cell for Linen."""
+    """Makes a Linen cell."""
     return linen.ZoneoutConvLSTMCell(C, KERNEL, **options)
 
 
 @functools.cache
 def variables(dtype):
-    """Variables of `nn.RNN` around the cell, away from zero, made by Flax's own cell."""
+    """Makes nonzero variables for `nn.RNN` around the cell, with Flax's own cell."""
     made = nn.RNN(nn.ConvLSTMCell(C, KERNEL, param_dtype=dtype)).init(KEY, XS.astype(dtype))
     keys = iter(jax.random.split(KEY, 8))
     return jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype), made)
 
 
 def in_nnx(dtype=jnp.float32, **options):
-    """A cell for NNX with the same parameters."""
+    """Makes an NNX cell with the same parameters."""
     cell = faces.ZoneoutConvLSTMCell(F, C, KERNEL, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     nnx.update(cell, variables(dtype)["params"]["cell"])
     return cell
@@ -90,7 +90,7 @@ def test_takes_the_place_of_the_cell_of_flax(kernel, options, reverse):
 
         return jax.jit(jax.grad(loss, has_aux=True))(made)
 
-    # In bfloat16 the elementwise part is in float32 here, in both types there.
+    # For bfloat16, our elementwise part is in float32, Flax's in both types.
     close(run(ours), run(theirs), 0.3 if "dtype" in options else 1e-5)
 
 
@@ -107,7 +107,7 @@ def convolve(x, layer):
 
 
 def numpy_step(params, carry, x, d_c, d_h, u):
-    """The equations, in float64."""
+    """Computes the equations in float64."""
     c, h = carry
     i, g, f, o = np.split(convolve(x, params["ih"]) + convolve(h, params["hh"]), 4, -1)
     new_c = sigmoid(f + 1) * c + u * sigmoid(i) * np.tanh(g)
@@ -148,7 +148,7 @@ def test_a_step_equals_numpy(name, deterministic, monkeypatch):
     d_c, d_h, u = full(masks.cells, 0.0), full(masks.states, 0.0), full(masks.update, 1.0)
     p = jax.tree.map(np.asarray, params)
     wanted = numpy_step(p, jax.tree.map(np.asarray, carry), np.asarray(x), d_c, d_h, u)
-    # An expected update and Gaussian masks are computed in float32.
+    # Expected updates and Gaussian masks are computed in float32.
     atol = 1e-6 if deterministic or spec.gaussian else 1e-10
     options = {"zoneout": spec, "deterministic": deterministic}
     got = jax.jit(lambda c, x: in_nnx(jnp.float64)(c, x, rngs=KEY, **options))(carry, x)
@@ -175,7 +175,7 @@ def test_gradients_by_finite_differences():
 
 
 def kept(ys):
-    """Where outputs `[B, T, *map, C]` are those of the step before."""
+    """Tells where outputs `[B, T, *map, C]` equal the outputs of the previous step."""
     return np.asarray(ys[:, 1:] == ys[:, :-1])
 
 
@@ -192,7 +192,7 @@ def by_nnx(spec, xs, key, **options):
 
 @pytest.mark.parametrize("run", [pytest.param(by_linen, marks=slow), by_nnx])
 def test_masks(run):
-    variables(jnp.float32)  # outside of what is compiled
+    variables(jnp.float32)  # made outside of the compiled function
     run = jax.jit(functools.partial(run, Zoneout(states=0.3)))
     xs = jax.random.normal(KEY, (40, 6, *MAP, F))
     found = kept(run(xs, KEY))
@@ -203,7 +203,7 @@ def test_masks(run):
         size = found.shape[axis]
         left, right = (np.take(found, range(n, n + size - 1), axis).ravel() for n in (0, 1))
         assert abs(np.corrcoef(left, right)[0, 1]) < 4 / np.sqrt(left.size)
-    # Those of an example are its own, whatever the batch.
+    # The masks of an example do not depend on the batch.
     np.testing.assert_array_equal(kept(run(xs[:2], KEY)), found[:2])
     assert np.any(kept(run(xs, jax.random.key(1))) != found)
 

@@ -1,4 +1,4 @@
-"""Examples in docstrings and in the documentation run, and show what they say."""
+"""Examples in docstrings and in the documentation run and give the printed results."""
 
 import doctest
 import importlib
@@ -32,7 +32,7 @@ def test_docstrings(name):
 
 
 def blocks():
-    """Blocks of Python in the documentation."""
+    """Yields the Python blocks of the documentation."""
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         for number, block in enumerate(found):
@@ -49,7 +49,7 @@ def test_blocks_run_in_an_empty_file(block):
 def test_reference_names_every_public_object(page):
     name = "zoneout_jax" if page.stem == "zoneout_jax" else f"zoneout_jax.{page.stem}"
     module = importlib.import_module(name)
-    # Where there is no __all__, names are exported as `from … import x as x`.
+    # Modules without __all__ export names as `from … import x as x`.
     exported = re.findall(r" as (\w+)$", pathlib.Path(module.__file__).read_text(), re.MULTILINE)
     listed = re.findall(r"^\.\. auto(?!module)\w+:: (\w+)", page.read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(getattr(module, "__all__", exported))

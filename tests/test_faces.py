@@ -1,4 +1,4 @@
-"""What both Flax faces offer besides the layers: options, initializers, carries, views."""
+"""Options, initializers, carries and views of both Flax faces."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ XS = jax.random.normal(jax.random.key(0), (B, T, F))
 
 
 class InLinen:
-    """A Linen layer with its variables, called as an NNX layer is."""
+    """A Linen layer with its variables, called like an NNX layer."""
 
     def __init__(self, stem, *, layers=1, **options):
         cells = [getattr(linen, f"Zoneout{stem}Cell")(H, **options) for _ in range(layers)]
@@ -72,7 +72,7 @@ def test_options_change_what_they_say(face, kind):
     for name, value in changes.items():
         other = face(kind, **options | {name: value})(XS)[1]
         assert np.abs(other - plain).max() > 1e-4, name
-    # Functions that have a name are the same as by name.
+    # A function gives the same as its name.
     named = {"activation_fn": nn.relu if kind == "IndRNN" else jnp.tanh}
     named |= {"gate_fn": nn.sigmoid} if gated else {}
     np.testing.assert_array_equal(face(kind, **options | named)(XS)[1], plain)
@@ -131,7 +131,7 @@ def test_initial_carries(face):
         assert abs(leaf.mean()) < 4 / np.sqrt(leaf.size)
         assert abs(leaf.std() - 1) < 4 / np.sqrt(2 * leaf.size)
     assert np.abs(np.corrcoef(*(leaf.ravel() for leaf in layer.start(shape)))[0, 1]) < 0.04
-    # The layer draws one by itself, as those of Flax do.
+    # The layer draws an initial carry, as the layers of Flax do.
     assert np.abs(layer(XS)[1] - layer(XS, initial_carry=(jnp.zeros((B, H)),) * 2)[1]).max() > 0.01
     with pytest.raises(ValueError, match="carry_init is for carries that are not learned"):
         face("GRU", carry_init=jax.nn.initializers.ones, learned_carry=True)
@@ -164,7 +164,7 @@ def test_partitioned_parameters():
     with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else mesh:
         cell = faces.ZoneoutLSTMCell(F, H, rngs=nnx.Rngs(0), **options(nnx.with_partitioning))
     specs = nnx.get_partition_spec(nnx.state(cell, nnx.Param))
-    # In boxes, of one kind or the other.
+    # Specs are in boxes, of either kind.
     assert {
         n: getattr(spec, "get_value", lambda s=spec: s.value)() for n, spec in specs.items()
     } == wanted
@@ -270,7 +270,7 @@ def test_errors(call, error, message):
 
 @pytest.mark.parametrize("layer", ["nnx.Bidirectional", "nnx.RNN"])
 def test_the_rnns_of_flax_leave_each_cell_its_stream(layer):
-    # They pass a stream for initial carries, the same in every call.
+    # The layers of Flax pass a stream for initial carries, the same in every call.
     def make(seed):
         rngs = nnx.Rngs(params=0, zoneout=seed)
         cell = faces.ZoneoutSimpleCell(F, F, zoneout=Zoneout(states=0.5), rngs=rngs)
@@ -299,7 +299,7 @@ def test_layers_start_apart(face):
 
 
 def layer_of(layer):
-    """The outputs of a layer that draws its initial carry from the key of `start`."""
+    """Outputs of a layer that draws its initial carry from the key that `start` uses."""
     if isinstance(layer, InLinen):
         return layer(XS, init_key=jax.random.key(3))[1]
     return layer.layer(XS, rngs=nnx.Rngs(3))[1]

@@ -1,4 +1,4 @@
-"""The hand-differentiated path gives what the plain scan gives, in every form that it takes."""
+"""The hand-differentiated path equals the plain scan in each of its forms."""
 
 import functools
 
@@ -31,12 +31,12 @@ FORMS = {
     "transposed": (True, False),
     "transposed, own input": (True, True),
 }
-"""Whether arrays of a step are transposed, and whether each step multiplies its own input."""
+"""For each form: True if arrays are transposed; True if each step multiplies its input."""
 
 
 @pytest.fixture
 def form(request, monkeypatch):
-    """Forces a form where the cell allows it."""
+    """Forces a form if the cell allows it."""
     if FORMS[request.param] is not None:
         transposed, own = FORMS[request.param]
         monkeypatch.setattr(
@@ -96,7 +96,7 @@ PLAIN = ["lstm", "lstm output gate", "gru", "gru reset before", "rnn relu"]
 @pytest.mark.parametrize(
     ("name", "form"),
     [(name, form) for name in PLAIN for form in FORMS]
-    # These are not transposed; a normalized one does not multiply its input either.
+    # These cells are not transposed; a normalized cell does not multiply its input in steps.
     + [
         ("lstm projected", "own input"),
         pytest.param("gru layer norm", "as it comes", marks=pytest.mark.slow),
@@ -109,11 +109,11 @@ def test_every_form_equals_the_scan(name, form):
 
 EVERY = [(masks, LENGTHS, True) for masks in MASKS] + [("all", None, True), ("all", LENGTHS, False)]
 EVERY_FORM = [(*case, "as it comes") for case in EVERY]
-# Masks are transposed, too: every shape and type of them is there in both forms.
+# Masks are transposed too, so every shape and type of mask is tested in both forms.
 SHAPES = ("plain", "all", "static", "stochastic depth", "gaussian")
 EVERY_FORM += [(*case, "transposed, own input") for case in EVERY if case[0] in SHAPES]
-# Where masks go is the same for all cells. The others differ in how a step computes, and have
-# masks of every shape and type, or all masks and none.
+# The use of masks is the same in all cells. The other cells differ in how a step computes, so they
+# are tested with masks of every shape and type, or only with all masks and none.
 WITH_EVERY_MASK = ("lstm", "gru")
 WITH_EVERY_SHAPE = (
     *("lstm output gate", "lstm output gate repository", "lstm layer norm", "lstm batch norm"),
@@ -123,7 +123,7 @@ assert {*WITH_EVERY_MASK, *WITH_EVERY_SHAPE} <= CELLS.keys()
 
 
 def has_to(name, masks):
-    """Whether a cell is to be tried with masks of a kind."""
+    """Tells whether a cell is tested with masks of a kind."""
     if name in WITH_EVERY_MASK:
         return True
     return masks in (SHAPES if name in WITH_EVERY_SHAPE else ("plain", "all"))
@@ -180,7 +180,7 @@ def test_large_layers_take_the_form_that_is_faster_here():
         for i, p in (("fused", None), ("scan", None), ("fused", jnp.bfloat16))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)
-    # Operands have 8 bits: 2⁻⁸ each, which sums over many terms average out.
+    # Operands have 8 bits, so errors are 2⁻⁸ each; sums over many terms average them.
     for exact, approximate in zip(jax.tree.leaves(one), jax.tree.leaves(rough), strict=True):
         error = np.linalg.norm(exact - approximate) / np.linalg.norm(exact)
         assert 0 < error < 2.0**-7
@@ -218,13 +218,13 @@ def test_higher_orders_and_batches_of_parameters(name, form):
 
     second = [jax.jit(jax.grad(slope), static_argnums=2)(params, KEY, i) for i in ("fused", "scan")]
     close(*second)
-    # Forward mode goes through the scan.
+    # Forward mode uses the scan.
     _, tangent = jax.jvp(lambda p: loss(p, KEY, "scan"), (params,), (direction,))
     close(tangent, slope(params, KEY, "fused"))
-    if cell.one_product:  # otherwise the derivatives are JAX's own
+    if cell.one_product:  # otherwise JAX computes the derivatives
         with pytest.raises(TypeError, match="forward-mode"):
             jax.jvp(lambda p: loss(p, KEY, "fused"), (params,), (direction,))
-    # Over parameters and keys at once.
+    # A batch over parameters and keys at the same time.
     many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
     keys = jax.random.split(KEY, 2)
     batched = jax.jit(jax.vmap(jax.grad(functools.partial(loss, implementation="fused"))))(

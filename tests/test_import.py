@@ -1,4 +1,4 @@
-"""What importing the library brings along."""
+"""What an import of the library loads."""
 
 import ast
 import configparser
@@ -20,7 +20,7 @@ HEAVY = (
 
 
 def loaded(module, names):
-    """Which of `names` a fresh process has loaded after importing `module`."""
+    """Lists which of `names` a new process has loaded after an import of `module`."""
     code = f"import sys, {module}; print(*(m for m in '{names}'.split() if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -60,7 +60,7 @@ def test_a_missing_package_names_the_extra(module, package, extra):
 
 
 def normal(distributions):
-    """Their names, as package indexes compare them."""
+    """Normalizes names as package indexes do."""
     return {re.sub("[-_.]+", "-", name).lower() for name in distributions}
 
 
@@ -78,7 +78,7 @@ def test_what_is_imported_is_declared(extra, files):
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.partition(".")[0])
     brought_by = importlib.metadata.packages_distributions()
-    known = sys.stdlib_module_names | {"zoneout_jax", "typing_extensions"}  # type checkers have it
+    known = sys.stdlib_module_names | {"zoneout_jax", "typing_extensions"}  # for type checkers
     for name in imported - known:
         assert declared & normal(brought_by[name]), f"{name} is not in [{extra}]"
 

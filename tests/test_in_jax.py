@@ -1,4 +1,4 @@
-"""What JAX does around the functions: narrow parameters, strict ranks, exported shapes."""
+"""The functions inside JAX: narrow parameters, strict ranks, exported shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def test_small_and_empty(name, steps, batch):
 
 
 class Unhashable:
-    """An initializer that no dict can hold."""
+    """An initializer that cannot be the key of a dict."""
 
     __hash__ = None
 
@@ -166,14 +166,14 @@ def test_initializers_need_not_be_hashable():
 
 
 def test_the_authors_output_gate_comes_after_the_states():
-    """One unit, h = 1, all else 0, both masks on: their code gives f∘h = ½, recurrent.py, 190."""
+    """For h = 1, all else 0, both masks on, the authors' code gives f∘h = ½ (recurrent.py, 190)."""
     cell = LSTM(1, 1, ogates_zoneout="repository", forget_bias=0.0)
     params = jax.tree.map(jnp.zeros_like, cell.init(KEY))
     carry = jnp.zeros((1, 1)), jnp.ones((1, 1))
     masks = Masks(states=jnp.ones((1, 1), bool), update=jnp.zeros((1, 1), bool))
     (_, h), y = cell.step(params, carry, jnp.zeros((1, 1)), masks)
     assert h == y == 0.5
-    # In evaluation u = ¾, and the states are ¼∘h: ¾·¼ + ¼·½.
+    # In evaluation u = ¾ and the states are ¼∘h, which gives ¾·¼ + ¼·½.
     spec = Zoneout(states=0.25, update_drop=0.25)
     (_, h), _ = unroll(cell, params, jnp.zeros((1, 1, 1)), carry, zoneout=spec, deterministic=True)
     np.testing.assert_allclose(h, 0.75 * 0.25 + 0.25 * 0.5)

@@ -1,4 +1,4 @@
-"""Models of the kind that users write, trained for some steps."""
+"""Models as users write them learn in some training steps."""
 
 import flax.linen as nn
 import jax
@@ -17,13 +17,13 @@ SPEC = Zoneout(cells=0.1, states=0.1)
 
 
 def assert_learns(losses):
-    """The last losses are less than half of the first: these tasks are trivial."""
+    """Checks that the last losses are less than half of the first; the tasks are easy."""
     assert np.all(np.isfinite(losses))
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
 class Tagger(nn.Module):
-    """Marks the tokens whose successor is larger; that takes a look to the right."""
+    """Marks tokens whose successor is larger, which needs the backward direction."""
 
     deterministic: bool
 
@@ -67,7 +67,7 @@ def test_linen_tagger_with_lengths():
     assert_learns(losses)
     evaluate = jax.jit(Tagger(deterministic=True).apply)
     logits = evaluate(params, tokens, lengths)
-    # What is beyond the end of a sequence changes nothing before it.
+    # Values after the end of a sequence do not change the outputs before it.
     padded = jnp.where(jnp.arange(12) < lengths[:, None], tokens, 0)
     inside = (jnp.arange(12) < lengths[:, None])[..., None]
     np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def test_linen_tagger_with_lengths():
 
 
 class Translator(nnx.Module):
-    """Reads a sequence and writes it again, with two layers in encoder and decoder."""
+    """Copies a sequence, with two layers in the encoder and in the decoder."""
 
     def __init__(self, rngs):
         def layers():
@@ -125,7 +125,7 @@ def test_nnx_sequence_to_sequence():
 
 
 class Decoder(nn.Module):
-    """A frame at a time, each from the one before, as in Tacotron."""
+    """Computes each frame from the previous one, as in Tacotron."""
 
     deterministic: bool
 

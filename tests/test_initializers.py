@@ -11,7 +11,7 @@ INITIALIZERS = {"block": block_orthogonal, "tiled": tiled_orthogonal}
 
 
 def tiles(matrix, blocks):
-    """The tiles of a matrix from its corner, with the rows or columns that are left of the last."""
+    """Yields the tiles of a matrix from its corner; the last ones may be cut."""
     rows, columns = matrix.shape[0], matrix.shape[1] // blocks
     side = min(rows, columns)
     for block in np.split(np.asarray(matrix), blocks, 1):
@@ -42,7 +42,7 @@ def test_standard_deviation_is_that_of_the_side():
     """Each element of an orthogonal matrix of side s has mean 0 and variance 1/s."""
     draw = jax.vmap(lambda key: tiled_orthogonal()(key, (4, 22), jnp.float32, blocks=2))
     draws = np.asarray(draw(jax.random.split(jax.random.key(1), 4000)))
-    # The variance of an element's square is (3/(s+2) − 1/s)/s, 0.0625 for s = 4.
+    # The variance of the square of an element is (3/(s+2) − 1/s)/s, 0.0625 for s = 4.
     assert np.abs(draws.mean(0)).max() < 5 * np.sqrt(0.25 / 4000)
     assert np.abs(np.square(draws).mean(0) - 0.25).max() < 5 * np.sqrt(0.0625 / 4000)
 

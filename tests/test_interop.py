@@ -1,4 +1,4 @@
-"""Weights from and to other libraries: outputs equal, round trips exact."""
+"""Weights from and to other libraries give equal outputs and exact round trips."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def keras_on_jax(tmp_path_factory):
 
 
 def noisy(tree, seed=0):
-    """Values that differ everywhere, in place of zeros and the like."""
+    """Adds noise, so that all values differ."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda a: np.asarray(a) + rng.normal(scale=0.3, size=a.shape).astype(a.dtype), tree
@@ -112,7 +112,7 @@ def torch_cell(kind, dtype, **options):
 
 
 def haste(kind, dtype):
-    """Its equations in NumPy: frameworks/pytorch, lstm.py, gru.py, layer_norm_*.py, indrnn.py."""
+    """Haste's equations in NumPy, from frameworks/pytorch: {lstm,gru,layer_norm_*,indrnn}.py."""
     lstm, gru, layer = "lstm" in kind, "gru" in kind, "layer norm" in kind
     k = 4 if lstm else 3 if gru else 1
     shapes = {"kernel": (F, k * H), "recurrent_kernel": (H, k * H), "bias": (k * H,)}
@@ -256,7 +256,7 @@ PEERS = [
     ],
 )
 def test_outputs_are_theirs(layer, kind, options, convert, back, dtype):
-    # Normalization magnifies what rounds.
+    # Normalization magnifies rounding errors.
     tolerance = TOLERANCE[dtype] * (10 if "norm" in kind else 1)
     same = functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance)
     made, run = layer(kind, dtype, **options)
@@ -272,7 +272,7 @@ def test_outputs_are_theirs(layer, kind, options, convert, back, dtype):
     converted = back(params)
     assert jax.tree.map(np.shape, converted) == jax.tree.map(np.shape, made)
     same(outputs(kind, params, inputs(dtype=dtype)), run(converted))
-    # Haiku's LSTM adds 1 to a bias, which rounds.
+    # Haiku's LSTM adds 1 to a bias, which causes rounding.
     assert_same(convert(converted), params, TOLERANCE[dtype] if layer is haiku else 0)
 
 
@@ -312,7 +312,7 @@ def test_without_biases(layer, kind, options, convert):
 
 
 def load(torch, module, state, **options):
-    """The documented line."""
+    """Loads weights as documented."""
     tensors = {name: torch.tensor(array) for name, array in state.items()}
     return module.load_state_dict(tensors, **options)
 
@@ -341,7 +341,7 @@ def test_torch_with_two_layers(kind, bidirectional, bias):
         ys = [unroll(cell, p, xs, reverse=bool(n))[1] for n, p in enumerate(pair)]
         xs = jnp.concatenate(ys, -1)
     np.testing.assert_allclose(xs, wanted, rtol=0, atol=1e-6)
-    # Back: torch has two biases where we have their sum, so what it computes is compared.
+    # Back to torch: it has two biases where we have their sum, so outputs are compared.
     if bias:
         converted = interop.to_torch(layers)
         assert {n: a.shape for n, a in converted.items()} == {n: a.shape for n, a in state.items()}
@@ -378,7 +378,7 @@ def test_haste_in_a_larger_model():
 def test_torch_tensors_are_copied():
     torch = pytest.importorskip("torch")
     cell = torch.nn.RNNCell(F, H)
-    (params,) = interop.from_torch(dict(cell.named_parameters()))  # with gradients
+    (params,) = interop.from_torch(dict(cell.named_parameters()))  # these require gradients
     before = params["input"].copy()
     with torch.no_grad():
         cell.weight_ih += 1

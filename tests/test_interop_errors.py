@@ -1,4 +1,4 @@
-"""What converters say to weights that they do not know."""
+"""Converters reject unknown weights with clear messages."""
 
 import functools
 
@@ -22,7 +22,7 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
 @pytest.mark.parametrize(
     ("convert", "given", "message"),
     [
-        # What others do not have.
+        # Weights and options that other libraries do not have.
         (interop.to_linen, zeros(input=(F, 4 * H)), "lack bias, recurrent"),
         (interop.to_torch, [GRU(F, H, reset_after=False)], r"GRU\(reset_after=True\)"),
         (interop.to_haste, GRU(F, H, reset_after=False), r"GRU\(reset_after=True\)"),

@@ -1,4 +1,4 @@
-"""Linear cells: against NumPy, in parallel over time and step by step, in all faces."""
+"""Linear cells equal NumPy, in parallel over time and step by step, in all faces."""
 
 import functools
 import pathlib
@@ -41,7 +41,7 @@ def strict_ranks():
         yield
 
 
-# The equations of the papers, in NumPy: coefficients of a step, and its output.
+# The equations of the papers in NumPy: coefficients and output of a step.
 
 
 def min_gru(p, x, squash=lambda n: n):
@@ -99,7 +99,7 @@ CELLS = {
 
 @functools.cache
 def build(name, dtype):
-    """A cell, parameters away from their special initial values, and inputs."""
+    """Returns a cell, parameters unlike their special initial values, and inputs."""
     kind, features, options, _ = CELLS[name]
     cell = kind(features, H, param_dtype=dtype, **options)
     keys = iter(jax.random.split(jax.random.key(0), 12))
@@ -111,7 +111,7 @@ def build(name, dtype):
 
 
 def run_numpy(name, params, xs, masks, lengths, reverse):
-    """Runs a cell in float64, one step at a time: (carry, ys)."""
+    """Runs a cell in float64, one step at a time; returns (carry, ys)."""
     coefficients = CELLS[name][3]
     complex_state = name.startswith("lru")
     output = lru_output if complex_state else lambda p, h, x: h
@@ -167,14 +167,14 @@ def test_forward_equals_numpy(name, masks, runner):
     both = masks == "all" and name in ("min_gru", "lru learned")
     for lengths in (None,) if runner == "loop" else (None, LENGTHS) if both else (LENGTHS,):
         for reverse in (False, True) if both else (True,):
-            with jax.disable_jit(masks != "all"):  # as for other cells
+            with jax.disable_jit(masks != "all"):  # as in test_cells
                 carry, ys = RUNNERS[runner](cell, params, xs, sampled, lengths, reverse)
             wanted = run_numpy(name, params, xs, sampled, lengths, reverse)
             close((carry, ys), wanted, 1e-10)
 
 
 def losses(name, dtype, lengths=LENGTHS, reverse=False):
-    """A loss of everything that has gradients, and its arguments."""
+    """Returns a loss of everything that has gradients, and its arguments."""
     cell, params, xs = build(name, dtype)
     keys = jax.random.split(jax.random.key(4), 4)
     weights = jax.random.normal(keys[0], (T, B, H), dtype)
@@ -220,7 +220,7 @@ def test_gradients_by_finite_differences(name):
     def real(params, xs, masks):
         return loss(params, xs, carry, masks)[0]
 
-    # In both directions: the solution of linear equations has derivatives of all kinds.
+    # In both modes: the solution of linear equations has derivatives of all kinds.
     test_util.check_grads(real, (params, xs, masks), 1, ["fwd", "rev"], 1e-6, 1e-6, 1e-6)
 
 
@@ -295,7 +295,7 @@ def test_nan_in_padding_reaches_nothing():
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-@pytest.mark.usefixtures("x64")  # where arrays of NumPy are wider than the carry
+@pytest.mark.usefixtures("x64")  # NumPy arrays are then wider than the carry
 @pytest.mark.parametrize("name", ["min_lstm", "lru"])
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_emit_and_carries_in_two_pieces(name, chunk):
@@ -338,7 +338,7 @@ def test_types(name):
 
 
 def test_gradients_stay_finite_where_gates_are_shut():
-    # Both gates of the minLSTM round to 0, and the recurrence gate of the RG-LRU does.
+    # Both gates of the minLSTM round to 0, and so does the recurrence gate of the RG-LRU.
     xs = jnp.ones((T, B, F))
     for kind in (MinGRU, MinLSTM, RGLRU):
         cell = kind(F, H)
@@ -369,13 +369,13 @@ def test_long_sequences_with_gates_near_their_ends(shift):
     close(got, wanted, 1e-5, 2e-5)
 
 
-# The expectation is the mean.
+# Outputs with expected masks are the mean over sampled masks.
 
 
 def mean_and_expectation(cell, spec, samples=100_000, steps=5):
-    """Distance of the mean over sampled masks from the expectation's outputs, in standard errors.
+    """Distance between mean outputs over sampled masks and expected outputs, in standard errors.
 
-    Each example of one large batch has masks of its own, on the same inputs.
+    Each example of one large batch has its own masks, on the same inputs.
     """
     params = {
         n: p + 0.5 * jax.random.normal(jax.random.fold_in(KEY, n_), p.shape)
@@ -404,7 +404,7 @@ LINEAR = {
 )
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_expectation_is_exactly_the_mean_over_masks(name, kind):
-    # 5 standard errors: a chance of 3e-7 for each of the 25 outputs of each case.
+    # By chance, an output exceeds 5 standard errors with probability 3e-7; a case has 25 outputs.
     distance = mean_and_expectation(LINEAR[name], Zoneout(states=0.4, update_drop=0.3, **kind))
     assert distance.max() < 5
 
@@ -414,7 +414,7 @@ def test_the_expectation_is_exactly_the_mean_over_masks(name, kind):
     [
         (LSTM(F, H), Zoneout(cells=0.5, states=0.4)),
         (GRU(F, H), Zoneout(states=0.4)),
-        (MinGRU(F, H), Zoneout(states=0.4, static=True)),  # masks of two steps are the same
+        (MinGRU(F, H), Zoneout(states=0.4, static=True)),  # all steps have the same mask
     ],
 )
 def test_it_is_not_where_gates_see_the_state_or_masks_stay(cell, spec):
@@ -429,7 +429,7 @@ XS = jax.random.normal(jax.random.key(0), (B, T, F))
 
 
 def in_flax(stem, *, implementation=None, **options):
-    """A Linen and an NNX layer as functions of inputs and options, and the NNX cell."""
+    """Makes a Linen and an NNX layer, as functions of inputs and options, and the NNX cell."""
     options = {"zoneout": SPEC, **options}
     cell = getattr(faces, f"Zoneout{stem}Cell")(F, H, rngs=nnx.Rngs(0), **options)
     layers = {"implementation": implementation, "return_carry": True}
@@ -456,7 +456,7 @@ def test_faces_are_the_pure_functions(stem, implementation):
     for layer in (in_linen, in_nnx):
         got = layer(XS, deterministic=True, keep_order=True, **options)
         close(got, (carry, ys.swapaxes(0, 1)), 1e-5)
-    # A step in training: the key goes to the masks.
+    # In training, a step draws its masks from the key.
     start = module.initialize_carry((B, F))
     got = module(start, XS[:, 0], rngs=KEY)
     masks = jax.tree.map(lambda m: m[0], SPEC.sample(KEY, 1, B, H))
@@ -522,7 +522,7 @@ def test_stacks_of_linear_and_other_cells():
         linen.ZoneoutRNN(cells, implementation="associative").apply(variables, XS)
 
 
-# What is around: devices, exported shapes, memory, initial values, errors.
+# Devices, exported shapes, memory, initial values, errors.
 
 
 @pytest.mark.parametrize("name", ["min_gru", "lru"])
@@ -546,7 +546,7 @@ def test_shard_map_gives_the_numbers_of_one_device(name, chunk):
 
 
 class Sum(LinearCell):
-    """Has a coefficient that depends on nothing."""
+    """Has a constant coefficient."""
 
     gates = (None,)
 
@@ -622,7 +622,7 @@ def test_initial_values():
     init, shape = ring.parameters()["diagonal"]
     nu, theta, gamma = np.split(np.asarray(init(KEY, shape, jnp.float32), np.float64), 3)
     radius, phase = np.exp(-np.exp(nu)), np.exp(theta)
-    # Uniform on the ring: the squared radius is, and so is the phase.
+    # Uniform on the ring means that the squared radius and the phase are uniform.
     for values, low, high in ((radius**2, 0.25, 0.81), (phase, 0.0, 1.0)):
         assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6
         spread = (high - low) / np.sqrt(12)
@@ -643,7 +643,7 @@ def test_initial_values():
 
 
 class Real(LinearCell):
-    """Has coefficients of another type."""
+    """Has coefficients of two types."""
 
     gates = (None,)
 

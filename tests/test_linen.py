@@ -20,7 +20,7 @@ LENGTHS = jnp.array([6, 2, 4])
 
 
 def flax_variables(variables):
-    """The parameters as those of Flax's OptimizedLSTMCell."""
+    """Converts the parameters to the layout of Flax's OptimizedLSTMCell."""
     p = variables["params"]["cell"]
     split = {n: jnp.split(p[n], 4, -1) for n in ("input", "recurrent", "bias")}
     gates = {f"i{g}": {"kernel": split["input"][n]} for n, g in enumerate("ifgo")}
@@ -62,7 +62,7 @@ def test_takes_the_place_of_nn_rnn(time_major, return_carry, reverse, keep_order
 
 @pytest.mark.parametrize("time_major", [False, True])
 def test_reverse_takes_any_lengths(time_major):
-    # A list, narrow types, and traced lengths above T, which count as T.
+    # Lengths are a list, of narrow types, or traced; lengths above T count as T.
     rnn = ZoneoutRNN(ZoneoutLSTMCell(H), time_major=time_major, reverse=True)
     xs = jnp.swapaxes(XS, 0, 1) if time_major else XS
     variables = rnn.init(jax.random.key(1), xs)
@@ -93,7 +93,7 @@ def test_equals_the_pure_functions():
 
 @pytest.mark.parametrize("layer", ["nn.RNN", "ZoneoutRNN", "nn.Bidirectional", "of ZoneoutRNN"])
 def test_masks_differ_over_time_and_by_key(layer):
-    # With a rate of 1/2 on states alone, what is kept shows in the outputs.
+    # With a rate of 1/2 for states only, the outputs show which values are kept.
     cell = ZoneoutLSTMCell(H, zoneout=Zoneout(states=0.5), deterministic=False)
     rnn = {
         "nn.RNN": lambda: nn.RNN(cell, split_rngs=SPLIT),
@@ -176,7 +176,7 @@ def test_a_spec_for_each_cell_at_the_call():
     fixed = ZoneoutRNN([cells[0], ZoneoutLSTMCell(H, zoneout=Zoneout(states=0.5))])
     np.testing.assert_array_equal(ys, fixed.apply(variables, XS, deterministic=True))
     assert len(carries) == 2
-    # A sequence of one has a tuple of one carry.
+    # A list of one cell gives a tuple of one carry.
     one = ZoneoutRNN(cells[:1], return_carry=True)
     assert len(one.apply(one.init(jax.random.key(0), XS), XS)[0]) == 1
 
@@ -240,7 +240,7 @@ def test_errors_and_old_keys():
     of_sequences = nn.RNN(cell_of(Zoneout(hidden_drop=0.5)), split_rngs=SPLIT)
     with pytest.raises(ValueError, match="a single step of training cannot have hidden_drop"):
         of_sequences.apply(variables, XS, rngs={"zoneout": jax.random.key(0)})
-    # The expectation of a static mask is that of any other.
+    # A static mask has the same expectation as any other mask.
     stepped = nn.RNN(static.clone(deterministic=True), split_rngs=SPLIT).apply(variables, XS)
     wanted = ZoneoutRNN(ZoneoutLSTMCell(H, zoneout=Zoneout(cells=0.5))).apply(
         variables, XS, deterministic=True

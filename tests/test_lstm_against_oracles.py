@@ -1,4 +1,4 @@
-"""The LSTM over time against a NumPy loop, torch and finite differences."""
+"""The LSTM over time equals a NumPy loop, torch and finite differences."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ BY_DIFFERENCES = {"order": 1, "modes": ["rev"], "atol": 1e-6, "rtol": 1e-6, "eps
 
 
 def model(learned_carry=False, dtype=jnp.float64):
-    """A cell, parameters away from their special initial values, and inputs."""
+    """Returns a cell, parameters unlike their special initial values, and inputs."""
     cell = LSTM(F, H, learned_carry=learned_carry, param_dtype=dtype)
     keys = iter(jax.random.split(jax.random.key(0), 9))
     params = jax.tree.map(
@@ -65,7 +65,7 @@ def test_evaluation_equals_loop_with_rates(name):
     drop = None if spec.update_drop is None else 1 - np.float64(np.float32(spec.update_drop))
     _, ys = unroll(cell, params, xs, zoneout=spec, deterministic=True)
     _, wanted = oracle(params, xs, Masks(spec.cells, spec.states, drop))
-    # The expectation of the update is computed in float32.
+    # The expected update is computed in float32.
     np.testing.assert_allclose(ys, wanted, rtol=0, atol=1e-10 if drop is None else 1e-7)
 
 

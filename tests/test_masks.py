@@ -11,7 +11,7 @@ T, B, H = 50, 40, 60
 
 
 def within_four_sigma(values, mean, variance):
-    """Whether the average of independent values is what it should be."""
+    """Tells whether the average of independent values is within 4 sigma of its mean."""
     return abs(values.mean() - mean) <= 4 * np.sqrt(variance / values.size) + 2.0**-16
 
 
@@ -26,7 +26,7 @@ def test_frequencies(rate):
         if rate in (0.0, 1.0):
             assert np.all(mask == mean)
         assert within_four_sigma(mask, mean, rate * (1 - rate))
-        # Every unit, example and step has that frequency too: 150 averages, so 5 sigma.
+        # So must every unit, example and step: 150 averages, so 5 sigma.
         for axes in ((0, 1), (0, 2), (1, 2)):
             size = np.prod([mask.shape[axis] for axis in axes])
             bound = 5 * np.sqrt(rate * (1 - rate) / size) + 2.0**-16
@@ -34,7 +34,7 @@ def test_frequencies(rate):
 
 
 def correlation_in_sigmas(a, b):
-    """Correlation of two arrays of independent pairs, in standard deviations."""
+    """Correlation of two arrays whose pairs are independent, in standard deviations."""
     return np.corrcoef(a.ravel(), b.ravel())[0, 1] * np.sqrt(a.size)
 
 
@@ -77,7 +77,7 @@ VARIANTS = {
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name, rate):
-    """Mean, variance, and independence along every axis along which masks are not shared."""
+    """Masks have the right mean and variance, and are independent along axes not shared."""
     kinds = VARIANTS[name]
     shape = (1 if "static" in kinds else T, 400, 1 if "per_layer" in kinds else H)
     spec = Zoneout(cells=rate, states=rate, update_drop=rate, **kinds)
@@ -95,7 +95,7 @@ def test_variants(name, rate):
         mask = np.asarray(mask, np.float64)
         arrays.append(mask)
         assert within_four_sigma(mask, mean, variance)
-        # Variance of the variance: that of (x − mean)², from the fourth moment.
+        # The variance of (x − mean)² follows from the fourth moment.
         fourth = 3 * variance**2
         if "gaussian" not in kinds:
             fourth = variance * (1 - 3 * variance)
@@ -114,7 +114,7 @@ def test_variants(name, rate):
 @pytest.mark.parametrize("kind", [{}, {"per_layer": True}, {"gaussian": True}])
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.9])
 def test_the_mask_of_variational_dropout(rate, kind):
-    """One mask a sequence and unit, rescaled, whatever the kinds: mean 1, variance p/(1 − p)."""
+    """Each sequence and unit has one rescaled mask, of mean 1 and variance p/(1 − p)."""
     spec = Zoneout(cells=0.5, states=0.5, update_drop=0.5, hidden_drop=rate, **kind)
     masks = spec.sample(jax.random.key(8), T, 400, H)
     assert masks.hidden.shape == (1, 400, H) and spec.expected().hidden is None
@@ -122,7 +122,7 @@ def test_the_mask_of_variational_dropout(rate, kind):
     assert {*np.unique(kept)} == {0, np.float32(1 / np.float32(1 - np.float32(rate)))}
     variance = rate / (1 - rate)
     assert abs(kept.mean() - 1) <= 4 * np.sqrt(variance / kept.size) + 2.0**-16 / (1 - rate)
-    for axis in (0, 1):  # of each unit, and of each example: 460 averages, so 5 sigma
+    for axis in (0, 1):  # for each unit and each example: 460 averages, so 5 sigma
         bound = 5 * np.sqrt(variance / kept.shape[axis]) + 2.0**-16 / (1 - rate)
         assert np.all(np.abs(kept.mean(axis) - 1) <= bound)
     # Examples and units are independent of each other, and of the other masks.
@@ -131,7 +131,7 @@ def test_the_mask_of_variational_dropout(rate, kind):
         pairs += [(kept, np.asarray(mask[0], np.float64)) for mask in masks[:3]]
     for one, other in pairs:
         assert abs(correlation_in_sigmas(one, other)) < 4
-    # With it, the other masks are as without.
+    # It does not change the other masks.
     alone = Zoneout(cells=0.5, states=0.5, update_drop=0.5, **kind)
     for one, other in zip(masks[:3], alone.sample(jax.random.key(8), T, 400, H)[:3], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -204,7 +204,7 @@ def test_bad_rates(arguments, error, message):
 
 
 def test_a_shared_mask_has_the_rate_of_the_cells_in_evaluation_too():
-    # Rates that are arrays are not compared: they may be traced.
+    # Rates that are arrays may be traced, so they are not compared.
     spec = Zoneout(cells=jnp.array(0.5), states=jnp.array(0.1), shared=True)
     assert spec.expected().states == spec.expected().cells == 0.5
     masks = spec.sample(jax.random.key(0), T, B, H)

@@ -1,4 +1,4 @@
-"""Where programs that measure put their results; nothing is measured here."""
+"""Measuring programs put their results into the right folder; nothing is measured here."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def test_results_go_to_a_new_folder(program, folder, tmp_path, monkeypatch, caps
     monkeypatch.setattr("zoneout_jax.training.folders.time", clock)
     (tmp_path / "runs" / folder / "now").mkdir(parents=True)
     said = refusal(program, [], capsys)
-    assert said == f"error: runs/{folder}/now is there already; name a folder with --out\n"
+    assert said == f"error: runs/{folder}/now already exists; name a folder with --out\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

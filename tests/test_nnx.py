@@ -53,7 +53,7 @@ def test_takes_the_place_of_nnx_rnn(time_major, return_carry, reverse, keep_orde
 
 @pytest.mark.parametrize("kind", ["nnx.RNN", "ZoneoutRNN", "nnx.Bidirectional", "nnx.scan"])
 def test_masks_differ_over_time_and_by_call(kind):
-    # With a rate of 1/2 on states alone, what is kept shows in the outputs.
+    # With a rate of 1/2 for states only, the outputs show which values are kept.
     spec = Zoneout(states=0.5)
     cells = [ZoneoutLSTMCell(F, H, zoneout=spec, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
 
@@ -189,7 +189,7 @@ def test_errors(call, error, message):
 
 @pytest.mark.parametrize("states", [0.1, 0.0])
 def test_shared_masks_with_an_array_for_a_rate(states):
-    """The rate of the cells decides, as in the pure functions."""
+    """Shared masks use the rate of the cells, as in the pure functions."""
     spec = Zoneout(cells=jnp.array(0.1), states=states, shared=True)
     cell = ZoneoutLSTMCell(3, 4, zoneout=spec, deterministic=False, rngs=nnx.Rngs(0))
     assert cell.zoneout.cells == cell.zoneout.states == float(np.float32(0.1))

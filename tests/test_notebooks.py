@@ -1,4 +1,4 @@
-"""Notebooks are what their `.py` say, were run without an error, and fetch this release."""
+"""Notebooks match their `.py`, were run without errors, and fetch this release."""
 
 import configparser
 import pathlib
@@ -53,7 +53,7 @@ def test_notebook_fetches_this_release(name):
 
 
 def test_address_is_said_in_one_place():
-    """Beside setup.cfg only the notebooks name it, which run without a checkout."""
+    """Only setup.cfg and the notebooks, which run without a checkout, name the address."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no checkout")

@@ -1,14 +1,14 @@
-"""Every number of a table of README and documentation comes from a file of results.
+"""Every number in a table of the README and the documentation comes from a file of results.
 
-A table that has a number with a decimal point or a percent sign stands below a comment with its
-sources, files of this repository, and with `#` a part of a JSON file:
+A table with a decimal point or a percent sign in a number needs a comment above it. The comment
+names its sources: files of this repository; `#` selects a part of a JSON file:
 
     <!-- source: benchmarks/results/choices.json#results/char-PTB -->
 
-Every number of the table, whole ones too, must be in one of them, rounded as it is printed; each
-line must be in a source that is Markdown. `published` stands for the published values of all rows.
-The first column, the first line and `code` are names. A paragraph below such a comment is checked
-in the same way.
+Every number of the table, including integers, must be in one of the sources, rounded as printed. If
+a source is Markdown, each line must be in it. `published` means the published values of all rows.
+The first column, the first line and `code` are names, not numbers. A paragraph below such a comment
+is checked in the same way.
 """
 
 import json
@@ -22,19 +22,19 @@ from experiments.lib.experiment import NAMES, Experiment, find
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = {"reproduction.md"}
-"""Pages that a program makes of the results; a test holds them to it."""
+"""Pages that a program makes from the results; another test compares them."""
 UNSOURCED = {
     ("deviations.md", "Initial weights: the authors' code has them in two ways"): "of formulas",
     ("peers.md", "Sources"): "versions of libraries",
     ("performance.md", "Tried, without gain"): "prototypes that were not kept",
     ("performance.md", "On accelerators: calculated, not measured"): "calculated",
 }
-"""Sections whose tables have no file, and why."""
+"""Sections whose tables have no source file, and why."""
 NUMBER = re.compile(r"(?<![\w.,\-/])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\d)")
 
 
 def blocks(page):
-    """Tables and paragraphs outside code: (section, sources or None, lines)."""
+    """Yields tables and paragraphs outside code: (section, sources or None, lines)."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     section, sources = "", None
     for block in re.split(r"\n\s*\n", text):
@@ -50,7 +50,7 @@ def blocks(page):
 
 
 def cells(lines):
-    """What is not a name: without code, and of a table without first line and column."""
+    """Returns the text without code and, for a table, without its first line and column."""
     if lines[0].startswith("|"):
         lines = [line.strip("| ").partition("|")[2] for line in lines[2:]]
     text = re.sub(r"\]\(.*?\)", "]", "\n".join(lines))
@@ -58,12 +58,12 @@ def cells(lines):
 
 
 def measured(lines):
-    """Whether a table has a number with a decimal point or a percent sign."""
+    """Tells whether lines are a table with a decimal point or a percent sign in a number."""
     return lines[0].startswith("|") and re.search(r"\d\.\d|\d ?%", cells(lines)) is not None
 
 
 def in_json(content):
-    """All numbers in JSON, also those in its texts."""
+    """Yields all numbers in JSON, including numbers in its texts."""
     if isinstance(content, bool) or content is None:
         return
     if isinstance(content, (int, float)):
@@ -76,7 +76,7 @@ def in_json(content):
 
 
 def known(source):
-    """The numbers of a source."""
+    """Returns the numbers of a source."""
     if source == "published":
         experiments = [find(name) for name in NAMES]
         rows = [row for e in experiments if isinstance(e, Experiment) for row in e.rows.values()]
@@ -94,7 +94,7 @@ def value(text):
 
 
 def is_in(text, percent, numbers):
-    """Whether one of the numbers is printed so."""
+    """Tells whether one of the numbers is printed like this."""
     mantissa, _, exponent = text.partition("e")
     half = 0.5 * 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2])) * 1.001
     scale = 100 if percent else 1
@@ -102,7 +102,7 @@ def is_in(text, percent, numbers):
 
 
 def missing(sources, lines):
-    """What of a block is in none of its sources."""
+    """Lists what a block contains and none of its sources does."""
     files = [source for source in sources if source.endswith(".md")]
     if files:
         there = {line for file in files for line in (ROOT / file).read_text().splitlines()}

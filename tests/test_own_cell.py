@@ -1,4 +1,4 @@
-"""The cells of docs/own_cell.md, as a user would write them, against NumPy and in all faces."""
+"""The cells of docs/own_cell.md, as users write them, equal NumPy and work in all faces."""
 
 import pathlib
 import pickle
@@ -46,7 +46,7 @@ CELLS = {
 
 
 def make(name, dtype=jnp.float32):
-    """The cell, parameters away from zero, and inputs."""
+    """Returns the cell, nonzero parameters, and inputs."""
     cell = NAMES[name](F, H, param_dtype=dtype)
     keys = iter(jax.random.split(jax.random.key(0), 12))
     params = {
@@ -153,7 +153,7 @@ def test_activations_that_mix_units(cell):
 
 
 class Embedding(RNN):
-    """Takes symbols in place of vectors, and has no parameter `input`."""
+    """Takes symbols instead of vectors, and has no parameter `input`."""
 
     def parameters(self):
         made = super().parameters()
@@ -171,7 +171,7 @@ class Embedding(RNN):
 
 
 class Louder(GRU):
-    """A step of another form."""
+    """Has a step of another form."""
 
     def advance(self, params, carry, projected, masks, *normalize):
         return carry + 1, carry + 1

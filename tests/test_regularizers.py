@@ -1,4 +1,4 @@
-"""What stands beside zoneout: on weights, on inputs and outputs, and in the loss."""
+"""Regularizers other than zoneout: on weights, on inputs and outputs, and in the loss."""
 
 import flax.linen as nn
 import jax
@@ -103,7 +103,7 @@ def test_weight_noise():
 
 
 def square_of_changes(h):
-    """The change of an example's outputs `[T, H]`, as torch users write it."""
+    """Squared changes of the outputs `[T, H]` of an example, as torch users write them."""
     return (h[1:] - h[:-1]) ** 2
 
 
@@ -120,7 +120,7 @@ def test_activations_and_their_changes_equal_a_loop(function, squares, lengths):
     outputs = jax.random.normal(jax.random.key(0), (T, B, H), jnp.float64)
     parts = [squares(np.asarray(outputs)[: (lengths or (T,) * B)[b], b]) for b in range(B)]
     wanted = np.mean([part.mean() if part.size else 0 for part in parts])
-    if lengths is None:  # then it is the mean of everything, as in the authors' code
+    if lengths is None:  # then the result is the mean over everything, as in the authors' code
         np.testing.assert_allclose(wanted, squares(np.asarray(outputs)).mean(), rtol=1e-12)
     lengths = None if lengths is None else jnp.array(lengths)
     np.testing.assert_allclose(function(outputs, lengths), wanted, rtol=1e-12)
@@ -134,7 +134,7 @@ KERNEL = np.linspace(1.0, 2.0, 60_000, dtype=np.float32).reshape(300, 200)
 
 
 def trees():
-    """Parameters that hold the kernel in every way that the faces have, and where it is."""
+    """Parameters that hold the kernel in every way of the faces, and functions to get it."""
     vectors = {"bias": jnp.ones(200), "recurrent_bias": jnp.ones(50)}
     cell = {"input": jnp.asarray(KERNEL), "recurrent": jnp.asarray(KERNEL)} | vectors
     box = nn.Partitioned(cell["recurrent"], (None, "model"))
@@ -164,7 +164,7 @@ def test_weight_drop(name):
         gone = np.asarray(kernel == 0)
         np.testing.assert_allclose(kernel, np.where(gone, 0, KERNEL / 0.7), rtol=1e-6)
         assert abs(gone.mean() - 0.3) < 4 * np.sqrt(0.21 / gone.size)
-        # Rows and columns, too: 500 averages, so 5 sigma.
+        # So must every row and column: 500 averages, so 5 sigma.
         for axis in (0, 1):
             assert np.all(abs(gone.mean(axis) - 0.3) < 5 * np.sqrt(0.21 / gone.shape[axis]))
         for one, other in ((gone[1:], gone[:-1]), (gone[:, 1:], gone[:, :-1])):
@@ -220,11 +220,11 @@ def test_dropout(locked):
         left, right = (np.take(gone, range(n, gone.shape[axis] - 1 + n), axis) for n in (0, 1))
         correlation = np.corrcoef(left.ravel(), right.ravel())[0, 1]
         assert abs(correlation) < 4 / np.sqrt(left.size)
-        # Of each step, example and feature: 122 averages, so 5 sigma.
+        # So must each step, example and feature: 122 averages, so 5 sigma.
         others = tuple(a for a in range(3) if a != axis)
         count = gone.size / gone.shape[axis]
         assert np.all(abs(gone.mean(others) - 0.3) < 5 * np.sqrt(0.21 / count) + 2.0**-16)
-    # Masks belong to examples: two devices have those of one.
+    # Masks belong to examples, so two devices have the same masks as one.
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.jit(
         jax.shard_map(
@@ -236,7 +236,7 @@ def test_dropout(locked):
     )
     np.testing.assert_array_equal(spread(xs) == 0, found == 0)
     np.testing.assert_allclose(spread(xs), found, rtol=1e-6)
-    # Traced rates, narrow types, and the ends.
+    # Traced rates, narrow types, and the rates 0 and 1.
     run = jax.jit(lambda xs, rate: dropout(xs, jax.random.key(3), rate, locked=locked))
     narrow = run(xs.astype(jnp.bfloat16), 0.3)
     assert narrow.dtype == jnp.bfloat16

@@ -1,4 +1,4 @@
-"""Resets: no state passes from one episode to another, in any form of running over time."""
+"""With resets, no state passes between episodes, in every way to run over time."""
 
 import functools
 
@@ -32,7 +32,7 @@ T, B, F, H = 7, 4, 3, 5
 RESETS = np.zeros((T, B), bool)
 for example, firsts in enumerate(([0, 3], [2, 5], [], [1, 2, 6])):
     RESETS[firsts, example] = True
-LENGTHS = (7, 5, 4, 3)  # with resets right behind an end, and further on
+LENGTHS = (7, 5, 4, 3)  # some resets come right after the end, some later
 
 CELLS = {
     "lstm": (LSTM, {}),
@@ -61,7 +61,7 @@ def strict_ranks():
 
 @functools.cache
 def build(name, dtype=jnp.float64):
-    """A cell whose initial carry is learned, its parameters, inputs, and a carry to hand in."""
+    """Returns a cell with a learned initial carry, its parameters, inputs, and a carry."""
     kind, options = CELLS[name]
     cell = kind(F, H, param_dtype=dtype, learned_carry=True, **options)
     keys = iter(jax.random.split(jax.random.key(0), 20))
@@ -77,14 +77,14 @@ def build(name, dtype=jnp.float64):
 
 
 def apart(cell, params, xs, carry, masks, lengths, reverse):
-    """Runs every episode as an example of its own: (carries, outputs), laid out as `unroll` has."""
+    """Runs every episode as a separate example; returns (carries, outputs) as `unroll` does."""
     rows, firsts, lasts = [], [], []
     for b, length in enumerate(lengths):
         inner = [t for t in range(1, length) if RESETS[t, b]]
         begins = [0, *inner]
         episodes = [*zip(begins, [*inner, length], strict=True)]
         episodes = episodes[::-1] if reverse else episodes
-        # The carry that is handed in is not for an episode that begins with the first step.
+        # The given carry is not used if a reset starts an episode at the first step.
         firsts += [(reverse or not RESETS[0, b]) and n == 0 for n in range(len(episodes))]
         rows += [(b, *episode) for episode in episodes]
         lasts.append(len(rows) - 1)
@@ -117,7 +117,7 @@ def apart(cell, params, xs, carry, masks, lengths, reverse):
 
 
 def differentiated(run, name, masks):
-    """Carry, outputs, and gradients of everything, of `run(cell, params, xs, carry, masks)`."""
+    """Carry, outputs and all gradients of `run(cell, params, xs, carry, masks)`."""
     cell, params, xs, carry = build(name)
     sampled = sample(cell, spec_for(cell, masks))
     soft = {n: m.astype(xs.dtype) for n, m in sampled._asdict().items() if m is not None}
@@ -210,7 +210,7 @@ def test_gradients_by_finite_differences(name, modes):
 
 
 def restarted(cell, params, carry, first):
-    """The carry of a stream, by hand."""
+    """Resets the carry of a stream where an episode begins."""
     start = cell.initial_carry(params, first.shape[0])
     return jax.tree.map(lambda c, s: jnp.where(first[:, None], s, c), carry, start)
 
@@ -242,7 +242,7 @@ def test_windows_of_a_stream(name, reverse):
         parts, state = {}, carry
         for number in (1, 0) if reverse else (0, 1):
             window = windows[number]
-            if reverse and number == 0:  # an episode begins between the windows
+            if reverse and number == 0:  # an episode may begin between the windows
                 state = restarted(cell, params, state, RESETS[cut])
             options = {"resets": RESETS[window], "reverse": reverse}
             state, parts[number] = run(cell, params, xs[window], state, **options)
@@ -254,7 +254,7 @@ def test_windows_of_a_stream(name, reverse):
 def test_a_carry_of_nan_ends_with_a_reset(name, reverse):
     cell, params, xs, carry = build(name, jnp.float32)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, carry)
-    # In reverse the last step is the first to run, and a chunk of its own.
+    # In reverse, the last step runs first, as a separate chunk.
     kept = slice(0, T - 1 if reverse else T)
     options = {"resets": RESETS | (np.arange(T) == (T - 1 if reverse else 0))[:, None]}
     options |= {"reverse": reverse, "chunk": 3}
@@ -281,7 +281,7 @@ def test_every_episode_of_an_example_starts_with_the_same_noise(name):
     last, second = run(cell, params, xs[3:], **options)
     ys = jnp.concatenate([first, second])
     close(run(cell, params, xs, resets=resets, **options), (last, ys), 1e-6)
-    # A carry that is handed in gets none.
+    # A given carry gets no noise.
     ys = run(cell, params, xs, carry, resets=resets, **options)[1]
     close(ys[:3], run(cell, params, xs[:3], carry)[1], 1e-6)
     close(ys[3:], second, 1e-6)
@@ -305,7 +305,7 @@ def program(name, **options):
 def test_no_resets_cost_nothing(name, implementation):
     plain = program(name, implementation=implementation)
     assert program(name, implementation=implementation, resets=None) == plain
-    # What chooses between carries is there with resets alone; RG-LRU has a maximum of its own.
+    # Only resets select between carries. The plain RG-LRU has a select from its maximum.
     chosen = program(name, implementation=implementation, resets=RESETS).count("stablehlo.select")
     assert plain.count("stablehlo.select") < chosen
 
@@ -397,7 +397,7 @@ KINDS = ["LSTM", "GRU", "Simple", "MinGRU", "LRU"]
 
 
 def raised(layer):
-    """A layer whose learned initial carries are not zero."""
+    """Makes the learned initial carries of a layer nonzero."""
     if isinstance(layer, InLinen):
         layer.variables = jax.tree.map(lambda p: p + 0.1, layer.variables)
     else:
@@ -448,7 +448,7 @@ def test_layouts_of_faces(face, kind):
     twice = layer(jnp.stack([XS, XS]), resets=np.stack([EPISODES, ~EPISODES]), **options)
     other = layer(XS, resets=~EPISODES, **options)
     close(twice, jax.tree.map(lambda *a: jnp.stack(a), (last, ys), other), 1e-6)
-    # Lengths with resets behind them, and outputs in the order of the computation.
+    # Lengths with resets after the end, and outputs in the order of computation.
     lengths = np.array([4, 6, 3])
     options |= {"seq_lengths": lengths, "keep_order": False}
     _, ys = layer(XS, resets=EPISODES, **options)

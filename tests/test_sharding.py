@@ -1,4 +1,4 @@
-"""Batches spread over devices by `jit`: nothing is gathered, each device does its part alone."""
+"""If `jit` splits a batch over devices, each device does its part and nothing is gathered."""
 
 import contextlib
 import re
@@ -27,7 +27,7 @@ WHOLE = P()
 
 
 def gradient(cell, implementation, gathered=None):
-    """A function of parameters and inputs."""
+    """Returns the gradient as a function of parameters and inputs."""
     spec = Zoneout(states=0.5, cells=0.3 if "cells" in cell.mask_names else None)
 
     def loss(params, xs):
@@ -40,7 +40,7 @@ def gradient(cell, implementation, gathered=None):
 
 
 def compiled(cell, mesh, batch, kernels=WHOLE, implementation="fused", gather=False):
-    """The compiled gradient on a mesh and what it gives."""
+    """Returns the compiled gradient on a mesh, and its result."""
     params = {
         name: jax.device_put(p, NamedSharding(mesh, kernels if p.ndim == 2 else P()))
         for name, p in cell.init(jax.random.key(0)).items()
@@ -52,7 +52,7 @@ def compiled(cell, mesh, batch, kernels=WHOLE, implementation="fused", gather=Fa
 
 
 def gathers(run):
-    """Shapes of what the program gathers."""
+    """Lists the shapes of the arrays that the program gathers."""
     return re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", run.as_text())
 
 
@@ -79,7 +79,7 @@ def test_data_parallel(name, implementation, kind):
             lambda run: run.memory_analysis().temp_size_in_bytes,
         )
     )
-    # An eighth, and what comes of the kernels on every device.
+    # One eighth, plus memory for the kernels on every device.
     assert operations[1] < operations[0] / 7
     assert memory[1] < memory[0] / 8 + 4 * 4 * (F + H) * 4 * H
 
@@ -136,7 +136,7 @@ def test_equal_masks_on_every_device_are_refused():
     assert len({np.asarray(spread(folded)(xs, KEY)[:, b]).tobytes() for b in range(16)}) == 16
     with pytest.raises(ValueError, match="axis_name='data' is not mapped here"):
         run(xs, KEY, axis_name="data")
-    # A key that nothing is drawn from may be the same; noise on the carry may not.
+    # An unused key may be the same on all devices; the key of noise on the carry may not.
     spread(lambda xs, key: unroll(cell, params, xs, key=key)[1])(xs, KEY)
     with pytest.raises(ValueError, match="all devices would draw the same"):
         spread(lambda xs, key: unroll(cell, params, xs, key=key, carry_noise=0.1)[1])(xs, KEY)

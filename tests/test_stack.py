@@ -19,12 +19,12 @@ RESETS = np.zeros((B, T), bool)
 RESETS[[0, 0, 2], [2, 5, 3]] = True
 XS = jax.random.normal(jax.random.key(0), (B, T, F))
 SPECS = [Zoneout(states=0.3), Zoneout(states=0.1)]
-"""Of each layer."""
+"""Specs of the layers."""
 WAYS = ("cell", "backward")
 
 
 def make(face, kind, params, specs=SPECS, **options):
-    """A layer of either face, as a function, with parameters `{name: {…}}` of its cells."""
+    """Makes a layer of a face, as a function, from parameters `{name: {…}}` of its cells."""
     cells = {}
     for way in WAYS if "backward_0" in params else WAYS[:1]:
         cells[way] = []
@@ -50,7 +50,7 @@ KINDS = {"LSTM": LSTM, "GRU": GRU}
 
 
 def parameters(kind, ways, width):
-    """Parameters of all layers by the names of the modules."""
+    """Makes parameters of all layers, by name of the module."""
     made = {}
     for number in range(len(SPECS)):
         for way in WAYS[:ways]:
@@ -60,7 +60,7 @@ def parameters(kind, ways, width):
 
 
 def by_hand(kind, params, xs, carries, merge_fn, residual, **options):
-    """The same of single layers, `[T, B, F]`, one after the other, in evaluation."""
+    """Computes the same with single layers, one after the other, `[T, B, F]`, in evaluation."""
     last = []
     for number, spec in enumerate(SPECS):
         ends, outputs = [], []
@@ -105,7 +105,7 @@ def test_equals_single_layers_by_hand(name):
     )
     masked = {"seq_lengths": LENGTHS, "resets": RESETS.T}
     wanted = jax.jit(lambda xs: wanted_of(xs, None, **masked))(over_time)
-    # Carries go in as they come out.
+    # Returned carries can be given again.
     then = jax.jit(wanted_of)(over_time, wanted[0])
     for face in ("linen", "nnx"):
         layer = make(face, kind, params, merge_fn=merge_fn, residual=residual)
@@ -141,7 +141,7 @@ def test_equals_torch(face):
 
 @dataclasses.dataclass(frozen=True)
 class PassOn(LinearCell):
-    """Puts out its inputs."""
+    """Returns its inputs."""
 
     gates = (None,)
 
@@ -150,7 +150,7 @@ class PassOn(LinearCell):
 
 
 def passing_on(face, layers, ways=1, axis_name=None, **options):
-    """Layers whose outputs are the inputs, so that what is dropped between them shows."""
+    """Makes layers that return their inputs, so that dropout between them is visible."""
     module = {"linen": linen, "nnx": faces}[face]
     own = {"axis_name": axis_name} | ({"rngs": nnx.Rngs(0)} if face == "nnx" else {})
     cells = [
@@ -192,7 +192,7 @@ def test_dropout_between_layers(face, locked, ways):
     np.testing.assert_array_equal(run(ONES, deterministic=True), ONES)
     np.testing.assert_array_equal(run(ONES), run(ONES))
     assert np.any(run(ONES, seed=1) != run(ONES))
-    # Batch axes are one: the example decides.
+    # Several batch axes act as one: masks belong to examples.
     np.testing.assert_array_equal(
         run(ONES.reshape(4, 10, 20, 30)), run(ONES).reshape(4, 10, 20, 30)
     )
@@ -200,7 +200,7 @@ def test_dropout_between_layers(face, locked, ways):
 
 @pytest.mark.parametrize("face", ["linen", "nnx"])
 def test_dropout_is_in_the_branch_and_not_after_the_last_layer(face):
-    # x1 = d(x), x2 = x1 + d'(x1), y = x2 + x2; each layer has a mask of its own.
+    # x1 = d(x), x2 = x1 + d'(x1), y = x2 + x2; each layer has its own mask.
     ys = np.asarray(passing_on(face, 3, dropout=0.5, residual=True)(ONES))
     values, counts = np.unique(ys, return_counts=True)
     np.testing.assert_array_equal(values, [0, 4, 12])
@@ -237,7 +237,7 @@ def test_an_nnx_encoder_in_the_tools_of_flax():
     model.eval()
     quiet = run(model)
     np.testing.assert_array_equal(quiet, run(model))
-    # In each layer a carry of either way, and what `emit` is of both.
+    # Each layer has a carry per direction, and `emit` gives a result per direction.
     carries = model.initialize_carry((B, F))
     assert jax.tree.map(jnp.shape, carries) == (((B, H),) * 2,) * 2
     np.testing.assert_allclose(run(model, initial_carry=carries), quiet, rtol=0, atol=1e-6)

@@ -9,7 +9,7 @@ import scipy.stats
 from zoneout_jax import Zoneout
 from zoneout_jax._threefry import normal, random_words, threefry2x32
 
-# Known answers of the authors' library Random123: key, counter, result.
+# Known answers from Random123, the library of the authors: key, counter, result.
 KNOWN = [
     ((0x00000000, 0x00000000), (0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
     ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
@@ -50,7 +50,7 @@ def test_masks_belong_to_examples_whatever_the_generator(implementation, kind):
         correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
         assert abs(correlation) < 4 / np.sqrt(one.size)
     np.testing.assert_array_equal(whole.hidden[:, 4:7], part.hidden)
-    # A mask depends neither on how many units nor on how many steps there are, in threefry.
+    # In threefry, a mask depends neither on the number of units nor on the number of steps.
     if implementation == "threefry2x32" and not kind:
         fewer = spec.sample(key, 20, 8, 30)
         np.testing.assert_array_equal(whole.cells[:20, :, :30], fewer.cells)
@@ -65,9 +65,9 @@ def test_old_keys():
 def test_normal_values():
     ends = jnp.array([0, 2**32 - 1], jnp.uint32)
     low, high = normal(ends)
-    assert -6 < low == -high < -5  # 2⁻²⁴ is that far out, and no word is infinitely far
+    assert -6 < low == -high < -5  # a probability of 2⁻²⁴ lies there; no word gives infinity
     words = jax.random.bits(jax.random.key(0), (400_000,), jnp.uint32)
-    # The largest distance of the cumulative frequencies; 1e-4 of samples exceed 2.225/√n.
+    # The largest distance of the distributions; 1e-4 of samples exceed 2.225/√n.
     assert scipy.stats.kstest(np.asarray(normal(words)), "norm").statistic < 2.225 / np.sqrt(
         400_000
     )

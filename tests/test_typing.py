@@ -1,4 +1,4 @@
-"""Types of the package, and what a type checker makes of a user's program."""
+"""The package and a user's program pass the type checker."""
 
 import pathlib
 import runpy
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="older JAX declares other types")
 def test_types():
     pytest.importorskip("mypy")
-    # Settings, and what is checked, are in setup.cfg.
+    # setup.cfg has the settings and the files to check.
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

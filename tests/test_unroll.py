@@ -1,4 +1,4 @@
-"""Running over time: lengths, what is returned of each step, empty arrays, bad arguments."""
+"""`unroll`: lengths, outputs of each step, empty arrays, bad arguments."""
 
 import functools
 
@@ -17,7 +17,7 @@ from zoneout_jax import nnx as faces
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm batch norm"])
 def test_nan_in_padding_reaches_nothing(name):
     cell, params, xs = build(name, jnp.float32)
-    lengths = list(LENGTHS)  # a list will do
+    lengths = list(LENGTHS)  # a list is allowed
     padded = jnp.where((jnp.arange(T)[:, None] < jnp.array(LENGTHS))[..., None], xs, jnp.nan)
 
     def loss(params, xs):
@@ -29,7 +29,7 @@ def test_nan_in_padding_reaches_nothing(name):
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
 def test_lengths_of_narrow_types(dtype):
-    # T is more than either type holds.
+    # T is larger than both types can hold.
     cell = RNN(F, H)
     params, xs = cell.init(KEY), jnp.ones((300, 2, F))
     lengths = jnp.array([3, 120])
@@ -42,7 +42,7 @@ def test_lengths_of_narrow_types(dtype):
 @pytest.mark.parametrize("name", ["lstm", "lstm batch norm"])
 def test_emit_of_any_rank_with_lengths(name, reverse):
     cell, params, xs = build(name, jnp.float32)
-    xs = xs[:B]  # as many steps as examples, so that no axis can be taken for another
+    xs = xs[:B]  # as many steps as examples, so axes of time and batch have the same size
 
     def run(emit, lengths, **options):
         options |= {"emit": emit, "seq_lengths": lengths, "reverse": reverse}
@@ -58,7 +58,7 @@ def test_emit_of_any_rank_with_lengths(name, reverse):
     np.testing.assert_array_equal(first, ys[:, :, 0])
     np.testing.assert_allclose(squares, ys[..., None] * ys[:, :, None], rtol=1e-6)
     np.testing.assert_array_equal(two, np.full(B, 2))
-    # Lengths of T are as good as none.
+    # Lengths of T give the same as no lengths.
     full, wanted = run(emit, jnp.full(B, B)), run(emit, None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), full, wanted)
     with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
@@ -84,7 +84,7 @@ def test_chunks_of_the_root_of_the_steps(steps, chunk, monkeypatch):
     assert seen == [chunk] * 2 * (steps > 1)
 
 
-@pytest.mark.parametrize("features", [1, F])  # of one, each step multiplies its own input
+@pytest.mark.parametrize("features", [1, F])  # with one feature, each step multiplies its own input
 @pytest.mark.parametrize(("steps", "batch", "chunk"), [(0, B, None), (T, 0, None), (T, 0, 3)])
 def test_empty_batches_and_sequences(steps, batch, chunk, features):
     xs, spec = jnp.ones((steps, batch, features)), Zoneout(states=0.5)
@@ -228,7 +228,7 @@ def test_errors(call, error, message):
 
 
 def export_of(**options):
-    """Exports a run of any length."""
+    """Exports a run over sequences of any length."""
     cell = RNN(F, H)
     xs = jax.ShapeDtypeStruct((*export.symbolic_shape("T"), B, F), jnp.float32)
     params = cell.init(jax.random.key(0))

@@ -38,7 +38,9 @@ def test_wrong_idx_files(tmp_path, content, message):
     path.write_bytes(gzip.compress(content))
     with pytest.raises(DataError) as error:
         mnist.read_idx(path, (2, 3, 4))
-    assert str(error.value).startswith(f"{path}: {message}; replace it by the original from https:")
+    assert str(error.value).startswith(
+        f"{path}: {message}; replace it with the original from https:"
+    )
     assert "\n" not in str(error.value)
 
 

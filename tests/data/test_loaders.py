@@ -20,7 +20,7 @@ from zoneout_jax.data import DataError, load_corpus, load_images
         ),
         ({"name": "text8", "unit": "word"}, ("unit of text8", "one of 'char'", "got 'word'")),
         ({"name": "ptb", "convention": "x"}, ("convention", "'mikolov', 'rbn'", "got 'x'")),
-        ({"name": "~nobody at all/x"}, ("got '~nobody at all/x', which is no file",)),
+        ({"name": "~nobody at all/x"}, ("got '~nobody at all/x', which is not a file",)),
     ],
 )
 def test_unknown_names(arguments, parts):

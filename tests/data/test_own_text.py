@@ -63,7 +63,7 @@ def test_rare_words_are_unknown(tmp_path, monkeypatch):
         (b"", "has 0 symbols .chars.; a text needs at least 100"),
         (b"abc" * 30, "has 90 symbols"),
         (b"abc\xff" * 100, r"is not UTF-8 .byte 3.; convert it"),
-        (None, "one of ptb, stdlib, text8, text8_like or a text file, got .*, which is no file"),
+        (None, "one of ptb, stdlib, text8, text8_like or a text file, got .*, which is not a file"),
     ],
 )
 def test_errors(content, message, tmp_path):

@@ -166,7 +166,7 @@ def test_carried_evaluation_is_the_text_in_one_piece(length, streams):
         (["--preset=nope"], "unknown preset 'nope'"),
         (["--epochs=x"], "--epochs"),
         (["--epochs=0"], "epochs must be at least 1"),
-        (["--batch_size=12"], "a batch of 12 does not divide by the 8 devices"),
+        (["--batch_size=12"], "a batch of 12 cannot be split evenly over the 8 devices"),
         (["--train_size=100"], "shorter than one batch"),
         (["--dataset=ptb", "--raw_data_dir={tmp}/none"], "none"),
         (["--dataset=ptb", "--raw_data_dir={tmp}/wrong"], "SHA-256"),
@@ -199,7 +199,7 @@ def test_bad_workdirs(tmp_path, capsys):
         ([f"--workdir={file}"], "is a file"),
         ([f"--workdir={run}", "--seed=1"], "seed is 0 there, 1 here"),
         ([f"--workdir={run}", "--no_resume"], "is not empty"),
-        ([f"--workdir={tmp_path}"], "no run's"),
+        ([f"--workdir={tmp_path}"], "holds no run"),
     ):
         with pytest.raises(SystemExit) as end:
             EXPERIMENT.main([*flags, *extra])

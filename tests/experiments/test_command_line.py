@@ -196,7 +196,7 @@ def test_a_real_process_says_no_more_than_the_line(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: a batch of 12 does not divide by the 8 devices; choose a multiple of 8\n"
+        "error: a batch of 12 cannot be split evenly over the 8 devices; choose a multiple of 8\n"
     )
     assert files(tmp_path) == []
 

@@ -100,7 +100,7 @@ def test_a_run_of_several_seeds(experiment, prompt, blanks, tmp_path, capsys):
     # After one epoch the best parameters are the last ones.
     jax.tree.map(np.testing.assert_array_equal, trained.best[0], trained.last[0])
     for extra, words in (
-        (["--number=2"], "the run has 2 models, from number 0 on, got 2"),
+        (["--number=2"], "the run has 2 models, numbered from 0, got 2"),
         (["--prompt="], "the prompt must consist of symbols of stdlib"),
         (["--prompt=ä"], "got unknown 'ä'"),
         (["--temperature=-1"], "temperature must be"),

@@ -78,7 +78,7 @@ def test_a_model_of_a_sweep_writes_with_its_rates(tmp_path):
         for n in (0, 1)
     }
     assert len(texts) == 2
-    with pytest.raises(ValueError, match="the run has 2 models, from number 0 on, got 2"):
+    with pytest.raises(ValueError, match="the run has 2 models, numbered from 0, got 2"):
         sample.sample(sample.Options(workdir=folder, prompt="x", number=2))
 
 

@@ -202,7 +202,7 @@ def test_a_measurement_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("zoneout_jax.training.folders.time", clock)
     folder = new_folder(None, "a/b")
     assert folder == pathlib.Path("runs/a/b/now") and folder.is_dir()
-    with pytest.raises(ValueError, match="runs/a/b/now is there already; name a folder with --out"):
+    with pytest.raises(ValueError, match="runs/a/b/now already exists; name a folder with --out"):
         new_folder(None, "a/b")
     assert new_folder(folder, "a/b") == folder  # as it was named
     assert new_folder(pathlib.Path("c/d"), "a/b").is_dir()

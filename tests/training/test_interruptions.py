@@ -76,7 +76,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     cut_at(monkeypatch, 4, twice)
-    with pytest.raises(KeyboardInterrupt, match="stopped at once; the last checkpoint stands"):
+    with pytest.raises(KeyboardInterrupt, match="stopped at once; the last checkpoint is intact"):
         start(quadratic(), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
@@ -124,8 +124,8 @@ def test_other_versions_are_told_of_when_a_run_goes_on(changed, tmp_path, monkey
         (tmp_path / "config.json").write_text(json.dumps(content))
     start(quadratic(), tmp_path, config)
     said = capsys.readouterr().err
-    assert "going on from step" in said and ("numbers may differ" in said) == changed
-    assert not changed or f"one program: jax 0.1 then, {now} now" in said
+    assert "resuming from step" in said and ("numbers may differ" in said) == changed
+    assert not changed or f"has changed: jax 0.1 then, {now} now" in said
     assert not changed or "commit c0ffee then" in said
 
 
@@ -151,7 +151,7 @@ def test_a_disk_that_is_full_while_saving(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, checkpoint_steps=2)
     with monkeypatch.context() as patch:
         cut_at(patch, 5, lambda: patch.setattr(ocp.CheckpointManager, "save", full))
-        words = "cannot write a checkpoint to .*: No space left on device; that of step 4 is intact"
+        words = "cannot write .*: No space left on device; the checkpoint of step 4 is intact"
         with pytest.raises(RunError, match=words):
             start(quadratic(), tmp_path, config)
     result = start(quadratic(), tmp_path, config)

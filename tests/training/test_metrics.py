@@ -71,7 +71,7 @@ def test_directories_that_are_no_run(tmp_path):
     file.write_text("mine")
     with pytest.raises(ValueError, match="file is a file; give another --workdir"):
         RunDirectory(file, SETTINGS)
-    with pytest.raises(ValueError, match="not empty and no run's"):
+    with pytest.raises(ValueError, match="not empty and holds no run"):
         RunDirectory(tmp_path, SETTINGS)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -67,9 +67,9 @@ def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
     [
         ("--hiden=3", "there is no --hiden; did you mean --hidden_features?"),
         ("--hidden_features=0", "hidden_features must be at least 1, got 0"),
-        ("--batch_size=7", "does not divide by the 8 devices"),
+        ("--batch_size=7", "cannot be split evenly over the 8 devices"),
         ("--sweep=z_prob_states=0.5,1.5", "z_prob_states must be in [0, 1], got 1.5"),
-        ("--sweep=z_prob_cells=0.5", "sweep must be of settings, got z_prob_cells"),
+        ("--sweep=z_prob_cells=0.5", "sweep must name settings, got z_prob_cells"),
     ],
 )
 def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):

@@ -247,7 +247,7 @@ def test_batch_must_divide():
 
 def test_seeds_that_divide_need_no_batch_that_does():
     parallel.check_divides(DEVICES + 1, num_seeds=2 * DEVICES)
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(ValueError, match="cannot be split evenly"):
         parallel.check_divides(DEVICES + 1, num_seeds=DEVICES + 1)
 
 

@@ -1,4 +1,4 @@
-"""Corpora and images as NumPy arrays, and their batches; nothing here knows of models."""
+"""Corpora and images as NumPy arrays, and their batches; independent of any model."""
 
 from zoneout_jax.data.batching import chunk_starts as chunk_starts
 from zoneout_jax.data.batching import gather as gather

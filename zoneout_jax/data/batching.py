@@ -1,9 +1,9 @@
-"""Cutting a text held in memory into batches for a language model, and images into batches.
+"""Cuts a text in memory into batches for a language model, and images into batches.
 
-Positions are planned on the host or once an epoch; `gather` then reads them inside the jitted step.
-For next-token prediction over chunks of T inputs, count with the length of the text less one, so
-that every chunk has a last target, and gather T + 1 symbols: inputs are the first T, targets the
-last T.
+Positions are computed on the host or once an epoch; `gather` then reads the symbols inside the
+jitted step. For next-token prediction over chunks of T inputs, compute positions with the length of
+the text minus one, so that every chunk has a last target, and gather T + 1 symbols: the first T are
+inputs, the last T are targets.
 """
 
 import jax
@@ -14,18 +14,18 @@ from zoneout_jax._checks import check_sizes
 
 
 def chunk_starts(length: int, chunk: int, offset: int = 0) -> np.ndarray:
-    """Starts of the non-overlapping chunks of a text, from `offset` on, in order.
+    """Computes the start positions of non-overlapping chunks of a text, in order.
 
     Args:
-      length: symbols in the text.
-      chunk: symbols in a chunk; an incomplete last chunk is dropped.
+      length: number of symbols in the text.
+      chunk: number of symbols in a chunk; an incomplete last chunk is dropped.
       offset: start of the first chunk.
 
     Returns:
       int32 array `[(length - offset) // chunk]`.
 
     Raises:
-      ValueError: a chunk of no symbols, a negative offset, or a text without one whole chunk.
+      ValueError: `chunk` below one, a negative offset, or a text without one complete chunk.
     """
     check_sizes(chunk=chunk)
     if offset < 0:
@@ -38,7 +38,7 @@ def chunk_starts(length: int, chunk: int, offset: int = 0) -> np.ndarray:
 
 
 def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
-    """Batches in an epoch, the same whatever the epoch's offset:
+    """Number of batches in an epoch, the same for every offset of the epoch:
 
         ((length - (chunk - 1)) // chunk) // batch_size
 
@@ -59,22 +59,22 @@ def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
 def shuffled_chunks(
     key: jax.Array, length: int, chunk: int, batch_size: int, augment: bool = True
 ) -> jax.Array:
-    """Start positions of the chunks of one epoch, shuffled.
+    """Draws the start positions of the chunks of one epoch, in random order.
 
     An offset is drawn uniformly from [0, chunk), the text from there on is cut into chunks, the
-    chunks are shuffled, and those that do not fill a batch are dropped. All chunks at the drawn
-    offset have the same chance of being used and the same chance of every place.
+    chunks are shuffled, and the last chunks that do not fill a batch are dropped. Every chunk at
+    the drawn offset is equally likely to be used, and equally likely at every place.
 
     Args:
       key: a JAX random key.
       length, chunk, batch_size: as in `steps_per_epoch`; static under `jit`.
-      augment: False cuts from the start of the text in every epoch.
+      augment: if False, the text is cut from its start in every epoch.
 
     Returns:
       int32 array `[steps_per_epoch(length, chunk, batch_size), batch_size]`.
 
     Raises:
-      ValueError: as `steps_per_epoch`.
+      ValueError: as in `steps_per_epoch`.
 
     Example:
       >>> starts = shuffled_chunks(jax.random.key(0), length=1_000, chunk=10, batch_size=8)
@@ -84,8 +84,8 @@ def shuffled_chunks(
     steps = steps_per_epoch(length, chunk, batch_size)
     offset_key, order_key = jax.random.split(key)
     offset = jax.random.randint(offset_key, (), 0, chunk if augment else 1, dtype=jnp.int32)
-    # Offset 0 leaves the most chunks, another one at most one less. Shuffling the most and then
-    # moving the one past the end, if there is one, behind the others keeps their order uniform.
+    # Offset 0 gives the most chunks, any other offset at most one less. All of them are shuffled,
+    # then a chunk past the end is moved to the back, so the order of the others stays uniform.
     order = jax.random.permutation(order_key, jnp.arange(length // chunk, dtype=jnp.int32))
     past_end = order >= (length - offset) // chunk
     order = order[jnp.argsort(past_end, stable=True)]
@@ -93,24 +93,24 @@ def shuffled_chunks(
 
 
 def stream_chunks(length: int, chunk: int, streams: int) -> np.ndarray:
-    """Start positions of chunks that follow each other in each of several streams.
+    """Computes start positions of chunks that follow each other in each of several streams.
 
-    The text is cut into parts of the same length, one a stream, and each part into chunks:
+    The text is cut into parts of the same length, one per stream, and each part into chunks:
 
-        starts[s, b] = (b · n + s) · chunk,     n = (length // chunk) // streams chunks a part
+        starts[s, b] = (b · n + s) · chunk,     n = (length // chunk) // streams chunks per part
 
-    so that stream b ends where stream b + 1 begins. Up to chunk · streams − 1 symbols at the end of
-    the text are left out.
+    so stream b ends where stream b + 1 begins. Up to chunk · streams − 1 symbols at the end of the
+    text are left out.
 
     Args:
       length, chunk: as in `chunk_starts`.
-      streams: parts.
+      streams: number of streams.
 
     Returns:
       int32 array `[n, streams]`.
 
     Raises:
-      ValueError: an argument below one, or a text too short for one chunk a stream.
+      ValueError: an argument below one, or a text too short for one chunk per stream.
 
     Example:
       >>> stream_chunks(length=100, chunk=10, streams=3)[:, 1]
@@ -128,21 +128,21 @@ def stream_chunks(length: int, chunk: int, streams: int) -> np.ndarray:
 
 
 def shuffled_examples(key: jax.Array, examples: int, batch_size: int) -> jax.Array:
-    """Indices of the examples of one epoch, shuffled.
+    """Draws the indices of the examples of one epoch, in random order.
 
-    All examples have the same chance of every place; those that do not fill a batch are dropped,
-    other ones in each epoch.
+    Every example is equally likely at every place. The last examples that do not fill a batch are
+    dropped; they differ between epochs.
 
     Args:
       key: a JAX random key.
       examples: number of examples; static under `jit`.
-      batch_size: examples in a batch; static under `jit`.
+      batch_size: number of examples in a batch; static under `jit`.
 
     Returns:
       int32 array `[examples // batch_size, batch_size]`; no index occurs twice.
 
     Raises:
-      ValueError: an argument below one, or fewer examples than one batch takes.
+      ValueError: an argument below one, or fewer examples than one batch.
 
     Example:
       >>> indices = shuffled_examples(jax.random.key(0), examples=1_000, batch_size=32)
@@ -158,14 +158,14 @@ def shuffled_examples(key: jax.Array, examples: int, batch_size: int) -> jax.Arr
 
 
 def permutation(seed: int, length: int) -> np.ndarray:
-    """The order in which permuted MNIST shows the pixels of an image, one for all its images.
+    """Returns the order in which permuted MNIST shows pixels, the same order for all images.
 
     Every position occurs exactly once. (The repository of the paper drew positions with
-    replacement, so that 501 of the 784 pixels survived.) NumPy keeps the stream of `RandomState`
-    as it is for good: the same seed gives the same order under every version.
+    replacement, so only 501 of the 784 pixels were used.) NumPy never changes the stream of
+    `RandomState`, so a seed gives the same order in every version.
 
     Args:
-      seed: from 0 to 2³² - 1; the permutation depends on nothing else.
+      seed: from 0 to 2³² - 1; the only source of randomness.
       length: number of pixels, H · W.
 
     Returns:
@@ -188,15 +188,15 @@ def permutation(seed: int, length: int) -> np.ndarray:
 
 
 def pad_rows(indices: np.ndarray, batch_size: int) -> np.ndarray:
-    """Cuts a list of indices into rows of a batch each, the last one filled up with -1.
+    """Cuts a list of indices into rows of one batch each; the last row is padded with -1.
 
-    -1 means "counts for nothing": the caller weighs those places with zero.
+    -1 marks an empty place, to which the caller gives the weight zero.
 
     Returns:
       int32 array `[ceil(len(indices) / batch_size), batch_size]`.
 
     Raises:
-      ValueError: `indices` is not one-dimensional or is empty, or a batch of no places.
+      ValueError: `indices` is not one-dimensional or is empty, or `batch_size` is below one.
     """
     indices = np.asarray(indices)
     check_sizes(batch_size=batch_size)
@@ -209,17 +209,17 @@ def pad_rows(indices: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def gather(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
-    """Reads `length` symbols from each start, for use inside `jit`:
+    """Reads `length` symbols from each start position, for use inside `jit`:
 
         tokens[t, b] = corpus[starts[b] + t]
 
-    Positions inside the text are the caller's duty, as `jit` cannot raise; a start of -1, as made
-    by `pad_rows`, reads from 0.
+    The caller must keep all positions inside the text, because `jit` cannot raise errors. A start
+    of -1, as made by `pad_rows`, reads from 0.
 
     Args:
       corpus: integers `[N]`.
       starts: integers `[B]`.
-      length: symbols to read; static under `jit`.
+      length: number of symbols to read; static under `jit`.
 
     Returns:
       int32 array `[length, B]`, time-major.

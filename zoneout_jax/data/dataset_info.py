@@ -1,13 +1,13 @@
-"""What TFDS knows of a dataset before it is prepared."""
+"""TFDS metadata of a dataset before it is prepared."""
 
 import tensorflow_datasets as tfds
 
 
 class DatasetInfo(tfds.core.DatasetInfo):
-    """Facts of a dataset that TFDS's bucket does not have.
+    """Metadata of a dataset that is not in TFDS's bucket.
 
-    TFDS would look there, and leave an empty temporary folder behind at each look.
+    TFDS would search the bucket, and leave an empty temporary folder behind each time.
     """
 
     def initialize_from_bucket(self) -> None:
-        """Leaves the metadata as they are."""
+        """Does nothing, so that the metadata stay the same."""

@@ -1,11 +1,11 @@
-"""The 8×8 digits that come with scikit-learn, for trying things out with no download.
+"""The 8×8 digits that come with scikit-learn, for experiments without a download.
 
-1,797 grey images with values 0…16 of the digits 0…9, written by 13 people: the test part of the
-"Optical Recognition of Handwritten Digits". Figures measured on them say nothing about MNIST.
+1,797 gray images with values 0…16 of the digits 0…9, written by 13 people: the test part of the
+"Optical Recognition of Handwritten Digits". Results on them say nothing about MNIST.
 
-Split: the images are shuffled, by NumPy's `RandomState` with seed 0, and cut into 1,197 / 300 / 300
-for train / validation / test, not stratified: a class has 109 to 136 images in train and 21 to 40
-in the others. The same people may have written digits of all three.
+Split: NumPy's `RandomState` with seed 0 shuffles the images, which are then cut into
+1,197 / 300 / 300 for train / validation / test. The split is not stratified: a class has 109 to 136
+images in train and 21 to 40 in each of the others. One person may have written digits of all three.
 
 Source: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49 (CC BY 4.0).
 """
@@ -25,7 +25,7 @@ SIZES = {"train": 1_197, "validation": 300, "test": 300}
 CLASSES = 10
 MAX_VALUE = 16
 
-# SHA-256 of the pixels and then the labels, a byte each, in the order of scikit-learn.
+# SHA-256 of the pixels and then the labels, one byte each, in scikit-learn's order.
 SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
@@ -33,7 +33,7 @@ def load() -> Images:
     """Loads the digits.
 
     Raises:
-      DataError: the installed scikit-learn brings other digits.
+      DataError: the installed scikit-learn has other digits.
     """
     bunch = datasets.load_digits()
     pixels, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""From symbols to a corpus of their numbers."""
+"""Encodes symbols as a corpus of numbers."""
 
 import collections
 import sys
@@ -11,7 +11,7 @@ from zoneout_jax.data.types import SPLITS, Corpus
 
 
 def encode_characters(texts: Mapping[str, str], vocabulary: Sequence[str], name: str) -> Corpus:
-    """Numbers the characters of texts, one text a split.
+    """Encodes the characters of texts, one text per split, as numbers.
 
     Raises:
       DataError: a text holds a character that is not in the vocabulary.
@@ -29,11 +29,11 @@ def encode_characters(texts: Mapping[str, str], vocabulary: Sequence[str], name:
 
 
 def keep_frequent(words: Mapping[str, Sequence[str]], kept: int) -> dict[str, list[str]]:
-    """The words, one list a split; those that are not frequent enough in train become `<unk>`.
+    """Replaces words that are not frequent enough in train by `<unk>`.
 
     Args:
-      words: the words of each split, in order; `<eos>` ends a line and is kept whatever.
-      kept: how many others are kept, alphabetically where frequencies are equal.
+      words: the words of each split, in order; `<eos>` ends a line and is always kept.
+      kept: number of other words to keep; equally frequent words are kept in alphabetical order.
     """
     counts = collections.Counter(words["train"])
     del counts["<eos>"]
@@ -48,7 +48,7 @@ def keep_frequent(words: Mapping[str, Sequence[str]], kept: int) -> dict[str, li
 def encode_words(
     words: Mapping[str, Sequence[str]], name: str, marks: Sequence[str] = ()
 ) -> Corpus:
-    """Numbers words, one list a split, by decreasing frequency in train, then alphabetically.
+    """Encodes words as numbers, by decreasing frequency in train, then alphabetically.
 
     Args:
       words: the words of each split, in order.
@@ -74,5 +74,5 @@ def encode_words(
 
 
 def _dtype(vocabulary: Sequence[str]) -> type[np.integer]:
-    """The type of the numbers of symbols."""
+    """Returns the type of the numbers of symbols."""
     return np.uint8 if len(vocabulary) <= 256 else np.int32

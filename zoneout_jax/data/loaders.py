@@ -1,4 +1,4 @@
-"""The datasets by their names."""
+"""Loads datasets by name."""
 
 import os.path
 
@@ -17,8 +17,8 @@ OWN_UNITS = ("char", "word")
 CONVENTIONS = ("mikolov", "rbn")
 IMAGES = ("mnist", "digits")
 
-# TFDS, Pillow and scikit-learn belong to an extra and take their time to import: what needs them is
-# imported where it is asked for.
+# TFDS, Pillow and scikit-learn belong to an extra and are slow to import, so modules that need them
+# are imported only where they are used.
 
 
 def load_corpus(
@@ -33,19 +33,19 @@ def load_corpus(
 
     Args:
       name: `ptb` (Penn Treebank, see `zoneout_jax.data.ptb`), `text8` or `text8_like` (see
-        `zoneout_jax.data.text8`), `stdlib` (the running Python's own library sources, see
-        `zoneout_jax.data.stdlib`, which needs no files), or the path of a text file of your own
-        (see `zoneout_jax.data.own_text`).
-      unit: `char` or, but for `text8` and `text8_like`, `word`; for `stdlib` also `text8`,
-        letters a–z and blanks.
-      convention: how a line of char-level `ptb` ends: `mikolov`, with a newline, or `rbn`, with
-        a blank and a newline. Nothing else depends on it.
+        `zoneout_jax.data.text8`), `stdlib` (library sources of the running Python, see
+        `zoneout_jax.data.stdlib`, needs no files), or the path of your own text file (see
+        `zoneout_jax.data.own_text`).
+      unit: `char` or, except for `text8` and `text8_like`, `word`; for `stdlib` also `text8`
+        (letters a–z and blanks).
+      convention: how a line of char-level `ptb` ends: with a newline (`mikolov`) or with a blank
+        and a newline (`rbn`). Nothing else depends on it.
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
       data_dir: folder of prepared datasets; None means `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
 
     Raises:
-      DataError: an unknown name, unit or convention, or data that cannot be had.
+      DataError: an unknown name, unit or convention, or data that are not available.
 
     Example:
       >>> from zoneout_jax.data import load_corpus
@@ -55,8 +55,8 @@ def load_corpus(
     """
     if name not in UNITS and not os.path.isfile(os.path.expanduser(name)):
         raise DataError(
-            f"dataset must be one of {', '.join(UNITS)} or a text file, got {name!r}, which is no "
-            "file here"
+            f"dataset must be one of {', '.join(UNITS)} or a text file, got {name!r}, which is "
+            "not a file"
         )
     with as_data_error(ValueError):
         check_choice(f"unit of {name}", unit, UNITS.get(name, OWN_UNITS))
@@ -84,13 +84,13 @@ def load_images(
 
     Args:
       name: `mnist` (28×28, see `zoneout_jax.data.mnist`) or `digits` (8×8, comes with
-        scikit-learn, see `zoneout_jax.data.digits`, which needs no files).
+        scikit-learn, see `zoneout_jax.data.digits`, needs no files).
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
       data_dir: folder of prepared datasets; None means `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
 
     Raises:
-      DataError: an unknown name, or data that cannot be had.
+      DataError: an unknown name, or data that are not available.
 
     Example:
       >>> from zoneout_jax.data import load_images

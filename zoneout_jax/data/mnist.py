@@ -1,6 +1,6 @@
-"""MNIST, as a TFDS dataset whose examples keep their order and as `Images`.
+"""MNIST as `Images`, and as a TFDS dataset whose examples keep their order.
 
-70,000 grey images of 28×28 pixels, values 0…255, of the digits 0…9.
+70,000 gray images of 28×28 pixels, values 0…255, of the digits 0…9.
 
 | split        | images | which                                    |
 | ------------ | ------ | ---------------------------------------- |
@@ -8,15 +8,15 @@
 | `validation` | 10,000 | the last 10,000 of the training files    |
 | `test`       | 10,000 | the test files                           |
 
-That is the split of the papers on permuted MNIST (Cooijmans et al., arXiv:1603.09025, and Krueger
-et al., arXiv:1606.01305), so that the order of the files counts. The dataset on disk has the two
+This is the split of the papers on permuted MNIST (Cooijmans et al., arXiv:1603.09025, and Krueger
+et al., arXiv:1606.01305); therefore the order of the files matters. The dataset on disk has the two
 splits of the files.
 
 Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", as four files in the
 IDX format: two zero bytes, the type of the numbers (8: unsigned bytes), the number of dimensions,
-each dimension as a big-endian 32-bit number, and then the numbers. A raw data folder may hold them
-as gzip files or unpacked, as `train-images-idx3-ubyte` or `train-images.idx3-ubyte`, with `.gz`
-where packed.
+each dimension as a big-endian 32-bit number, and then the numbers. In a raw data folder the files
+may be gzip files or unpacked, named like `train-images-idx3-ubyte` or `train-images.idx3-ubyte`,
+with `.gz` for gzip files.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def _raw_file(name: str, sha256: str) -> raw.RawFile:
     return raw.RawFile(path=f"mnist/{name}", url=_ADDRESS + name, sha256=sha256)
 
 
-# The images and the labels of each split of the dataset on disk.
+# Images and labels of each split of the dataset on disk.
 RAW_FILES = {
     "train": (
         _raw_file(
@@ -87,15 +87,15 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...], below: int = 256) -> np
 
     Args:
       path: the file; a gzip file if its name ends in `.gz`.
-      shape: what it should hold.
-      below: what every number in it should be smaller than.
+      shape: expected shape of the array.
+      below: limit that every number must be smaller than.
 
     Returns:
       uint8 array of that shape.
 
     Raises:
-      DataError: the file is damaged, or holds another type, another shape, too few or too many
-        bytes, or a number that is too large.
+      DataError: the file is damaged, or holds another type or shape, too few or too many bytes,
+        or a number that is too large.
 
     Example::
 
@@ -130,22 +130,21 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...], below: int = 256) -> np
 
 
 class MnistInOrder(tfds_mnist.MNIST):
-    """TFDS's own builder of MNIST, made to work without TensorFlow and to keep the order.
+    """TFDS's builder of MNIST, changed to work without TensorFlow and to keep the order.
 
-    Features, version and description are those of `tfds.builder("mnist")`. Files are read with
-    NumPy and images packed with Pillow, and the examples are not shuffled, for which the dataset
-    has a name of its own, `mnist_in_order`. Writes array_record files, which are read without
-    TensorFlow.
+    Features, version and description are the same as in `tfds.builder("mnist")`. NumPy reads the
+    files and Pillow encodes the images. Because the examples are not shuffled, the dataset has
+    another name, `mnist_in_order`. Writes array_record files, which can be read without TensorFlow.
 
     Args:
-      raw_data_dir: folder that may hold `mnist/train-images-idx3-ubyte.gz` and so on, by any of
-        the names above; None means `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to
+      raw_data_dir: folder that may hold `mnist/train-images-idx3-ubyte.gz` and so on, under any of
+        the names above; None means `$ZONEOUT_RAW_DATA`. Missing files are downloaded to
         `<data_dir>/downloads`.
       **kwargs: as for any TFDS builder: `data_dir`, `version`.
 
     Raises:
-      DataError: while preparing, if a raw file cannot be had or is not as it should be; nothing
-        is left of the dataset then.
+      DataError: during preparation, if a raw file is not available or not the expected one;
+        nothing is left of the dataset then.
 
     Example::
 
@@ -172,7 +171,7 @@ class MnistInOrder(tfds_mnist.MNIST):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
+        # `raw.fetch` replaces the checksums, the cache and the messages of `dl_manager`.
         paths = {
             split: [raw.fetch(file, self.raw_data_dir, self.data_dir_root) for file in files]
             for split, files in _present(self.raw_data_dir).items()
@@ -188,24 +187,24 @@ class MnistInOrder(tfds_mnist.MNIST):
         pixels = read_idx(data_path, (num_examples, *IMAGE_SHAPE))
         labels = read_idx(label_path, (num_examples,), below=CLASSES)
         for index in range(num_examples):
-            # TFDS packs arrays with TensorFlow, but Pillow's images with Pillow.
+            # TFDS encodes arrays with TensorFlow, but Pillow images with Pillow.
             yield index, {"image": Image.fromarray(pixels[index]), "label": int(labels[index])}
 
 
 def load(
     *, raw_data_dir: raw.PathLike | None = None, data_dir: raw.PathLike | None = None
 ) -> Images:
-    """Loads MNIST, preparing the TFDS dataset the first time.
+    """Loads MNIST; prepares the TFDS dataset the first time.
 
-    A prepared dataset is used as it is, but a raw file in a folder that the user names must have
-    the right checksum all the same.
+    A prepared dataset is used without its raw files, but a raw file in a folder that the user names
+    must have the right checksum even then.
 
     Args:
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
       data_dir: folder of prepared datasets; None means `raw.default_data_dir()`.
 
     Raises:
-      DataError: a raw file cannot be had or is not the expected one, or the prepared dataset is
+      DataError: a raw file is not available or not the expected one, or the prepared dataset is
         damaged.
     """
     builder = prepared.open_builder(
@@ -226,7 +225,7 @@ def load(
 
 
 def _present(raw_data_dir: raw.PathLike | None) -> dict[str, list[raw.RawFile]]:
-    """`RAW_FILES`, each by the name that the raw data folder has it by, if it has it."""
+    """Returns `RAW_FILES`, each under its name in the raw data folder, if it is there."""
     return {
         split: [raw.choose(_by_any_name(file), raw_data_dir) for file in files]
         for split, files in RAW_FILES.items()
@@ -234,7 +233,7 @@ def _present(raw_data_dir: raw.PathLike | None) -> dict[str, list[raw.RawFile]]:
 
 
 def _by_any_name(published: raw.RawFile) -> list[raw.RawFile]:
-    """A file by the names that are in use, the published one last."""
+    """Returns a file under each name that is in use, the published name last."""
     unpacked = published.path.removesuffix(".gz")
     dotted = unpacked.replace("-idx", ".idx")
     others = (unpacked, dotted, f"{dotted}.gz")
@@ -242,10 +241,10 @@ def _by_any_name(published: raw.RawFile) -> list[raw.RawFile]:
 
 
 def _read(builder: MnistInOrder, split: str) -> ImageSplit:
-    """One split of a prepared dataset, checked."""
+    """Reads and checks one split of a prepared dataset."""
     damaged = prepared.damaged(builder)
     try:
-        # Unpacking here, not in TFDS, takes half the time.
+        # Decoding here takes half the time of decoding in TFDS.
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         examples = source.__getitems__(range(len(source)))
         pixels = np.stack([_unpack(example["image"]) for example in examples])
@@ -253,7 +252,7 @@ def _read(builder: MnistInOrder, split: str) -> ImageSplit:
     # Pillow raises SyntaxError and OSError for a PNG that it cannot read.
     except (RuntimeError, LookupError, ValueError, AttributeError, OSError, SyntaxError) as error:
         raise damaged from error
-    # Written as IDX files they must be the raw files.
+    # In IDX format the arrays must equal the raw files.
     for array, raw_file in zip((pixels, labels), RAW_FILES[split], strict=True):
         if hashlib.sha256(_header(array.shape) + array.tobytes()).hexdigest() != raw_file.sha256:
             raise damaged
@@ -261,16 +260,16 @@ def _read(builder: MnistInOrder, split: str) -> ImageSplit:
 
 
 def _unpack(png: bytes) -> np.ndarray:
-    """The pixels of an image in PNG format."""
+    """Decodes the pixels of an image in PNG format."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         return np.asarray(image)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """The header of an IDX file that holds unsigned bytes of some shape."""
+    """Returns the header of an IDX file that holds unsigned bytes of this shape."""
     return struct.pack(f">4B{len(shape)}I", 0, 0, _UNSIGNED_BYTE, len(shape), *shape)
 
 
 def _wrong(path: pathlib.Path, what: str) -> raw.DataError:
-    """The error for an IDX file that is not as it should be."""
-    return raw.DataError(f"{path}: {what}; replace it by the original from {_ADDRESS}")
+    """Returns the error for an IDX file that is not the expected one."""
+    return raw.DataError(f"{path}: {what}; replace it with the original from {_ADDRESS}")

@@ -1,11 +1,11 @@
-"""A text file of the user's own: its first 90 % train, the next 5 % validate, the last 5 % test.
+"""A text file of the user: the first 90 % are train, the next 5 % validation, the last 5 % test.
 
-The file must be UTF-8. By unit:
+The file must be UTF-8. Units:
 
-- `char`: its characters as they are; the vocabulary is that of the whole file.
-- `word`: what stands between blanks, `<eos>` at the end of each line that is not blank. The 10,000
-  most frequent words of train are kept, alphabetically where frequencies are equal; others become
-  `<unk>`.
+- `char`: its characters, unchanged; the vocabulary covers the whole file.
+- `word`: its words, separated by white space, with `<eos>` at the end of each line that is not
+  blank. The 10,000 most frequent words of train are kept, in alphabetical order if equally
+  frequent; the others become `<unk>`.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ LEAST_SYMBOLS = 100
 
 
 def load(path: PathLike, unit: str = "char") -> Corpus:
-    """Makes the corpus of a file.
+    """Makes a corpus from a text file.
 
     Args:
       path: the file.
       unit: `char` or `word`.
 
     Raises:
-      DataError: the file is not there, not UTF-8, or shorter than 100 symbols.
+      DataError: the file cannot be read, is not UTF-8, or is shorter than 100 symbols.
     """
     path = pathlib.Path(os.path.expanduser(path))
     try:
@@ -46,7 +46,7 @@ def load(path: PathLike, unit: str = "char") -> Corpus:
         raise DataError(
             f"{path} has {len(symbols)} symbols ({unit}s); a text needs at least {LEAST_SYMBOLS}"
         )
-    # A run does not go on with a file that has changed: its name is among what is compared.
+    # The hash distinguishes files of the same name.
     name = f"{path.name} {unit} ({hashlib.sha256(content).hexdigest()[:8]})"
     ends = [len(symbols) * percent // 100 for percent in (90, 95)]
     parts = symbols[: ends[0]], symbols[ends[0] : ends[1]], symbols[ends[1] :]

@@ -1,6 +1,6 @@
-"""Opening a TFDS dataset that is prepared the first time it is asked for.
+"""Opens a TFDS dataset, which is prepared the first time.
 
-Knows of no dataset, and imports nothing of TFDS: a builder is handed in.
+This module imports nothing from TFDS and knows no dataset: the caller passes the builder.
 """
 
 import pathlib
@@ -16,19 +16,19 @@ def open_builder(
     raw_data_dir: raw.PathLike | None = None,
     data_dir: raw.PathLike | None = None,
 ) -> Any:
-    """A builder whose dataset is prepared.
+    """Returns a builder whose dataset is prepared.
 
-    A prepared dataset is used as it is, but a raw file in a folder that the user names must have
-    the right checksum all the same.
+    A prepared dataset is used without its raw files, but a raw file in a folder that the user names
+    must have the right checksum even then.
 
     Args:
-      make: makes the TFDS builder, given the folder of prepared datasets.
+      make: makes the TFDS builder from the folder of prepared datasets.
       raw_files: all files that the builder reads.
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
       data_dir: folder of prepared datasets; None means `raw.default_data_dir()`.
 
     Raises:
-      DataError: a raw file cannot be had or is not the expected one, or the dataset cannot be
+      DataError: a raw file is not available or not the expected one, or the dataset cannot be
         written.
     """
     folder = raw.data_folder(data_dir)
@@ -37,13 +37,13 @@ def open_builder(
         for raw_file in raw_files:
             raw.find(raw_file, raw_data_dir)
         return builder
-    # TFDS makes folders and prints before it asks for the files: if one is missing, say so now.
+    # TFDS makes folders and prints before it reads the files, so a missing file must fail here.
     for raw_file in raw_files:
         raw.fetch(raw_file, raw_data_dir, folder)
     try:
         builder.download_and_prepare()
     except OSError as error:
-        # Of several processes that prepare it at once only the first can move it into place.
+        # If several processes prepare the dataset at once, only the first can move it into place.
         if not builder.data_path.exists():
             reason = " ".join(str(error).split())
             raise raw.DataError(f"cannot prepare {builder.data_dir}: {reason}") from error
@@ -51,7 +51,7 @@ def open_builder(
 
 
 def damaged(builder: Any) -> raw.DataError:
-    """The error for a prepared dataset that does not hold what it should."""
+    """Returns the error for a prepared dataset with unexpected content."""
     return raw.DataError(
         f"the prepared dataset {builder.data_dir} is damaged; delete that folder, and it will be "
         "prepared again"

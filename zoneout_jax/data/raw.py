@@ -1,13 +1,13 @@
-"""Raw data files, from a folder, a download cache or their public address; SHA-256 checked.
+"""Raw data files from a folder, a download cache or their public address, checked by SHA-256.
 
-The order of the search for a file such as `ptb/ptb.train.txt`:
+A file such as `ptb/ptb.train.txt` is searched for in this order:
 
-1. `raw_data_dir`, or `$ZONEOUT_RAW_DATA` when that is None: for machines without a network;
+1. `raw_data_dir`, or `$ZONEOUT_RAW_DATA` if that is None, for machines without a network;
 2. the cache `<data_dir>/downloads/zoneout_jax/`;
-3. the file's public address, from which it is downloaded into that cache.
+3. the public address of the file, from which it is downloaded into the cache.
 
-Whichever of them has it, its SHA-256 must be the expected one. That of a gzip file is taken over
-what the file holds once unpacked: packing the same content again gives other bytes.
+Its SHA-256 must always be the expected one. For a gzip file it is the SHA-256 of the unpacked
+content, because packing the same content again gives other bytes.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ PathLike = str | os.PathLike[str]
 
 
 class DataError(ValueError):
-    """A dataset cannot be had as asked for; the message is one line and names the way out."""
+    """A dataset cannot be loaded as requested; the message is one line and says what to do."""
 
 
 @contextlib.contextmanager
 def as_data_error(kind: type[Exception]) -> Iterator[None]:
-    """Turns an error of a kind whose message is one line for people into a DataError."""
+    """Turns an error of this kind, whose message is one line, into a DataError."""
     try:
         yield
     except kind as error:
@@ -49,10 +49,10 @@ class RawFile:
     """One file of a dataset, as published.
 
     Attributes:
-      path: where it lies below a raw data folder, with `/`, such as `ptb/ptb.train.txt`.
-      url: its public address; None if it has none.
-      sha256: hexadecimal SHA-256 of its content; for a path that ends in `.gz`, of its content
-        unpacked.
+      path: path below a raw data folder, with `/`, such as `ptb/ptb.train.txt`.
+      url: public address; None if there is none.
+      sha256: hexadecimal SHA-256 of the content; if the path ends in `.gz`, of the unpacked
+        content.
     """
 
     path: str
@@ -61,11 +61,11 @@ class RawFile:
 
     @property
     def packed(self) -> bool:
-        """Whether it is a gzip file."""
+        """True if the file is a gzip file."""
         return self.path.endswith(".gz")
 
     def fault(self, path: pathlib.Path) -> str | None:
-        """What is wrong with the copy of the file at `path`, in one line; None if nothing is."""
+        """Says in one line what is wrong with the copy of the file at `path`; None if nothing."""
         try:
             found = sha256_of(path, self.packed)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -80,27 +80,27 @@ File = TypeVar("File", bound=RawFile)
 
 
 def default_data_dir() -> pathlib.Path:
-    """Where TFDS keeps prepared datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
+    """Returns the folder of prepared datasets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
     return _local(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "$TFDS_DATA_DIR")
 
 
 def data_folder(data_dir: PathLike | None = None) -> pathlib.Path:
-    """`data_dir` as a local path; None means `default_data_dir()`."""
+    """Returns `data_dir` as a local path; None means `default_data_dir()`."""
     return default_data_dir() if data_dir is None else _local(data_dir, "--data_dir")
 
 
 def sha256_of(path: pathlib.Path, packed: bool = False) -> str:
-    """Hexadecimal SHA-256 of a file's content, or of what a gzip file holds if `packed`.
+    """Hexadecimal SHA-256 of a file, or of the unpacked content of a gzip file if `packed`.
 
     Raises:
-      EOFError, gzip.BadGzipFile, zlib.error: `packed`, and it is not a whole gzip file.
+      EOFError, gzip.BadGzipFile, zlib.error: `packed`, and the file is not a whole gzip file.
     """
     with gzip.open(path) if packed else path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(raw_file: RawFile, raw_data_dir: PathLike | None = None) -> pathlib.Path | None:
-    """Looks for a file in the raw data folder alone, and checks it.
+    """Looks for a file in the raw data folder only, and checks it.
 
     Args:
       raw_file: the file.
@@ -126,17 +126,17 @@ def find(raw_file: RawFile, raw_data_dir: PathLike | None = None) -> pathlib.Pat
 
 
 def choose(files: Sequence[File], raw_data_dir: PathLike | None = None) -> File:
-    """Chooses among files with the same content, of which one is enough.
+    """Chooses one of several files with the same content.
 
     Args:
-      files: all but the last are taken from a raw data folder only.
+      files: all files except the last are searched for in the raw data folder only.
       raw_data_dir: the folder; None means `$ZONEOUT_RAW_DATA`, which may be unset.
 
     Returns:
-      The first file that the folder holds, or else the last.
+      The first file that the folder holds; if there is none, the last.
 
     Raises:
-      DataError: as `find`.
+      DataError: as in `find`.
     """
     *others, last = files
     return next((file for file in others if find(file, raw_data_dir)), last)
@@ -147,7 +147,7 @@ def fetch(
     raw_data_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> pathlib.Path:
-    """Returns the path of a checked copy of a raw file, downloading it if need be.
+    """Returns the path of a checked copy of a raw file; downloads the file if necessary.
 
     Args:
       raw_file: the file.
@@ -155,7 +155,7 @@ def fetch(
       data_dir: folder of the download cache; None means `default_data_dir()`.
 
     Raises:
-      DataError: the raw data folder does not exist, a checksum is wrong, or the file is nowhere
+      DataError: the raw data folder does not exist, a checksum is wrong, or the file is missing
         and cannot be downloaded.
     """
     if (found := find(raw_file, raw_data_dir)) is not None:
@@ -181,7 +181,7 @@ def fetch(
 
 
 def _raw_folder(raw_data_dir: PathLike | None) -> tuple[pathlib.Path | None, str]:
-    """The raw data folder, if one is named, and the name of what names it."""
+    """Returns the raw data folder, if any, and the flag or variable that names it."""
     if raw_data_dir is not None:
         return _local(raw_data_dir, "--raw_data_dir"), "--raw_data_dir"
     variable = f"${RAW_DATA_VARIABLE}"
@@ -190,20 +190,20 @@ def _raw_folder(raw_data_dir: PathLike | None) -> tuple[pathlib.Path | None, str
 
 
 def _local(path: PathLike, named_by: str) -> pathlib.Path:
-    """A folder that a user named; DataError if it cannot be a local one."""
+    """Returns a folder that the user named; raises DataError if it is not a local path."""
     with as_data_error(ValueError):
         folder = local_folder(path, named_by)
     return folder
 
 
 def _check(path: pathlib.Path, raw_file: RawFile, way_out: str) -> None:
-    """Raises DataError, ending in `way_out`, unless the file at `path` is the expected one."""
+    """Raises DataError, which ends with `way_out`, unless the file is the expected one."""
     if (fault := raw_file.fault(path)) is not None:
         raise DataError(f"{path} is not the expected {raw_file.path}: {fault}; {way_out}")
 
 
 def _download(raw_file: RawFile, url: str, target: pathlib.Path) -> None:
-    """Downloads a file to `target`, which appears only once it is whole and checked."""
+    """Downloads a file to `target`, which appears only when it is complete and checked."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as partial:
@@ -212,6 +212,6 @@ def _download(raw_file: RawFile, url: str, target: pathlib.Path) -> None:
             _check(
                 partial,
                 raw_file,
-                f"{url} was cut short or has changed: try again, or set --raw_data_dir or "
-                f"${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}",
+                f"the download was cut short or {url} has changed: try again, or set "
+                f"--raw_data_dir or ${RAW_DATA_VARIABLE} to a folder that holds {raw_file.path}",
             )

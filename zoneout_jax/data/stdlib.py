@@ -1,24 +1,24 @@
-r"""A corpus that every Python brings along: the source files of its own standard library.
+r"""A corpus that every Python has: the source files of its standard library.
 
-For trying things out with no download. It is about twice the size of the Penn Treebank, and other
-Python versions have other files: results on it compare runs under one Python version, and
-nothing that is published.
+It is for experiments without a download. It is about twice the size of the Penn Treebank. Other
+Python versions have other files, so results can be compared only under the same Python version, and
+not with published results.
 
-Files: every `*.py` of the library except installed packages, tests, `idlelib`, `turtledemo` and
-`lib2to3` (which newer versions lack), and files that the building or the installing of Python
-writes. The SHA-256 of a file's relative path puts it into train (80 %), validation or test (10 %
-each) and gives its place there, so that neither depends on the disk, and any prefix of train is a
-mixed sample.
+Files: every `*.py` of the library, without installed packages, tests, `idlelib`, `turtledemo` and
+`lib2to3` (which newer versions lack), and without files that are written when Python is built or
+installed. The SHA-256 of a file's relative path puts it into train (80 %), validation or test (10 %
+each) and gives its place there. So neither depends on the disk, and any prefix of train is a mixed
+sample.
 
 Text: tabs become four blanks, characters other than printable ASCII and newline are dropped, and
-blanks at the ends of lines are stripped. Then, by unit:
+blanks at the ends of lines are stripped. Units:
 
 - `char`: the text, over a fixed alphabet of 96 symbols.
-- `word`: names and numbers whole (`[A-Za-z0-9_]+`), every other character but blanks by itself,
-  `<eos>` at the end of each line that is not blank; indentation is lost. The 10,000 most frequent
-  words of train are kept, alphabetically where frequencies are equal; others become `<unk>`.
-- `text8`: lower case, every run of characters other than a–z as one blank; 27 symbols. Unlike in
-  text8 proper, digits are not spelled out.
+- `word`: a word is a name or number (`[A-Za-z0-9_]+`) or any other single character except blank;
+  `<eos>` ends each line that is not blank; indentation is lost. The 10,000 most frequent words of
+  train are kept, in alphabetical order if equally frequent; the others become `<unk>`.
+- `text8`: lower case; every run of characters other than a–z becomes one blank; 27 symbols. Unlike
+  in the real text8, digits are not spelled out.
 """
 
 import hashlib
@@ -50,10 +50,10 @@ def load(unit: str = "char", library: PathLike | None = None) -> Corpus:
 
     Args:
       unit: `char`, `word` or `text8`.
-      library: folder of the library; None means that of the running Python.
+      library: folder of the library; None means the library of the running Python.
 
     Raises:
-      DataError: the library is not there as source files in a folder.
+      DataError: the library is not available as source files in a folder.
     """
     root = pathlib.Path(sysconfig.get_paths()["stdlib"] if library is None else library)
     paths = split_files(root)
@@ -67,10 +67,10 @@ def load(unit: str = "char", library: PathLike | None = None) -> Corpus:
 
 
 def split_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """The library's files in each split, in the order in which they are read.
+    """Lists the files of the library in each split, in reading order.
 
     Raises:
-      DataError: there are too few for three splits.
+      DataError: there are too few files for three splits.
     """
     digests = {}
     for folder, subfolders, names in os.walk(root):
@@ -81,7 +81,7 @@ def split_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
                 relative = path.relative_to(root).as_posix()
                 digests[path] = hashlib.sha256(relative.encode()).hexdigest()
     splits: dict[str, list[pathlib.Path]] = {split: [] for split in SPLITS}
-    # The first digits of a digest choose the split, the others the place: the two are independent.
+    # The first digits of a digest choose the split, the others the place, independently.
     for path in sorted(digests, key=lambda path: digests[path][8:]):
         tenth = int(digests[path][:8], 16) % 10
         splits[{8: "validation", 9: "test"}.get(tenth, "train")].append(path)
@@ -94,8 +94,8 @@ def split_files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def _clean(path: pathlib.Path) -> str:
-    """The text of a file in the 96 symbols, ending with a newline unless empty."""
-    # Outside ASCII the encodings of the library use no byte below 128: bytes can be dropped singly.
+    """Returns the text of a file in the 96 symbols; it ends with a newline unless empty."""
+    # In the encodings of the library, non-ASCII characters have no byte below 128.
     text = path.read_bytes().decode("ascii", errors="ignore").replace("\t", "    ")
     text = re.sub(r"[^\n -~]", "", text)
     text = "\n".join(map(str.rstrip, text.split("\n")))
@@ -103,13 +103,13 @@ def _clean(path: pathlib.Path) -> str:
 
 
 def _frequent_words(texts: dict[str, str]) -> dict[str, list[str]]:
-    """The words of each split, with those that are not frequent in train replaced."""
+    """Returns the words of each split; words not frequent in train become `<unk>`."""
     words = {split: _words(text) for split, text in texts.items()}
     return keep_frequent(words, KEPT_WORDS)
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, with `<eos>` after each line that has any."""
+    """Splits a text into words, with `<eos>` after each line that has words."""
     words = []
     for line in text.split("\n"):
         if found := re.findall(r"\w+|[^\w ]", line, re.ASCII):

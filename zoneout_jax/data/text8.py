@@ -1,4 +1,4 @@
-"""text8, as a TFDS dataset whose examples are pieces of the text and as a `Corpus`.
+"""text8 as a `Corpus`, and as a TFDS dataset whose examples are pieces of the text.
 
 The first 100,000,000 characters of the English Wikipedia of March 3, 2006, reduced to the letters
 a–z and single blanks, 27 symbols; digits are spelled out.
@@ -8,20 +8,20 @@ a–z and single blanks, 27 symbols; digits are spelled out.
 | `text8`      | 90,000,000 | 5,000,000  | 5,000,000 |
 | `text8_like` | 3,236,993  | 179,832    | 179,832   |
 
-The last two twentieths of a text are test and, before it, validation, as everywhere where bits per
-character of text8 are given (Krueger et al., arXiv:1606.01305, section 4.2).
+The last twentieth of a text is test, the twentieth before it validation, as is usual for bits per
+character of text8 (Krueger et al., arXiv:1606.01305, section 4.2).
 
-`text8_like` is not text8: it is other Wikipedia text, of 2016 to 2021, brought into the same form,
-for development where text8 cannot be had. It has no public address. No result on it can
-be held against one of text8.
+`text8_like` is not text8: it is other Wikipedia text, of 2016 to 2021, in the same form, for
+development where text8 is not available. It has no public address. Results on it cannot be compared
+with results on text8.
 
-A raw file is read in pieces and checked on the way: its symbols, its length and the SHA-256 of the
-text. Packing the same text again changes nothing, so `text8/text8.zip` may be any zip file with the
-member `text8`, or `text8/text8` the text itself.
+A raw file is read in pieces, and its symbols, its length and the SHA-256 of its text are checked.
+Only the text counts, not its packing: `text8/text8.zip` may be any zip file with the member
+`text8`, and `text8/text8` is the text itself.
 
 Source: Mahoney 2006, "Large text compression benchmark", http://mattmahoney.net/dc/textdata.html.
 
-Licence: Wikipedia's (CC BY-SA and GFDL).
+License: Wikipedia's (CC BY-SA and GFDL).
 """
 
 import contextlib
@@ -59,22 +59,22 @@ _NUMBERS = bytes.maketrans(_SYMBOLS, bytes(range(len(_SYMBOLS))))
 class TextFile(raw.RawFile):
     """A raw file that holds one text in the form of text8.
 
-    The text is the file's content or, by the end of `path`, that of the gzip file (`.gz`) or of the
-    zip file's member that is named like it (`.zip`).
+    If `path` ends in `.gz`, the text is the content of the gzip file; if it ends in `.zip`, the
+    text is the member with the name of the zip file; otherwise it is the file itself.
 
     Attributes:
-      length: symbols in the text.
-      sha256: hexadecimal SHA-256 of the text, not of its wrapper.
+      length: number of symbols in the text.
+      sha256: hexadecimal SHA-256 of the text, not of the packed file.
     """
 
     length: int
 
     def pieces(self, path: pathlib.Path) -> Iterator[bytes]:
-        """Reads the copy of the file at `path`, `PIECE` characters at a time, checking them.
+        """Reads and checks the copy of the file at `path`, `PIECE` characters at a time.
 
         Raises:
-          DataError: a symbol other than a–z and blank, too few or too many of them, a wrong
-            checksum, or a damaged wrapper; the message says only what is wrong.
+          DataError: a symbol other than a–z and blank, too few or too many symbols, a wrong
+            checksum, or a damaged packed file; the message says only what is wrong.
 
         Example::
 
@@ -102,7 +102,7 @@ class TextFile(raw.RawFile):
             )
 
     def fault(self, path: pathlib.Path) -> str | None:
-        """What is wrong with the copy of the file at `path`, in one line; None if nothing is."""
+        """Says in one line what is wrong with the copy of the file at `path`; None if nothing."""
         try:
             for _ in self.pieces(path):
                 pass
@@ -112,8 +112,8 @@ class TextFile(raw.RawFile):
 
     @contextlib.contextmanager
     def _open(self, path: pathlib.Path) -> Iterator[IO[bytes] | io.BufferedIOBase]:
-        """The text as a binary file."""
-        # A file that is being downloaded has another name: `self.path` says what it will be.
+        """Opens the text as a binary file."""
+        # During a download the file has another name, so `self.path` tells its kind.
         name = pathlib.PurePath(self.path)
         kind = {".gz": "gzip", ".zip": "zip"}.get(name.suffix, "text")
         try:
@@ -126,7 +126,7 @@ class TextFile(raw.RawFile):
                 else:
                     opened = gzip.open(path) if kind == "gzip" else path.open("rb")
                     yield stack.enter_context(opened)
-        # What zipfile raises for damage, a password (RuntimeError) or an unknown way of packing.
+        # zipfile raises these for damage, a password (RuntimeError) or an unknown compression.
         except (
             EOFError,
             OSError,
@@ -140,27 +140,27 @@ class TextFile(raw.RawFile):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Text8Config(tfds.core.BuilderConfig):
-    """A text and the name that is printed beside results.
+    """A text and the name that is printed next to results.
 
     Attributes:
-      files: raw files with that same text, of which one is enough. All but the last are taken from
-        a raw data folder only.
-      corpus_name: the corpus's name.
+      files: raw files with the same text, of which one is enough. All files except the last are
+        searched for in a raw data folder only.
+      corpus_name: name of the corpus.
     """
 
     files: tuple[TextFile, ...]
     corpus_name: str
 
     def bounds(self) -> dict[str, tuple[int, int]]:
-        """First symbol of each split, and the one after its last."""
+        """Returns the first position of each split, and the position after its last."""
         length = self.files[0].length
         cuts = (0, length - 2 * (length // 20), length - length // 20, length)
         return dict(zip(SPLITS, itertools.pairwise(cuts), strict=True))
 
 
-# The sum is the one that many projects which read the file publish, as they do that of its zip,
-# a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232; Mahoney gives its MD5,
-# 3bea1919949baf155f99411df5fada7e. It has not been taken here from a copy of the file.
+# Many projects that read the file publish this checksum, and that of its zip file,
+# a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232; Mahoney gives the MD5,
+# 3bea1919949baf155f99411df5fada7e. It was not computed from a copy of the file here.
 _TEXT8: dict[str, Any] = {
     "sha256": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
     "length": 100_000_000,
@@ -194,17 +194,17 @@ CONFIGS = (
 class Text8(tfds.core.GeneratorBasedBuilder):
     """Builder of `text8/text8` and `text8/text8_like`: the pieces of a text, feature `text`.
 
-    Examples keep their order and hold up to `PIECE` characters each; a split is what they hold one
-    after the other. Writes array_record files, which are read without TensorFlow.
+    Examples keep their order and hold up to `PIECE` characters each; joined, they are the text of a
+    split. Writes array_record files, which can be read without TensorFlow.
 
     Args:
       raw_data_dir: folder that may hold `text8/text8.zip` or `text8/text8`; None means
-        `$ZONEOUT_RAW_DATA`. What it does not hold is downloaded to `<data_dir>/downloads`.
+        `$ZONEOUT_RAW_DATA`. A missing file is downloaded to `<data_dir>/downloads`.
       **kwargs: as for any TFDS builder: `config`, `data_dir`, `version`.
 
     Raises:
-      DataError: while preparing, if the raw file cannot be had or is not the expected one; nothing
-        is left of the dataset then.
+      DataError: during preparation, if the raw file is not available or not the expected one;
+        nothing is left of the dataset then.
 
     Example::
 
@@ -232,7 +232,7 @@ class Text8(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        # The checksums, the cache and the messages of `raw.fetch` replace those of `dl_manager`.
+        # `raw.fetch` replaces the checksums, the cache and the messages of `dl_manager`.
         file = raw.choose(self.builder_config.files, self.raw_data_dir)
         path = raw.fetch(file, self.raw_data_dir, self.data_dir_root)
         return {
@@ -256,19 +256,19 @@ def load(
     raw_data_dir: raw.PathLike | None = None,
     data_dir: raw.PathLike | None = None,
 ) -> Corpus:
-    """Loads text8 or another text of its form, preparing the TFDS dataset the first time.
+    """Loads text8 or another text of its form; prepares the TFDS dataset the first time.
 
-    A prepared dataset is used as it is, but a raw file in a folder that the user names must be the
-    expected one all the same. At the size of text8 the process peaks at about 320 MB of memory when
-    it prepares the dataset and 290 MB later, of which the arrays are 100 MB.
+    A prepared dataset is used without its raw file, but a raw file in a folder that the user names
+    must be the expected one even then. For text8 the peak memory of the process is about 320 MB
+    during preparation and 290 MB later; 100 MB of this are the arrays.
 
     Args:
-      config: `text8`, `text8_like`, or a config of one's own.
+      config: `text8`, `text8_like`, or your own config.
       raw_data_dir: folder of raw files; None means `$ZONEOUT_RAW_DATA`.
       data_dir: folder of prepared datasets; None means `raw.default_data_dir()`.
 
     Raises:
-      DataError: the raw file cannot be had or is not the expected one, or the prepared dataset is
+      DataError: the raw file is not available or not the expected one, or the prepared dataset is
         damaged.
     """
     chosen: Text8Config = Text8.builder_configs[config] if isinstance(config, str) else config
@@ -282,7 +282,7 @@ def load(
 
 
 def _read(builder: Text8) -> dict[str, np.ndarray]:
-    """The symbol numbers of each split of a prepared dataset, checked."""
+    """Reads and checks the symbol numbers of each split of a prepared dataset."""
     config, damaged = builder.builder_config, prepared.damaged(builder)
     streams, digest = {}, hashlib.sha256()
     try:
@@ -297,7 +297,7 @@ def _read(builder: Text8) -> dict[str, np.ndarray]:
                 filled += len(text)
     except (RuntimeError, LookupError, ValueError, AttributeError) as error:
         raise damaged from error
-    # The splits one after the other are the raw file's text.
+    # Joined, the splits must be the text of the raw file.
     if digest.hexdigest() != config.files[0].sha256:
         raise damaged
     return streams

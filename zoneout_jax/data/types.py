@@ -1,4 +1,4 @@
-"""What a dataset is once loaded: integer arrays in three splits."""
+"""Loaded datasets: integer arrays in three splits."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class ImageSplit(NamedTuple):
-    """A pair of arrays.
+    """Images and labels of one split.
 
     Attributes:
       images: uint8 `[N, H, W]`.
@@ -36,9 +36,9 @@ class Corpus:
     Attributes:
       train, validation, test: 1-D arrays of positions in `vocabulary`; uint8 for up to 256
         symbols, int32 for more.
-      vocabulary: the symbols; characters sorted by code point, words by decreasing frequency in
-        train and alphabetically where frequencies are equal.
-      name: dataset, unit and convention, to be printed beside every result.
+      vocabulary: the symbols; characters are sorted by code point, words by decreasing frequency
+        in train, then alphabetically.
+      name: dataset, unit and convention, to be printed next to every result.
     """
 
     train: np.ndarray
@@ -59,20 +59,20 @@ class Corpus:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the splits and the vocabulary: what is trained on, by any name."""
+        """Hexadecimal SHA-256 of the splits and the vocabulary, without the name."""
         return _sha256(self.vocabulary, (getattr(self, split) for split in SPLITS))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Three splits of grey images, each with its labels.
+    """Three splits of gray images, each with its labels.
 
     Attributes:
       train, validation, test: pairs of images, uint8 `[N, H, W]` with values 0…`max_value`, and
         labels, uint8 `[N]` with values 0…`classes` - 1.
       classes: number of classes.
-      max_value: the value of full ink; images divided by it lie in [0, 1].
-      name: the dataset, to be printed beside every result.
+      max_value: the largest value of a pixel; images divided by it lie in [0, 1].
+      name: name of the dataset, to be printed next to every result.
     """
 
     train: ImageSplit
@@ -94,21 +94,21 @@ class Images:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of all but the name: what is trained on, by any name."""
+        """Hexadecimal SHA-256 of everything except the name."""
         arrays = (array for split in SPLITS for array in getattr(self, split))
         return _sha256((self.classes, self.max_value), arrays)
 
 
 def cut_split(split: Split, size: int | None, name: str) -> Split:
-    """Cuts a split to its first symbols or images.
+    """Keeps the first symbols or images of a split.
 
     Args:
       split: a stream of a `Corpus`, or a pair of `Images`.
-      size: how many; None means all.
-      name: what the size is called, for the message, such as `train_size`.
+      size: number to keep; None means all.
+      name: name of the size in the message, such as `train_size`.
 
     Raises:
-      ValueError: a size below one, or more than there are.
+      ValueError: `size` is below one, or larger than the split.
 
     Example:
       >>> cut_split(np.arange(5), 3, "train_size")
@@ -129,11 +129,11 @@ def cut_split(split: Split, size: int | None, name: str) -> Split:
 
 
 def _sha256(metadata: Any, arrays: Iterable[np.ndarray]) -> str:
-    """Hexadecimal SHA-256 of metadata, which JSON can hold, and of arrays; the same everywhere."""
+    """Hexadecimal SHA-256 of JSON-able metadata and of arrays, the same on all machines."""
     digest = hashlib.sha256(json.dumps(metadata).encode())
     for array in arrays:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        # Types and shapes too: the same bytes may be other numbers, or cut in other places.
+        # Types and shapes matter: the same bytes may be other numbers, or be cut elsewhere.
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.ravel().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Training of any task: state, steps over all devices, the loop, checkpoints and logs."""
+"""Training of any task: state, steps on all devices, training loop, checkpoints and logs."""
 
 from zoneout_jax._needs import needs
 

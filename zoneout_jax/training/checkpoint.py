@@ -1,4 +1,4 @@
-"""Checkpoints: all that is needed to go on as if nothing had happened."""
+"""Checkpoints: everything that an interrupted run needs to resume with the same numbers."""
 
 import contextlib
 import hashlib
@@ -16,11 +16,11 @@ from zoneout_jax.training.errors import RunError, one_line
 
 
 class Checkpoints:
-    """The checkpoints of a run, the last two kept.
+    """The checkpoints of a run; the last two are kept.
 
     A checkpoint is a tree of NumPy arrays and a JSON-able dict, with a SHA-256 of both. It is
-    written in the background, to a temporary name that is renamed when it is whole, so that a kill
-    at any moment leaves the one before intact. Of several processes one alone may make this.
+    written in the background under a temporary name and renamed when it is complete, so a kill at
+    any moment leaves the previous checkpoint intact. Only one process may create this object.
     """
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
@@ -40,19 +40,19 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the last whole checkpoint, None if there is none."""
+        """Step of the last complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Begins to write the checkpoint of a step; one that exists already is left as it is.
+        """Starts to write the checkpoint of a step; does nothing if the last one is of that step.
 
         Raises:
-          RunError: this checkpoint or the one before cannot be written.
+          RunError: this checkpoint or the previous one cannot be written.
         """
         if step == self.latest:
             return
         if not self._directory.is_dir():
-            raise RunError(f"cannot write a checkpoint: {self._directory} is gone")
+            raise RunError(f"cannot write a checkpoint: {self._directory} no longer exists")
         text = json.dumps(progress)
         content = {"progress": text, "sha256": _digest(arrays, text)}
         args = ocp.args.Composite(
@@ -61,10 +61,10 @@ class Checkpoints:
         self._attempt(lambda: self._manager.save(step, args=args))
 
     def wait(self) -> None:
-        """Returns when all checkpoints are written.
+        """Waits until all checkpoints are written.
 
         Raises:
-          RunError: one cannot be written.
+          RunError: a checkpoint cannot be written.
         """
         self._attempt(self._manager.wait_until_finished)
 
@@ -73,20 +73,20 @@ class Checkpoints:
         self._attempt(self._manager.check_for_errors)
 
     def restore(self, like: Any, say: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
-        """Reads the last checkpoint that is whole; unreadable newer ones are set aside.
+        """Reads the last checkpoint that is intact; moves newer, damaged ones to another folder.
 
         Args:
-          like: arrays of the structure, shapes and types that were saved.
-          say: told of each checkpoint that cannot be read.
+          like: arrays with the structure, shapes and types of the saved ones.
+          say: called with a message for each checkpoint that cannot be read.
 
         Raises:
-          RunError: none can be read. All are left as they are.
+          RunError: no checkpoint can be read. None is moved then.
         """
         bad = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._read(step, like)
-            except Exception as error:  # orbax and tensorstore raise whatever they meet
+            except Exception as error:  # orbax and tensorstore raise errors of many types
                 say(f"the checkpoint of step {step:,} cannot be read ({one_line(error)[:200]})")
                 bad.append(step)
             else:
@@ -94,8 +94,8 @@ class Checkpoints:
                     self._set_aside(bad)
                 return restored
         raise RunError(
-            f"no checkpoint in {self._directory} can be read; they are left as they are: repair "
-            "them, or begin anew in another --workdir"
+            f"no checkpoint in {self._directory} can be read; none was changed: repair them, or "
+            "start again in another --workdir"
         )
 
     def close(self) -> None:
@@ -109,11 +109,11 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args)
         content = restored.progress
         if content["sha256"] != _digest(restored.arrays, content["progress"]):
-            raise ValueError("its content does not have the SHA-256 that was noted")
+            raise ValueError("its content does not match the SHA-256 saved with it")
         return restored.arrays, json.loads(content["progress"])
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Renames checkpoints so that their steps can be saved again."""
+        """Moves checkpoints to another folder, so that their steps can be saved again."""
         for step in steps:
             target = self._directory.with_name("unreadable_checkpoints") / str(step)
             while target.exists():
@@ -126,23 +126,25 @@ class Checkpoints:
     def _attempt(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # orbax and tensorstore raise whatever they meet
+        except Exception as error:  # orbax and tensorstore raise errors of many types
             with contextlib.suppress(Exception):
-                self._manager.wait_until_finished()  # one may still be on its way
+                self._manager.wait_until_finished()  # another write may be in progress
             raise RunError(
                 f"cannot write a checkpoint to {self._directory}: {_reason(error)}; "
                 f"{self._on_disk()}"
             ) from error
 
     def _on_disk(self) -> str:
-        """What is left after a failure."""
+        """Says what is left after a failure."""
         names = os.listdir(self._directory) if self._directory.is_dir() else []
         steps = [int(name) for name in names if name.isdecimal()]
-        return f"that of step {max(steps):,} is intact" if steps else "none was written before"
+        return (
+            f"the checkpoint of step {max(steps):,} is intact" if steps else "no earlier one exists"
+        )
 
 
 def _digest(arrays: Any, text: str) -> str:
-    """SHA-256 of the arrays' types, shapes and values in the order of their paths, and a text."""
+    """SHA-256 of a text and of the types, shapes and values of arrays, in order of their paths."""
     found = hashlib.sha256(text.encode())
     for array in map(np.asarray, jax.tree.leaves(arrays)):
         found.update(f"{array.dtype}{array.shape}".encode())
@@ -151,7 +153,7 @@ def _digest(arrays: Any, text: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What to tell people of an error from orbax: the system's own words where there are any."""
+    """Describes an error from orbax, in the words of the operating system if it has any."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,4 +1,4 @@
-"""From a command line to a finished run."""
+"""Runs an experiment from its command line."""
 
 import contextlib
 import json
@@ -28,20 +28,20 @@ SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
 
 
 class Config(Protocol):
-    """The settings of an experiment: `Settings` that have those of a run as `run`."""
+    """Settings of an experiment: `Settings` that hold the settings of the run as `run`."""
 
     @property
     def run(self) -> RunConfig:
         """Settings of the run."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run."""
+        """Settings that the numbers of a run depend on."""
 
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
 
     def check(self, name: str, value: float) -> None:
-        """Raises ValueError unless a setting may have a value."""
+        """Raises ValueError if a setting must not have this value."""
 
 
 def launch(
@@ -54,18 +54,18 @@ def launch(
     """Runs an experiment from its flags.
 
     Args:
-      name: of the experiment; its runs are below `runs/<name>`.
-      presets: its settings, `Settings` with a part `run`, by preset; or those alone.
+      name: name of the experiment; its runs are below `runs/<name>`.
+      presets: `Settings` with a part `run`, or a dict of such settings by name of the preset.
       build: makes the task from the settings.
       about: description for `--help`.
-      argv: arguments; those of the program if None.
+      argv: arguments; None means `sys.argv[1:]`.
 
     Returns:
-      The settings, and the result, see `fit`.
+      The settings and the result (see `fit`).
 
     Raises:
       SystemExit: code 2 after one line for bad input, before anything is compiled or written; see
-        `exits` for the others.
+        `exits` for the other codes.
     """
     called = command()
     start: Any = presets
@@ -81,7 +81,7 @@ def launch(
             processes.connect(
                 run.coordinator, run.num_processes, run.process_id, run.heartbeat_timeout
             )
-            # After JAX has installed its own handlers. From here on signals wait for a step.
+            # After JAX has installed its handlers. From here on a signal takes effect after a step.
             stop = stack.enter_context(StopRequest(run.max_minutes))
             task, directory = prepare(name, config, start, build)
         except (ValueError, OSError) as error:
@@ -93,13 +93,14 @@ def launch(
 
 @contextlib.contextmanager
 def program(argv: Sequence[str] | None) -> Iterator[None]:
-    """Ends a program with one line where it cannot go on.
+    """Ends a program with one line if an error stops it.
 
     Args:
-      argv: its arguments; those of the process if None.
+      argv: arguments; None means `sys.argv[1:]`.
 
     Raises:
-      SystemExit: code 2 for a ValueError or OSError, which are bad input; see `exits` for others.
+      SystemExit: code 2 for a ValueError or OSError, which means bad input; see `exits` for the
+        other codes.
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
@@ -111,16 +112,16 @@ def program(argv: Sequence[str] | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exits(again: str) -> Iterator[None]:
-    """Ends the program with one line where a run ends before its end.
+    """Ends the program with one line if a run ends early.
 
     Args:
-      again: what to call to go on.
+      again: the command that resumes the run.
 
     Raises:
       SystemExit: code 2 if the run directory is in use or cannot be written to; 1 if the run
-        cannot go on; 130 or 143 after SIGINT or SIGTERM, 0 after `max_minutes`.
+        cannot continue; 130 or 143 after SIGINT or SIGTERM, 0 after `max_minutes`.
     """
-    # What orbax's threads log of their failures is raised as well, and told in one line.
+    # Failures that orbax's threads log are also raised, and printed here in one line.
     absl.logging.set_verbosity(absl.logging.FATAL)
     try:
         yield
@@ -147,60 +148,63 @@ def exits(again: str) -> Iterator[None]:
 def prepare(
     name: str, config: Config, start: Config, build: Callable[[Any], Task]
 ) -> tuple[Task, RunDirectory]:
-    """Meets bad input before anything is compiled or written.
+    """Makes the task and checks the input, before anything is compiled or written.
 
     Args:
-      name: of the experiment.
+      name: name of the experiment.
       config: its settings.
-      start: those of the preset; what differs names the directory.
+      start: settings of the preset; the settings that differ from them name the directory.
       build: makes the task from the settings.
 
     Raises:
-      ValueError: settings, data or a run directory that do not fit.
+      ValueError: the settings, the data or the run directory cannot be used.
     """
-    # What must be the same in all processes: else they would wait for each other for ever, or
-    # each would train its own model.
+    # These must be the same in all processes. Otherwise the processes would wait for each other
+    # for ever, or each would train a different model.
     shared = config.identity() | {n: getattr(config.run, n) for n in SHARED}
     first = processes.run_on_host0(lambda: shared)
 
     def check() -> tuple[Task, RunDirectory]:
         for setting, value in json.loads(json.dumps(shared)).items():
             if value != json.loads(json.dumps(first))[setting]:
-                raise ValueError(f"{setting} is {value} here and {first[setting]} in process 0")
+                raise ValueError(
+                    f"{setting} is {value} here but {first[setting]} in process 0; give all "
+                    "processes the same"
+                )
         parallel.check_divides(config.run.batch_size, len(config.run.members))
         _check_sweep(config)
         directory = RunDirectory(
             path(name, config, start), config.identity(), config.run.resume, name
         )
         task = build(config)
-        _ = task.steps_per_epoch  # raises where the data are less than a batch
+        _ = task.steps_per_epoch  # raises if the data do not fill a batch
         return task, directory
 
     if processes.is_multihost():
-        # The first prepares the data, alone, and what it complains of is told by all.
+        # Process 0 prepares the data alone, and every process reports its errors.
         processes.run_on_host0(lambda: check() and None)
     return processes.run_on_all_hosts(check)
 
 
 def _check_sweep(config: Config) -> None:
-    """Raises ValueError unless a sweep is of settings, with values that they may have."""
+    """Raises ValueError unless a sweep names settings and gives them allowed values."""
     for name, rates in parse_sweep(config.run.sweep).items():
         if name not in config.flat():
-            raise ValueError(f"sweep must be of settings, got {name}")
+            raise ValueError(f"sweep must name settings, got {name}")
         for rate in rates:
             config.check(name, rate)
 
 
 def path(name: str, config: Config, start: Config) -> pathlib.Path:
-    """Where a run is kept: `workdir`, or a name made of the settings that were changed."""
+    """Returns the directory of a run: `workdir`, or a name made of the changed settings."""
     if config.run.workdir is not None:
         return local_folder(config.run.workdir, "workdir")
     settings, before = config.identity(), start.identity()
-    unnamed = ("preset", "epochs")  # a run with more epochs goes on where it is
+    unnamed = ("preset", "epochs")  # a run with more epochs continues in its directory
 
     def text(value: Any) -> str:
         words = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        return words.replace(os.sep, "_")  # a path is not to lead elsewhere
+        return words.replace(os.sep, "_")  # a separator would make another folder
 
     changed = [
         f"{k}={text(v)}" for k, v in settings.items() if k not in unnamed and v != before.get(k)

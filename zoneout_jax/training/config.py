@@ -1,4 +1,4 @@
-"""Settings of a training run, whatever the task."""
+"""Settings of a training run of any task."""
 
 import contextlib
 import dataclasses
@@ -16,48 +16,48 @@ PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
-    """Settings of a training run, whatever the task."""
+    """Settings of a training run of any task."""
 
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """Seed of all randomness."""
+    """Seed of all random numbers."""
     num_seeds: Annotated[int, Range(1, 10_000)] = 1
-    """Seeds trained at once in one program: seed, seed + 1, …"""
+    """Number of seeds trained together in one program: seed, seed + 1, …"""
     sweep: tuple[str, ...] = ()
-    """Rates of masks, each combination trained in the same program, as in `--sweep
+    """Rates of masks; every combination is trained in one program. Example: `--sweep
     z_prob_cells=0,0.25,0.5 z_prob_states=0,0.05`."""
     epochs: Count = 200
-    """Epochs at most."""
+    """Maximum number of epochs."""
     patience: Count = 25
-    """Stop after so many epochs without a better validation."""
+    """Stop after this many epochs without a better validation metric."""
     batch_size: Count = 32
-    """Examples in a batch, over all devices."""
+    """Number of examples in a batch, over all devices."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the operands of matrix products."""
     rng_impl: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """Generator of random numbers: the same everywhere, or the hardware's own, fast on TPUs."""
+    """Random number generator: the same on all hardware, or the hardware's own, fast on TPUs."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """At a loss or gradient that is not finite: stop before the step, or leave it out."""
+    """If a loss or gradient is not finite: stop before the step, or skip the step."""
     steps_per_call: Annotated[int, Range(1, 100_000)] = 10
-    """Training steps in one call of the compiled function."""
+    """Number of training steps in one call of the compiled function."""
     checkpoint_minutes: NotNegative = 1.0
-    """Save when so much time has passed since the last checkpoint."""
+    """Save a checkpoint when this many minutes have passed since the last one."""
     checkpoint_steps: Count | None = None
-    """Save also after every so many steps."""
+    """Also save a checkpoint every time this many steps are done."""
     max_minutes: Positive | None = None
-    """End with a checkpoint after so much time; the same command goes on."""
+    """Save a checkpoint and end after this many minutes; the same command resumes."""
     workdir: str | None = None
-    """Run directory; by default runs/<experiment>/<the settings that were changed>."""
+    """Run directory; default: runs/<experiment>/<changed settings>."""
     resume: bool = True
-    """Go on with the run that the directory holds; with --no_resume it must be new."""
+    """Resume the run in the directory; with --no_resume the directory must be new."""
     coordinator: str | None = None
-    """Address host:port of the first of several processes. On a TPU pod and under Slurm's srun
-    none of these four flags is needed."""
+    """Address host:port of process 0, if there are several processes. On a TPU pod and under
+    Slurm's srun, neither this nor the next three flags are needed."""
     num_processes: Count | None = None
     """Number of processes that train together."""
     process_id: Annotated[int, Range(0)] | None = None
     """Number of this process, from 0; only process 0 writes."""
     heartbeat_timeout: Annotated[int, Range(1, 86_400)] = 100
-    """Seconds of silence after which another process counts as dead, and all end."""
+    """Seconds of silence after which a process counts as dead and all processes end."""
 
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
         "on_nan steps_per_call checkpoint_minutes checkpoint_steps max_minutes workdir resume "
@@ -66,7 +66,7 @@ class RunConfig(Settings):
 
     @functools.cached_property
     def members(self) -> list[Member]:
-        """The models that are trained at once, by seed and rates."""
+        """Seed and rates of each model that is trained in this run."""
         return members(self.sweep, range(self.seed, self.seed + self.num_seeds))
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class RunConfig(Settings):
         if self.rng_impl == "rbg" and len(self.members) > 1:
             raise ValueError(
                 "rng_impl must be threefry2x32 for several models at once: the hardware's "
-                "generator draws other numbers for many keys at once than for each alone"
+                "generator draws other numbers for many keys at once than for each key alone"
             )
         together = {name: getattr(self, name) for name in PROCESS_FLAGS}
         missing = [name for name, value in together.items() if value is None]
@@ -102,6 +102,9 @@ class RunConfig(Settings):
                 )
 
     def matmul_precision(self) -> contextlib.AbstractContextManager:
-        """A context in which float32 products are just that, on every kind of device."""
+        """Returns a context that computes matrix products in float32 on every kind of device.
+
+        With `precision="bfloat16"` it leaves the precision to the device.
+        """
         whole = self.precision == "float32"
         return jax.default_matmul_precision("float32" if whole else "default")

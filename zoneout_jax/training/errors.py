@@ -1,11 +1,11 @@
-"""How a run ends before its end, and what people are told."""
+"""Errors that end a run early, and their messages."""
 
 import sys
 from typing import NoReturn
 
 
 class RunError(Exception):
-    """A run cannot go on; the message is one line for people, and nothing that was kept is lost."""
+    """A run cannot continue; the message is one line, and nothing that was saved is lost."""
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
@@ -17,7 +17,7 @@ class Diverged(RunError):
 
 
 class Stopped(RunError):
-    """A run was stopped before its end, with a checkpoint from which it goes on."""
+    """A run was stopped early, with a checkpoint from which it can resume."""
 
 
 def fail(message: object) -> NoReturn:
@@ -27,5 +27,5 @@ def fail(message: object) -> NoReturn:
 
 
 def one_line(message: object) -> str:
-    """A message without line breaks."""
+    """Returns a message without line breaks."""
     return " ".join(str(message).split())

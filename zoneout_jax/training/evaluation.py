@@ -1,4 +1,4 @@
-"""Evaluations and calibrations of a task, compiled."""
+"""Compiled evaluations and calibrations of a task."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,9 @@ def evaluator(
     placement: parallel.Placement,
     monitor: str | None = None,
 ) -> Callable[[Any, Any], dict[str, list[float]]]:
-    """Compiles an evaluation: placed params and model state to metrics of each seed, by name.
+    """Compiles a function from placed parameters and model state to metrics by name, per seed.
 
-    It must have a total of the task's metric, and of the one to monitor if there is one.
+    The evaluation must have a total for the task's metric and, if given, for `monitor`.
     """
 
     def named(params, model_state, batch):

@@ -1,4 +1,4 @@
-"""How settings become flags."""
+"""Makes settings from command-line flags."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ from zoneout_jax.training.settings import Settings
 
 
 def command() -> str:
-    """How the program was called, without its arguments."""
+    """Returns the command that started the program, without its arguments."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return shlex.join(["python", sys.argv[0]])
@@ -33,13 +33,12 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
 
     Args:
       start: a dataclass type, or an instance whose values are the defaults.
-      argv: arguments; those of the program if None.
-      prog: name of the program for its help.
-      about: description for its help.
+      argv: arguments; None means `sys.argv[1:]`.
+      prog: name of the program in its help.
+      about: description in its help.
 
     Raises:
-      SystemExit: code 2 after one line on standard error for flags that are not understood, 0
-        after help.
+      SystemExit: code 2 after one line on standard error for invalid flags, 0 after help.
     """
     is_type = isinstance(start, type)
     defaults = {} if is_type else {"default": start}
@@ -67,7 +66,7 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
 
 
 def names(kind: type) -> list[str]:
-    """Names of the settings of a dataclass and of its parts."""
+    """Lists the names of the settings of a dataclass and of its parts."""
     found = []
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -80,7 +79,7 @@ def names(kind: type) -> list[str]:
 
 
 def _unknown(argument: str, kind: type) -> str:
-    """What to say of an argument that is none, with the flags that may be meant."""
+    """Returns the message for an unknown argument, with the flags that may be meant."""
     name = argument.partition("=")[0]
     wanted = name.lstrip("-").removeprefix("no-").replace("-", "_").lower()
     known = names(kind)
@@ -95,16 +94,16 @@ def _unknown(argument: str, kind: type) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement(Settings):
-    """The setting of every program that measures."""
+    """Settings that all measuring programs share."""
 
     out: pathlib.Path | None = None
-    """Folder of the result, which replaces one that is there; by default a new one below runs."""
+    """Folder of the result, which replaces an older one there; default: a new folder in runs."""
 
 
 def parse_measurement(
     start: Any, argv: Sequence[str] | None, module: str, about: str
 ) -> tuple[Any, pathlib.Path]:
-    """Makes settings from flags, and the folder of the result.
+    """Makes settings from flags, and creates the folder of the result.
 
     Args:
       start: a `Measurement` type.
@@ -112,7 +111,7 @@ def parse_measurement(
       module: the program, as in `python -m <module>`.
 
     Raises:
-      SystemExit: as in `parse`, and code 2 after one line for a folder that cannot be had.
+      SystemExit: as in `parse`; also code 2 after one line if the folder cannot be created.
     """
     options = parse(start, argv, f"python -m {module}", about)
     try:
@@ -122,8 +121,8 @@ def parse_measurement(
 
 
 def _sentence(complaint: str) -> str:
-    """Of tyro's framed message of a value the sentence after the title."""
-    complaint = re.sub(r"\x1b\[[0-9;]*m", "", complaint)  # colours of a terminal
+    """Extracts the sentence below the title of a framed message of tyro."""
+    complaint = re.sub(r"\x1b\[[0-9;]*m", "", complaint)  # terminal colors
     lines = complaint.splitlines()
     framed = any(line.startswith("╭") for line in lines)
     words = [line.strip(" │") for line in lines if not line.startswith(("╭", "╰"))]
@@ -138,7 +137,7 @@ def _sentence(complaint: str) -> str:
 def parse_preset(
     presets: Mapping[str, Settings], argv: Sequence[str] | None, prog: str, about: str
 ) -> Any:
-    """Makes settings from flags, starting from those that `--preset` names.
+    """Makes settings from flags; the defaults are the settings that `--preset` names.
 
     Args:
       presets: settings by name; the first is the default.

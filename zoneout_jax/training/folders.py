@@ -1,4 +1,4 @@
-"""Folders of results."""
+"""Folders for results."""
 
 import pathlib
 import time
@@ -7,10 +7,10 @@ from zoneout_jax._files import local_folder
 
 
 def output_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
-    """Where results go: what `--out` says, or a folder below `runs`; nothing is made yet.
+    """Returns the folder for results, `--out` or a folder below `runs`, without creating it.
 
     Raises:
-      ValueError: an address, or a file.
+      ValueError: the folder is an address or a file.
     """
     out = pathlib.Path("runs") / default if given is None else local_folder(given, "out")
     if out.exists() and not out.is_dir():
@@ -19,17 +19,17 @@ def output_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
 
 
 def new_folder(given: pathlib.Path | None, default: str) -> pathlib.Path:
-    """Makes the folder of a measurement: what `--out` says, or a new one below `runs`.
+    """Creates the folder for a measurement: `--out`, or a new folder below `runs`.
 
-    It is made before anything is measured, so that nothing is measured in vain.
+    It is created before the measurement, so that no result is lost for lack of a folder.
 
     Raises:
-      ValueError: an address, a file, or a folder that was not named and is there already.
-      OSError: the folder cannot be made.
+      ValueError: the folder is an address, a file, or a default folder that already exists.
+      OSError: the folder cannot be created.
     """
     out = output_folder(given, f"{default}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     try:
         out.mkdir(parents=True, exist_ok=given is not None)
     except FileExistsError:
-        raise ValueError(f"{out} is there already; name a folder with --out") from None
+        raise ValueError(f"{out} already exists; name a folder with --out") from None
     return out

@@ -1,4 +1,4 @@
-"""The training loop: epochs, evaluation, early stopping, checkpoints and the result."""
+"""Training loop: epochs, evaluation, early stopping, checkpoints and the result."""
 
 import contextlib
 import dataclasses
@@ -40,28 +40,29 @@ def fit(
     stop: StopRequest | None = None,
     on_history: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains, and returns the result.
+    """Trains a task and returns the result.
 
-    The run goes on from its last checkpoint, if there is one, and ends with the same metrics, to
-    the last bit, as one that was never cut off. A run that is done is not run again, unless it is
-    asked for more epochs: then it goes on. SIGINT, SIGTERM and the end of `max_minutes` stop it
-    with a checkpoint.
+    If the run has a checkpoint, training resumes from the last one and ends with the same metrics,
+    bit for bit, as a run that was never interrupted. A finished run is not trained again, but it
+    continues if `config` asks for more epochs. SIGINT, SIGTERM and the end of `max_minutes` save a
+    checkpoint and stop the run.
 
-    `stop` says when to stop, if somebody listens to signals already. `on_history` is called with
-    the history now and then, in the background and by the first process alone.
+    `stop` is an active `StopRequest` to use instead of a new one. `on_history` is called with the
+    history from time to time, in the background and in process 0 only.
 
-    With several seeds each is trained, validated, stopped and measured as if it were alone.
+    Each of several seeds is trained, validated, stopped and measured as if it were the only one.
 
     Returns:
       The content of `result.json`: `validation_<metric>` of the best epoch, `<name>_<metric>` of
-      each test evaluation with that epoch's parameters, and metadata of the run. With several
-      seeds the metrics are means, with `<metric>_sd` beside them, and `runs` has those of each.
+      each test evaluation with the parameters of that epoch, and metadata of the run. For several
+      seeds the metrics are means, with standard deviations `<metric>_sd`, and `runs` holds the
+      metrics of each seed.
 
     Raises:
       Stopped: the run was stopped, and its checkpoint is written.
       RunError: the workdir is in use, a file cannot be written, no checkpoint can be read, or a
         loss or gradient is not finite.
-      KeyboardInterrupt: at a second SIGINT.
+      KeyboardInterrupt: a second SIGINT arrived.
     """
     identity = task.identity()
     processes.run_on_host0(lambda: check_task(run.path, identity))
@@ -77,7 +78,7 @@ def fit(
 
 
 class _Fit:
-    """One run in progress. Arrays that differ between models have them along their first axis."""
+    """One run in progress. Arrays that differ between models have a first axis of models."""
 
     def __init__(
         self,
@@ -91,11 +92,11 @@ class _Fit:
         self.task, self.config, self.run, self.stop = task, config, run, stop
         self.on_history = on_history
         self.first = processes.is_host0()
-        self.commit = commit()  # now, as the checkout may change while the run goes on
+        self.commit = commit()  # now, since the checkout may change during the run
         self.members = config.members
         self.streams = [Streams.from_seed(m["seed"], config.rng_impl) for m in self.members]
         self.total_steps = config.epochs * task.steps_per_epoch
-        # Not vmapped: a seed's first parameters are those of its run alone, bit for bit.
+        # Not vmapped, so that each seed starts from the same bits as in a run of this seed alone.
         states = [
             task.first_state(streams.init, rates_of(member))
             for member, streams in zip(self.members, self.streams, strict=True)
@@ -105,7 +106,7 @@ class _Fit:
         self.bar = stack.enter_context(Progress(self.total_steps, task.name, shown=self.first))
         many = len(self.members)
         self.progress = RunProgress.begin(many)
-        if self.first:  # the others have neither checkpoints nor a log
+        if self.first:  # other processes have neither checkpoints nor a log
             self.checkpoints = Checkpoints(run.path / "checkpoints")
             stack.callback(self.checkpoints.close)
         if processes.run_on_host0(lambda: self.checkpoints.latest) is not None:
@@ -113,7 +114,7 @@ class _Fit:
             processes.run_on_host0(lambda: run.extend() if run.extends() else None)
         elif processes.run_on_host0(run.extends):
             raise RunError(
-                f"workdir {run.path} holds a run of fewer epochs, and no checkpoint to go on from; "
+                f"workdir {run.path} holds a run of fewer epochs, and no checkpoint to resume; "
                 "give another --workdir",
                 exit_code=2,
             )
@@ -140,7 +141,7 @@ class _Fit:
         self.end_epoch = task.end_epoch and parallel.each_state(task.end_epoch, self.placement)
 
     def _restore(self, state: TrainState) -> TrainState:
-        """Takes everything from the last checkpoint; every process is given the first one's."""
+        """Restores everything from the last checkpoint, which process 0 reads for all processes."""
         arrays = jax.tree.map(np.array, (state, self.best))
         read: dict[str, Any] = {}
 
@@ -153,13 +154,13 @@ class _Fit:
         self.best = tuple(best)
         self.progress.resumed += 1
         self.bar.start()
-        self.bar.say(f"going on from step {self.progress.step:,}")
+        self.bar.say(f"resuming from step {self.progress.step:,}")
         if self.first and (changed := self.run.changed_versions()):
-            self.bar.say(f"numbers may differ from those of one program: {'; '.join(changed)}")
+            self.bar.say(f"numbers may differ, as the program has changed: {'; '.join(changed)}")
         return TrainState(*state)
 
     def train(self) -> dict[str, Any]:
-        """Trains to the end, or until told to stop."""
+        """Trains to the end, or until a stop is requested."""
         progress = self.progress
         while progress.step < self.total_steps and any(self._going()):
             asked = self._epoch()
@@ -171,12 +172,12 @@ class _Fit:
         return self._finish()
 
     def _going(self) -> list[bool]:
-        """Which seeds have not run out of patience."""
+        """Tells for each seed whether it has patience left."""
         epoch = self.progress.step // self.task.steps_per_epoch
         return [epoch - best < self.config.patience for best in self.progress.best_epoch]
 
     def _epoch(self) -> int:
-        """Trains to the end of the epoch; why to stop, as of its last call, or 0."""
+        """Trains to the end of the epoch; returns the reason to stop as of the last call, or 0."""
         progress, per_epoch = self.progress, self.task.steps_per_epoch
         epoch = progress.step // per_epoch
         indices = [self.epoch_indices(jax.random.fold_in(s.data, epoch)) for s in self.streams]
@@ -194,7 +195,7 @@ class _Fit:
             bad = np.isnan(totals).any(axis=0)
             steps = int(bad.argmax()) if bad.any() else end - done
             for n in range(len(self.members)):
-                # One by one: their order, and the sums, do not depend on the steps of a call.
+                # Added one by one, so that the sums do not depend on the number of steps in a call.
                 for total, count in zip(totals[n, :steps], counts[n, :steps], strict=True):
                     progress.epoch_totals[n] += float(total)
                     progress.epoch_counts[n] += float(count)
@@ -212,14 +213,14 @@ class _Fit:
         return int(votes[0])
 
     def _end_of_call(self, done: int) -> int:
-        """The first of: a whole call, the next checkpoint, the end of the epoch."""
+        """Returns the row where a call ends: by its length, at a checkpoint or with the epoch."""
         ends = [done + self.config.steps_per_call, self.task.steps_per_epoch]
         if every := self.config.checkpoint_steps:
             ends.append(done + every - self.progress.step % every)
         return min(ends)
 
     def _by_seed(self, sums: jax.Array) -> np.ndarray:
-        """Sums `[devices, steps, seeds of the device]` as `[seeds, steps]`, in float64."""
+        """Turns sums `[devices, steps, seeds of the device]` into `[seeds, steps]` in float64."""
         return self.placement.get(jnp.swapaxes(sums, 1, 2)).astype(np.float64)
 
     def _end_before(self, indices: list[Any], row: int, totals: np.ndarray) -> None:
@@ -245,12 +246,12 @@ class _Fit:
         processes.run_on_host0(write)
         raise Diverged(
             f"the loss or its gradient is not finite at step {step:,} (epoch {batch['epoch']}, "
-            f"{label(self.members[n])}); the checkpoint is of the state before it, {path} has the "
-            "batch and its key: go on with --on_nan=skip, or begin anew with another setting"
+            f"{label(self.members[n])}); the checkpoint holds the state before this step, {path} "
+            "its batch and key: resume with --on_nan=skip, or start again with other settings"
         )
 
     def _end_epoch(self) -> None:
-        """Validates, keeps the best parameters and logs."""
+        """Validates, keeps the best parameters and logs the epoch."""
         progress, task = self.progress, self.task
         start = time.monotonic()
         params = self.state.params
@@ -286,7 +287,7 @@ class _Fit:
         best_of_others = [best for n, best in enumerate(progress.best_epoch) if n not in dead]
         if dead and not any(best_of_others):
             raise Diverged(f"no step of epoch {epoch} had a finite loss and gradient")
-        for n in dead:  # the others go on; it has the patience of one that gets no better
+        for n in dead:  # others continue; this one counts as not improving
             model = label(self.members[n])
             self.bar.say(f"{model}: no step of epoch {epoch} had a finite loss and gradient")
         if task.describe and self.first and self.bar.is_time():
@@ -313,23 +314,23 @@ class _Fit:
             self.drawing.draw(progress.history)
 
     def _describe(self, describe: Callable[[Any, Any], str], best: tuple[Any, Any]) -> None:
-        """Tells people what the first seed's model does."""
+        """Prints the description of the first model."""
         first = f"{label(self.members[0])}, " if len(self.members) > 1 else ""
         self.bar.say(first + describe(*jax.tree.map(lambda x: x[0], best)))
 
     def _save(self, wait: bool = False) -> None:
-        """Begins to write a checkpoint and to draw the curves; `wait` until both are done."""
+        """Starts to write a checkpoint and to draw the curves; waits for both if `wait`."""
         start = time.monotonic()
 
         def save():
-            # Copied, as it is written while the run goes on.
+            # Copied, because it is written while training continues.
             arrays = (self.placement.get(self.state), jax.tree.map(np.copy, self.best))
             self.checkpoints.save(self.progress.step, arrays, dataclasses.asdict(self.progress))
             self.drawing.draw(self.progress.history, wait)
             if wait:
                 self.checkpoints.wait()
 
-        if wait:  # all of them: a process that leaves ends those that are still writing
+        if wait:  # in all processes: one that exits would end process 0 while it writes
             processes.run_on_host0(save)
         elif self.first:
             save()
@@ -337,7 +338,7 @@ class _Fit:
         self.progress.checkpoint_seconds += self.saved_at - start
 
     def _save_if_due(self, asked: int) -> None:
-        """Saves at the chosen intervals, and at a request to stop, which is then met."""
+        """Saves at the chosen intervals and at a request to stop, which is then obeyed."""
         stopping = asked if processes.is_multihost() else self.stop.requested
         minutes = (time.monotonic() - self.saved_at) / 60
         every = self.config.checkpoint_steps
@@ -357,7 +358,7 @@ class _Fit:
             self.on_history(entries)
 
     def _finish(self) -> dict[str, Any]:
-        """Makes the test evaluations with the best parameters."""
+        """Runs the test evaluations with the best parameters, and writes the result."""
         progress, task = self.progress, self.task
         if task.describe and self.first:
             self._describe(task.describe, self.best)

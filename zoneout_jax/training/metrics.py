@@ -1,4 +1,4 @@
-"""What a run measures: its logs and its curves."""
+"""Logs and learning curves of a run."""
 
 import concurrent.futures
 import json
@@ -26,10 +26,11 @@ class MetricLog:
         times: list[dict],
         labels: Sequence[str] = ("seed",),
     ):
-        """Writes the two files anew from what the checkpoint of `step` knows.
+        """Writes both JSON files again from the entries in the checkpoint of `step`.
 
-        What a run logged after that checkpoint will be computed again; what a kill cut off, or a
-        full disk left out, is mended. `labels` are what tells the models of a run apart.
+        Epochs that were logged after that checkpoint will be computed again. This also repairs
+        lines that a kill or a full disk cut off. `labels` are the names that distinguish the models
+        of a run.
         """
         with needs("zoneout_jax.training", "training"):
             from tensorboardX.event_file_writer import EventsWriter
@@ -39,7 +40,7 @@ class MetricLog:
         for path, entries in ((run.metrics_file, metrics), (run.times_file, times)):
             with writing(path), replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        # The writer itself, not a SummaryWriter, whose thread would keep a full disk to itself.
+        # Not a SummaryWriter: its thread would hide the error of a full disk.
         with writing(run.path):
             self._events = EventsWriter(str(run.path / "events"))
             start = SessionLog(status=SessionLog.START)
@@ -47,13 +48,13 @@ class MetricLog:
             self._events.flush()
 
     def append(self, metrics: Sequence[dict[str, Any]], times: dict[str, Any]) -> None:
-        """Logs an epoch: entries of the metrics, and how long it took; `step` places them.
+        """Logs the metrics and the times of an epoch at the `step` that they contain.
 
         Raises:
           RunError: a file cannot be written.
         """
         for path, entries in ((self._run.metrics_file, metrics), (self._run.times_file, [times])):
-            # Not made anew where somebody has removed it: the lines before would be missing.
+            # Fails if the file was removed, since a new file would lack the earlier lines.
             with writing(path), path.open("r+") as file:
                 file.seek(0, os.SEEK_END)
                 file.write("".join(json.dumps(entry) + "\n" for entry in entries))
@@ -80,19 +81,19 @@ class MetricLog:
 
 
 def shown(result: Mapping[str, Any], name: str) -> str:
-    """A metric of a result for people: with its deviation where there are several seeds."""
+    """Formats a metric of a result, with its standard deviation if there are several seeds."""
     sd = result.get(f"{name}_sd")
     return f"{result[name]:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation of several seeds; not a number if one diverged, None of one."""
+    """Standard deviation over seeds; NaN if a seed diverged, None for a single seed."""
     with np.errstate(invalid="ignore"):
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def describe(entry: Mapping[str, Any], labels: Sequence[str] = ("seed",)) -> str:
-    """One line for people; `labels` are what tells the models of a run apart."""
+    """Formats an entry as one line; `labels` are the names that distinguish models of a run."""
     model = "".join(f"{name} {entry[name]}, " for name in labels if name in entry)
     shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", *labels)}
     words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
@@ -121,14 +122,14 @@ class Drawing:
         self._thread.shutdown()
 
     def is_due(self) -> bool:
-        """Whether the last drawing was begun some time ago."""
+        """Tells whether `SECONDS` have passed since the last drawing was started."""
         return time.monotonic() >= self._begun_at + self.SECONDS
 
     def draw(self, history: Sequence[dict[str, Any]], wait: bool = False) -> None:
-        """Begins to draw, unless that is still being done; `wait` until it is.
+        """Starts to draw unless a drawing is in progress; waits for the end if `wait`.
 
         Raises:
-          Exception: what went wrong in the background, in this drawing or the one before.
+          Exception: an error in the background, in this drawing or the previous one.
         """
         if not (wait or self._last.done()):
             return
@@ -146,7 +147,7 @@ def draw_curves(
     metric: str,
     splits: Sequence[str] = ("train", "validation"),
 ) -> None:
-    """Draws learning curves to a PNG; arguments are those of `curves_figure`."""
+    """Draws learning curves to a PNG file; see `curves_figure` for the arguments."""
     figure = curves_figure(curves, metric, splits)
     with writing(path):
         save_figure(figure, path)
@@ -160,15 +161,15 @@ def curves_figure(
     """Makes a matplotlib figure of learning curves over epochs.
 
     Args:
-      curves: for each label the histories (see `RunDirectory.history`) of its runs, all in one
-        colour.
+      curves: for each label, the histories (see `RunDirectory.history`) of its runs, which share
+        one color.
       metric: name of the metric, such as `bpc`.
-      splits: what to draw: the first dashed, the last solid.
+      splits: the splits to draw: the first dashed, the last solid.
     """
     with needs("zoneout_jax.training", "training"):
         from matplotlib.figure import Figure
 
-    beside = len(curves) > 3  # so many labels would hide curves
+    beside = len(curves) > 3  # so many labels would hide the curves
     figure = Figure(figsize=(10 if beside else 7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     styles = dict(zip(splits, ("--", "-")[-len(splits) :], strict=True))
@@ -193,6 +194,6 @@ def curves_figure(
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:
-    """Writes a matplotlib figure as a PNG, whole or not at all."""
+    """Writes a matplotlib figure to a PNG file, completely or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -1,7 +1,7 @@
-"""Training and evaluation over all devices of all processes: the only file that knows of them.
+"""Training and evaluation on all devices of all processes; only this module handles devices.
 
-A batch is spread over the devices, whose gradients are summed, or, where the number of seeds
-divides by that of the devices, each device trains whole seeds and nothing is exchanged.
+Each batch is split over the devices, and their gradients are summed. But if the number of seeds is
+a multiple of the number of devices, each device trains whole seeds and nothing is exchanged.
 """
 
 import functools
@@ -18,9 +18,9 @@ from zoneout_jax.training.processes import is_multihost
 from zoneout_jax.training.state import TrainState
 
 AXIS = "data"
-"""Name of the mapped axis over which a batch is spread."""
+"""Name of the mapped axis over which a batch is split."""
 SEEDS = "seeds"
-"""Name of the mapped axis over which seeds are spread."""
+"""Name of the mapped axis over which seeds are distributed."""
 
 Sums = tuple[jax.Array, jax.Array]
 """A total and its count."""
@@ -32,25 +32,25 @@ class Batch(NamedTuple):
     """One device's part of a batch.
 
     Attributes:
-      data: the arrays that examples are taken from, whole.
-      indices: which examples, integers `[B, …]`; −1 for none, where a batch is filled up.
+      data: the whole arrays from which examples are taken.
+      indices: indices of the examples, integers `[B, …]`; −1 for the padding of a batch.
     """
 
     data: Any
     indices: Any
 
     def take(self) -> tuple[Any, jax.Array]:
-        """The examples, rows `[B, …]` of the arrays, and their weights `[B]`: 0 for −1, else 1."""
+        """Returns the examples, `[B, …]` from each array, and weights `[B]`: 0 for −1, else 1."""
         examples = jax.tree.map(lambda array: array[jnp.maximum(self.indices, 0)], self.data)
         return examples, (self.indices >= 0).astype(jnp.float32)
 
 
 def check_divides(batch_size: int, num_seeds: int = 1) -> None:
-    """Raises ValueError unless a batch, or the seeds, divide evenly among the devices."""
+    """Raises ValueError unless a batch, or the seeds, can be split evenly over the devices."""
     devices = jax.device_count()
     if batch_size % devices and not Placement(num_seeds).spread:
         raise ValueError(
-            f"a batch of {batch_size} does not divide by the {devices} devices; "
+            f"a batch of {batch_size} cannot be split evenly over the {devices} devices; "
             f"choose a multiple of {devices}"
         )
 
@@ -62,7 +62,7 @@ def replicate(tree: Any) -> Any:
 
 @functools.cache
 def _copier() -> Callable:
-    # Named as in `train_steps`, which would else be compiled again for its own output.
+    # The axis name of `train_steps`, which otherwise would compile again for its own output.
     return jax.pmap(lambda _, tree: tree, axis_name=AXIS, in_axes=(0, None))
 
 
@@ -72,11 +72,11 @@ def _spreader() -> Callable:
 
 
 class Placement:
-    """Where the state and the examples of each seed go.
+    """Placement of the state and the examples of each seed on the devices.
 
     Attributes:
       seeds: number of seeds.
-      spread: whether each device has seeds of its own, instead of a part of the batch of all.
+      spread: True if each device has its own seeds, False if it has a part of every seed's batch.
     """
 
     def __init__(self, seeds: int = 1):
@@ -87,31 +87,31 @@ class Placement:
         self._each = seeds // devices if self.spread else seeds
 
     def put(self, tree: Any) -> Any:
-        """Arrays `[seeds, …]` to the devices: `[devices, seeds of the device, …]`."""
+        """Copies arrays `[seeds, …]` to the devices as `[devices, seeds of the device, …]`."""
         if not self.spread:
             return replicate(tree)
         split = jax.tree.map(lambda x: np.reshape(x, (-1, self._each, *np.shape(x)[1:])), tree)
         return _spreader()(split)
 
     def get(self, tree: Any) -> Any:
-        """What `put` has put, or what was made of it, as NumPy arrays of their own memory."""
+        """Copies arrays that are placed as by `put` back to `[seeds, …]`, as NumPy arrays."""
         if not self.spread:
             return jax.tree.map(lambda x: np.array(x[0]), tree)
         return jax.tree.map(lambda x: np.reshape(np.array(x), (-1, *x.shape[2:])), tree)
 
     def rows(self, tree: Any) -> Any:
-        """Rows of examples of each seed, `[seeds, rows, batch, …]`, to the devices.
+        """Places each seed's rows of examples, `[seeds, rows, batch, …]`, on the devices.
 
         Returns:
           `[devices of this process, seeds of the device, rows, examples of the device, …]`.
-          Device d gets examples d·local … (d + 1)·local − 1 of every row, or seeds likewise.
+          Device d gets the examples d·local … (d + 1)·local − 1 of every row, or these seeds.
         """
         return self.put(tree) if self.spread else jax.tree.map(lambda x: _split(x, 2), tree)
 
     def shared_rows(self, tree: Any) -> Any:
-        """Rows of examples that all seeds have in common, `[rows, batch, …]`, to the devices.
+        """Places rows of examples that all seeds share, `[rows, batch, …]`, on the devices.
 
-        Rows that do not divide by the devices are filled up with -1.
+        Rows that cannot be split evenly over the devices are padded with -1.
         """
         if self.spread:
             return replicate(tree)
@@ -124,10 +124,10 @@ class Placement:
         return jax.tree.map(pad, tree)
 
     def each_seed(self, function: Callable, in_axes: tuple) -> Callable:
-        """A function of one seed as one of all seeds of a device; inside `pmap` over `axis`.
+        """Turns a function of one seed into one of all seeds of a device, for `pmap` over `axis`.
 
-        `in_axes` is as in `jax.vmap`. The axis `AXIS`, over which the function sums, is of one
-        device where seeds are spread.
+        `in_axes` is as in `jax.vmap`. If the seeds are spread, the axis `AXIS`, over which the
+        function sums, has size 1.
         """
         if self.spread:
             whole = function
@@ -150,7 +150,7 @@ class Placement:
 
 
 def _split(rows: jax.Array, axis: int) -> jax.Array:
-    """Cuts an axis among all devices, and takes the parts of this process's to the front."""
+    """Splits an axis over all devices, and moves the parts of this process to the front."""
     devices = jax.device_count()
     rows = rows.reshape(*rows.shape[:axis], devices, -1, *rows.shape[axis + 1 :])
     mine = [n for n, d in enumerate(jax.devices()) if d.process_index == jax.process_index()]
@@ -168,22 +168,22 @@ def train_steps(
 
     Args:
       loss: `loss(params, model_state, batch, key) -> ((total, count), model_state)`, over one
-        device's part of the batch, inside the mapped axis `AXIS`. The gradient taken is that of
-        Σ total / Σ count over all devices, so that neither padding nor an uneven spread biases it.
+        device's part of the batch, inside the mapped axis `AXIS`. The gradient is taken of
+        Σ total / Σ count over all devices, so neither padding nor an uneven split biases it.
       optimizer: an optax optimizer.
-      placement: of the seeds.
-      calls: steps in a call at most.
-      skip_not_finite: go on without a step whose loss or gradient is not finite; otherwise all
-        seeds stop before it.
+      placement: placement of the seeds.
+      calls: maximum number of steps in a call.
+      skip_not_finite: skip a step whose loss or gradient is not finite; if False, all seeds stop
+        before such a step.
 
     Returns:
       `run(state, data, rows, first, stop, key, going, vote) -> (state, totals, counts, votes)`,
-      which does one step for each row in [first, stop). `state` (donated), `rows`, the `key` of
-      each seed and whether it is `going` (one that is not stops no other) are placed, `data`
-      replicated; step t draws from `fold_in(key, t)`. `totals` and `counts` have the sums of each
-      step and seed, `[calls, seeds of the device]`: not a number for the step that stopped the run,
-      a count of 0 for one that was skipped. `votes` is the greatest of all processes' `vote`.
-      Nothing is compiled again for another first, stop or vote.
+      which does one step for each row in [first, stop). `state` (donated), `rows`, and `key` and
+      `going` of each seed are placed, `data` is replicated. A seed that is not `going` does not
+      stop the others. Step t draws from `fold_in(key, t)`. `totals` and `counts` hold the sums of
+      each step and seed, `[calls, seeds of the device]`: NaN for the step that stopped the run, a
+      count of 0 for a skipped step. `votes` is the largest `vote` of all processes. Other values of
+      first, stop or vote do not cause a new compilation.
     """
 
     def total(params, model_state, batch, key):
@@ -262,11 +262,11 @@ def form(tree: Any) -> Any:
 
 
 def checked(found: Any, model_state: Any) -> tuple[Sums, Any]:
-    """What a loss returned, if it has the form ((total, count), model_state).
+    """Returns what a loss returned, after checking its form ((total, count), model_state).
 
     Raises:
-      TypeError: it has another; sums that are no scalars; a model state of another structure, or
-        with arrays of other shapes or types than before the step.
+      TypeError: it has another form; the sums are not scalars; or the model state has another
+        structure, or arrays of other shapes or types, than before the step.
     """
     try:
         (total, count), new = found
@@ -287,22 +287,22 @@ def checked(found: Any, model_state: Any) -> tuple[Sums, Any]:
 
 
 def each_state(change: Callable[..., TrainState], placement: Placement) -> Callable:
-    """Compiles `change(state, metrics, key) -> state` of one seed as that of all, all placed."""
+    """Compiles `change(state, metrics, key) -> state` of one seed for all seeds, all placed."""
     run = placement.each_seed(change, (0, 0, 0))
     return jax.pmap(run, axis_name=placement.axis, donate_argnums=(0,))
 
 
 def evaluation_sums(loss: EvaluationLoss, placement: Placement) -> Callable:
-    """Compiles the sum of a loss over rows of examples.
+    """Compiles the sums of a loss over the examples of each row.
 
     Args:
       loss: `loss(params, model_state, batch) -> (total, count)`, over one device's part of a batch;
         the total may be a tree.
-      placement: of the seeds.
+      placement: placement of the seeds.
 
     Returns:
-      `run(params, model_state, data, rows) -> (totals, counts)`, one number for each seed and row.
-      `params` and `model_state` are placed, `data` replicated, `rows` placed as shared.
+      `run(params, model_state, data, rows) -> (totals, counts)`, one number per seed and row.
+      `params` and `model_state` are placed, `data` is replicated, `rows` are placed as shared rows.
     """
 
     def all_rows(params, model_state, data, rows):
@@ -316,16 +316,16 @@ def evaluation_sums(loss: EvaluationLoss, placement: Placement) -> Callable:
 
 
 def calibrated(sums: EvaluationLoss, placement: Placement) -> Callable:
-    """Compiles an estimate of the model's state over rows of examples.
+    """Compiles an estimate of the model state from rows of examples.
 
     Args:
-      sums: `sums(params, model_state, batch) -> (tree, count)`, a dict, over one device's part of a
-        batch.
-      placement: of the seeds.
+      sums: `sums(params, model_state, batch) -> (tree, count)`, where `tree` is a dict, over one
+        device's part of a batch.
+      placement: placement of the seeds.
 
     Returns:
       `run(params, model_state, data, rows) -> model_state`, with the entries Σ tree / Σ count over
-      all rows; placed as in `evaluation_sums`.
+      all rows. The arguments are placed as in `evaluation_sums`.
     """
 
     def estimate(params, model_state, data, rows):

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, agree, and end."""
+"""Runs with several processes: how the processes connect, agree and end."""
 
 import importlib.util
 import json
@@ -17,19 +17,19 @@ from zoneout_jax.training.errors import RunError
 def connect(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Joins several processes into one run; alone where there is only one.
+    """Connects several processes to one run; does nothing if there is only one.
 
     Args:
       coordinator: address `host:port` of process 0; None to find it on a TPU pod or under Slurm.
-      num_processes, process_id: None with the coordinator.
+      num_processes, process_id: number of processes, and of this one; None if `coordinator` is.
       timeout: seconds of silence after which a process counts as dead and the others end.
 
     Raises:
-      ValueError: the processes cannot be joined.
+      ValueError: the processes cannot be connected.
     """
     named = coordinator is not None
     slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    config: Any = jax.config  # not every JAX declares what it has
+    config: Any = jax.config  # not every version of JAX declares its options
     tpu = importlib.util.find_spec("libtpu") is not None and not config.jax_platforms
     if not (named or slurm or tpu) or jax.distributed.is_initialized():
         return
@@ -39,25 +39,25 @@ def connect(
         )
     except (ValueError, RuntimeError) as error:
         if named or slurm:
-            raise ValueError(f"the processes cannot be joined: {error}") from error
-        print(f"alone on this host, as JAX finds no TPU pod ({error})", file=sys.stderr)
+            raise ValueError(f"the processes cannot be connected: {error}") from error
+        print(f"running on this host only: JAX finds no TPU pod ({error})", file=sys.stderr)
 
 
 def is_multihost() -> bool:
-    """Whether other processes take part."""
+    """Tells whether other processes take part in the run."""
     return jax.process_count() > 1
 
 
 def is_host0() -> bool:
-    """Whether this process is the one that writes."""
+    """Tells whether this process is process 0, which writes the files."""
     return jax.process_index() == 0
 
 
 def run_on_host0(action: Callable[[], Any]) -> Any:
-    """The first process's result of an action, on every process.
+    """Runs an action in process 0, and returns its result in every process.
 
-    The result must be JSON-able. What the first process raises the others raise as a RunError if it
-    is one, as a ValueError otherwise.
+    The result must be JSON-able. If the action raises a RunError in process 0, the other processes
+    raise a RunError too; for every other error they raise a ValueError.
     """
     if not is_multihost():
         return action()
@@ -77,10 +77,11 @@ def run_on_host0(action: Callable[[], Any]) -> Any:
 
 
 def run_on_all_hosts(action: Callable[[], Any]) -> Any:
-    """Each process's own result of an action; a ValueError on all if it fails on one.
+    """Runs an action in every process, and returns each process's own result.
 
     Raises:
-      ValueError: what the first process that raised a ValueError or OSError has to say.
+      ValueError: in every process, if the action raised a ValueError or OSError in one; the message
+        is that of the first such process.
     """
     if not is_multihost():
         return action()
@@ -99,14 +100,14 @@ def run_on_all_hosts(action: Callable[[], Any]) -> Any:
 
 
 def _told(message: str, exit_code: int | None) -> Exception:
-    """What the first process raised, on another."""
+    """Returns the error that the other processes raise for one of process 0."""
     if exit_code is None:
         return ValueError(message)
     return RunError(message, exit_code)
 
 
 def broadcast(tree: Any) -> Any:
-    """The first process's NumPy arrays, on every process, each in memory of its own."""
+    """Returns the NumPy arrays of process 0 in every process, each in its own memory."""
     if not is_multihost():
         return tree
     return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))
@@ -119,7 +120,7 @@ def _broadcast_json(value: Any) -> Any:
 
 
 def leave(code: int) -> None:
-    """Ends the process; others, if there are any, are not waited for."""
+    """Ends the process without waiting for other processes."""
     if is_multihost():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""How far a run is, for people."""
+"""Progress of a run, shown in the terminal."""
 
 import contextlib
 import pathlib
@@ -11,7 +11,7 @@ from zoneout_jax._needs import needs
 
 
 class Progress:
-    """Shows how far a run is: a bar in a terminal, otherwise a line now and then."""
+    """Shows the progress of a run: a bar in a terminal, otherwise a line from time to time."""
 
     LINE_SECONDS = 15.0
 
@@ -46,12 +46,12 @@ class Progress:
             self._bar.stop()
 
     def start(self) -> None:
-        """Begins to count: from the first update on, as programs are compiled before it."""
+        """Starts to count at the next update, to leave out the time of compilation."""
         self._first: int | None = None
         self._last_line = self._last_shown = time.monotonic()
 
     def update(self, step: int, text: str) -> None:
-        """Tells of the steps done so far and of what is worth showing."""
+        """Shows the number of steps done so far and a text."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = step, now
@@ -65,7 +65,7 @@ class Progress:
             self.say(f"step {step:,} of at most {self._total:,}: {text}{left}")
 
     def is_time(self) -> bool:
-        """Whether something longer may be said again; then not for a while."""
+        """Tells whether a longer text may be shown; if so, not again for `LINE_SECONDS`."""
         now = time.monotonic()
         due = self._shown and now - self._last_shown >= self.LINE_SECONDS
         if due:
@@ -90,7 +90,7 @@ _peak_before_reset = 0
 
 
 def reset_peak_memory() -> None:
-    """Begins to measure anew, where that can be done: on Linux, of the host."""
+    """Resets the measured peak memory of the host, if the system allows it (Linux only)."""
     global _peak_before_reset
     with contextlib.suppress(OSError):
         before = host_peak_bytes()
@@ -99,9 +99,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process, or its accelerator, has used so far, in bytes.
+    """Peak memory of this process, or of its accelerator, so far, in bytes.
 
-    On the host it is that since `reset_peak_memory`, with what was in use then.
+    On the host it is the peak since `reset_peak_memory`, with the memory in use at that time.
     """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
@@ -110,7 +110,7 @@ def peak_memory_bytes() -> int:
 
 
 def host_peak_bytes() -> int:
-    """Most memory of the host that this program has used so far, in bytes."""
+    """Peak host memory of this program so far, in bytes."""
     return max(_peak_before_reset, _host_peak_since_reset())
 
 
@@ -119,7 +119,7 @@ def _host_peak_since_reset() -> int:
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    # Where it is Linux's, this may count the process that has started this one.
+    # On Linux this may include memory of the parent process.
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""The directory of a run: who may write to it, and what is in it."""
+"""The directory of a run: its lock and its files."""
 
 import contextlib
 import errno
@@ -18,19 +18,19 @@ from zoneout_jax._files import replacing
 from zoneout_jax.training.errors import RunError
 
 BEFORE_CONFIG = (".lock", ".config.json.*.tmp")
-"""What a run that is killed at its very start may leave."""
+"""Files that a run may leave if it is killed at its very start."""
 PACKAGES = ("zoneout_jax", "jax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns what goes wrong while `path` is written into a RunError that says so."""
+    """Turns an OSError while `path` is written into a RunError that names it."""
     try:
         yield
     except OSError as error:
@@ -39,7 +39,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes that ask for the same out of a folder, waiting for them."""
+    """Locks a folder against other callers of this function; waits until it is free."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -48,7 +48,7 @@ def exclusive(folder: pathlib.Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
         try:
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Commit of the checkout that this package lies in, marked if it has changes."""
+    """Commit of the checkout that holds this package, marked as dirty if it has changes."""
     file = pathlib.Path(__file__)
     git = ["git", "-C", str(file.parent)]
 
@@ -68,17 +68,17 @@ def commit() -> str:
         return asked.stdout.strip()
 
     try:
-        answer("ls-files", "--error-unmatch", file.name)  # else it is installed in another checkout
+        answer("ls-files", "--error-unmatch", file.name)  # fails if installed in another checkout
         return answer("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The content of `config.json` in a run directory.
+    """Reads `config.json` in a run directory.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the file cannot be read.
     """
     file = path / "config.json"
     try:
@@ -92,9 +92,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def is_begun(path: pathlib.Path) -> bool:
-    """Whether a run directory holds anything but settings: the start of training or what it gave.
+    """Tells whether a run directory holds anything from training, not only settings.
 
-    A run that ended before, as by a mistake in its loss, has nothing that another could spoil.
+    A run that ended earlier, for instance by an error in its loss, left nothing to be spoiled.
     """
     trained = ("metrics.jsonl", "result.json", "not_finite.json", "checkpoints/*")
     found = (file for name in trained for file in path.glob(name))
@@ -106,10 +106,10 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
 
     Args:
       path: run directory.
-      task: the identity of the task.
+      task: identity of the task.
 
     Raises:
-      RunError: it trains others; exit code 2.
+      RunError: the run trains another model or uses other data; exit code 2.
     """
     if not is_begun(path):
         return
@@ -125,13 +125,13 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
 
 
 class RunDirectory:
-    """A directory that holds one run.
+    """The directory of one run.
 
-    config.json      experiment, settings that decide its numbers, its data and the shapes of all
-                     that it trains, commit and versions it began with
-    metrics.jsonl    one JSON object an epoch (and seed); nothing in it depends on the clock
-    times.jsonl      how long each epoch took
-    checkpoints/     what it takes to go on
+    config.json      experiment, settings that its numbers depend on, its data and the shapes of
+                     all that it trains, commit and versions at its start
+    metrics.jsonl    one JSON object per epoch (and seed); nothing in it depends on the clock
+    times.jsonl      times of each epoch
+    checkpoints/     what the run needs to resume
     events.out.*     metrics and times for TensorBoard
     curves.png       learning curves
     not_finite.json  the batch that ended the run, if a loss or gradient was not finite
@@ -145,17 +145,17 @@ class RunDirectory:
         resume: bool = True,
         experiment: str | None = None,
     ):
-        """Opens a run directory; nothing is written yet.
+        """Opens a run directory without writing to it.
 
         Args:
           path: the directory.
-          settings: those that decide the numbers of the run.
-          resume: go on with a run that is there.
-          experiment: name of the experiment, to be noted beside the settings.
+          settings: settings that the numbers of the run depend on.
+          resume: resume a run that is in the directory.
+          experiment: name of the experiment, to be saved next to the settings.
 
         Raises:
-          ValueError: `path` is no directory, is of a run with other settings, is not empty and no
-            run's, or is not new though `resume` is False.
+          ValueError: `path` is not a directory, holds a run with other settings, holds files but no
+            run, or is not empty although `resume` is False.
         """
         self.path, self._settings = path, json.loads(json.dumps(settings))
         self._experiment = experiment
@@ -169,17 +169,19 @@ class RunDirectory:
         if not resume:
             raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no_resume")
         if not self.config_file.exists():
-            raise ValueError(f"workdir {path} is not empty and no run's; give another --workdir")
+            raise ValueError(
+                f"workdir {path} is not empty and holds no run; give another --workdir"
+            )
         if is_begun(path):
             self._compare()
 
     def _compare(self) -> None:
-        """Raises ValueError if the directory is of a run with other settings, or of more epochs."""
+        """Raises ValueError if the directory holds a run with other settings or more epochs."""
         config = read_config(self.path)
         if "task" not in config:
             raise ValueError(
                 f"workdir {self.path} holds a run of an older zoneout_jax, whose checkpoints have "
-                "another form; end it with that version, or give another --workdir"
+                "another format; finish it with that version, or give another --workdir"
             )
         there = config["settings"]
         here, done = self._settings.get("epochs"), there.get("epochs")
@@ -201,19 +203,19 @@ class RunDirectory:
             )
 
     def extends(self) -> bool:
-        """Whether the run that is there is to be trained for more epochs than it was begun with."""
+        """Tells whether the settings ask for more epochs than the run in the directory has."""
         if not is_begun(self.path):
             return False
         there = read_config(self.path)["settings"].get("epochs")
         return there is not None and there < self._settings.get("epochs", there)
 
     def extend(self) -> None:
-        """Takes note of more epochs, once the run can go on; its result is made anew."""
+        """Saves the new number of epochs and removes the result, once the run can continue."""
         self.result_file.unlink(missing_ok=True)
         write_json(self.config_file, read_config(self.path) | {"settings": self._settings})
 
     def changed_versions(self) -> list[str]:
-        """What the run began with that is of another version now, a few words each."""
+        """Lists what has another version now than when the run began, in a few words each."""
         content = json.loads(self.config_file.read_text())
         there = content.get("versions", {}) | {"commit": content.get("commit")}
         return [
@@ -224,34 +226,34 @@ class RunDirectory:
 
     @property
     def config_file(self) -> pathlib.Path:
-        """Settings and versions."""
+        """File of the settings and versions."""
         return self.path / "config.json"
 
     @property
     def metrics_file(self) -> pathlib.Path:
-        """One JSON object an epoch."""
+        """File with one JSON object per epoch (and seed)."""
         return self.path / "metrics.jsonl"
 
     @property
     def result_file(self) -> pathlib.Path:
-        """The result."""
+        """File of the result."""
         return self.path / "result.json"
 
     @property
     def times_file(self) -> pathlib.Path:
-        """One JSON object an epoch."""
+        """File with one JSON object per epoch."""
         return self.path / "times.jsonl"
 
     @contextlib.contextmanager
     def opened(self, task: Mapping[str, str]) -> Iterator[None]:
-        """Makes the directory and its configuration, and keeps other processes out.
+        """Creates the directory and its configuration, and keeps other processes out.
 
         Args:
-          task: its identity.
+          task: identity of the task.
 
         Raises:
-          RunError: another process has it open or has begun another run in it, or it cannot be
-            written; exit code 2.
+          RunError: another process has opened the directory or has begun another run in it, or it
+            cannot be written to; exit code 2.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -281,7 +283,7 @@ class RunDirectory:
             yield
 
     def _lock(self, lock: IO[str]) -> None:
-        """Takes the lock, which ends with the process, however that ends."""
+        """Takes the lock; the system releases it when the process ends, for any reason."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -298,13 +300,13 @@ class RunDirectory:
         lock.flush()
 
     def history(self) -> list[dict[str, Any]]:
-        """The metrics written so far."""
+        """Returns the metrics written so far."""
         if not self.metrics_file.exists():
             return []
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def result(self) -> dict[str, Any] | None:
-        """The result, None while the run is not done; what cannot be read is made anew."""
+        """Returns the result; None if the run is not finished or the file cannot be read."""
         try:
             found = json.loads(self.result_file.read_text())
         except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses whose values are checked, and that may be made of others."""
+"""Settings: frozen dataclasses with checked values, which may contain other settings."""
 
 import dataclasses
 import math
@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, Self, get_args, get_type_hints
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a number may have: `Annotated[float, Range(0, 1)]`.
+    """Range of the values of a number: `Annotated[float, Range(0, 1)]`.
 
     Attributes:
-      low: least value.
-      high: greatest value; None means any finite one.
-      above: `low` itself is not allowed.
-      below: `high` itself is not allowed.
+      low: smallest value.
+      high: largest value; None means any finite value.
+      above: True if `low` itself is not allowed.
+      below: True if `high` itself is not allowed.
     """
 
     low: float
@@ -43,7 +43,7 @@ DropRate = Annotated[float, Range(0, 1, below=True)]
 
 
 def ranges(settings: Any) -> dict[str, Range]:
-    """The range of each field of a dataclass, or of its items, that was given one."""
+    """Returns the range of each field of a dataclass, or of its items, that has one."""
 
     def notes(hint: Any) -> Iterator[Any]:
         yield from getattr(hint, "__metadata__", ())
@@ -59,7 +59,7 @@ def ranges(settings: Any) -> dict[str, Range]:
 
 
 def check_ranges(settings: Any) -> None:
-    """Raises ValueError unless each field of a dataclass is in its range; None always is."""
+    """Raises ValueError unless each field of a dataclass is None or in its range."""
     for name, allowed in ranges(type(settings)).items():
         value = getattr(settings, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -75,22 +75,22 @@ def _check_range(name: str, value: float | None, allowed: Range) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of the settings of a run: dataclasses, whose fields may be settings again.
+    """Base class of settings: dataclasses whose fields may be settings too.
 
-    A field has a name that no other part has, as names are flags: `--epochs`, not `--run.epochs`.
+    Names must be unique over all parts, since they become flags: `--epochs`, not `--run.epochs`.
 
     Raises:
-      ValueError: a number out of the `Range` of its annotation.
+      ValueError: a number is outside the `Range` of its annotation.
     """
 
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset()
-    """Settings that decide no number of a run; they may change when it goes on."""
+    """Settings that no number of a run depends on; they may change when it resumes."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def flat(self, incidental: bool = True) -> dict[str, Any]:
-        """All settings by name, those of the parts too; without the incidental ones if asked."""
+        """Returns all settings by name, also of parts; `incidental=False` drops incidental ones."""
         found: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -101,14 +101,14 @@ class Settings:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run."""
+        """Returns the settings that the numbers of a run depend on."""
         return self.flat(incidental=False)
 
     def check(self, name: str, value: float) -> None:
-        """Raises ValueError unless a setting may have a value, whatever the others are.
+        """Raises ValueError if a value is outside the range of a setting.
 
         Args:
-          name: of the setting, here or in a part.
+          name: name of the setting, here or in a part.
           value: a number.
         """
         for field in dataclasses.fields(self):
@@ -120,10 +120,10 @@ class Settings:
             _check_range(name, value, allowed)
 
     def replace(self, **changes: Any) -> Self:
-        """The settings with some changed, by name, wherever they are.
+        """Returns the settings with some values changed by name, also in parts.
 
         Raises:
-          TypeError: there is no setting of that name.
+          TypeError: no setting has such a name.
         """
         parts, own = {}, {}
         for field in dataclasses.fields(self):

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the streams of randomness."""
+"""State that training carries from step to step, and streams of random keys."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ class TrainState(NamedTuple):
     """Everything that a training step changes.
 
     Attributes:
-      step: steps done so far, an int32 scalar.
+      step: number of steps done so far, an int32 scalar.
       params: parameters of the model.
       opt_state: state of the optimizer.
-      model_state: what is neither trained nor data, such as population statistics, a carried state
-        or the level of a curriculum; the same on every device.
+      model_state: values that are neither trained nor data, such as population statistics, a
+        carried state or the level of a curriculum; the same on every device.
     """
 
     step: jax.Array
@@ -29,19 +29,19 @@ class TrainState(NamedTuple):
     def create(
         cls, params: Any, optimizer: optax.GradientTransformation, model_state: Any = None
     ) -> "TrainState":
-        """The state before the first step."""
+        """Returns the state before the first step."""
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), model_state)
 
     def best(self) -> tuple[Any, Any]:
-        """What is kept of the best epoch: parameters and the model's state."""
+        """Returns what is kept of the best epoch: parameters and model state."""
         return self.params, self.model_state
 
 
 class Streams(NamedTuple):
-    """Keys of the independent streams of randomness that a seed gives rise to.
+    """Random keys of the independent streams of a seed.
 
-    No stream is ever advanced: what step (or epoch) t draws comes from `fold_in(stream, t)`, so a
-    run goes on from its seed and step alone.
+    Streams never advance: step (or epoch) t draws from `fold_in(stream, t)`, so a run needs only
+    its seed and its step to resume.
     """
 
     init: jax.Array
@@ -51,24 +51,24 @@ class Streams(NamedTuple):
 
     @classmethod
     def from_seed(cls, seed: int, impl: str = "threefry2x32") -> "Streams":
-        """The streams of a seed, with a generator that `jax.random.key` knows."""
+        """Makes the streams of a seed, with a generator that `jax.random.key` knows."""
         root = jax.random.key(seed, impl=impl)
         return cls(*(jax.random.fold_in(root, number) for number in range(4)))
 
 
 @dataclasses.dataclass
 class RunProgress:
-    """What a checkpoint holds besides arrays; lists have an item for each seed.
+    """What a checkpoint holds next to arrays; lists have an item for each seed.
 
     Attributes:
-      step: steps done.
-      epoch_totals, epoch_counts: sums of the training loss in the epoch in progress.
-      skipped: its steps that were left out, as their loss or gradient was not finite.
-      epoch_seconds, checkpoint_seconds: time spent in it.
+      step: number of steps done.
+      epoch_totals, epoch_counts: sums of the training loss in the current epoch.
+      skipped: number of its steps that were skipped because loss or gradient was not finite.
+      epoch_seconds, checkpoint_seconds: time spent on its training and on its checkpoints.
       best, best_epoch, best_metrics: least monitored metric, its epoch, and all metrics there.
-      history, times: the entries of the logs.
-      seconds: time spent in the epochs before.
-      resumed: how often the run was resumed.
+      history, times: entries of the logs.
+      seconds: time spent in earlier epochs.
+      resumed: number of times that the run was resumed.
     """
 
     epoch_totals: list[float]
@@ -87,7 +87,7 @@ class RunProgress:
 
     @classmethod
     def begin(cls, seeds: int) -> "RunProgress":
-        """The progress before the first step."""
+        """Returns the progress before the first step."""
         return cls(
             epoch_totals=[0.0] * seeds,
             epoch_counts=[0.0] * seeds,
@@ -98,7 +98,7 @@ class RunProgress:
         )
 
     def begin_epoch(self) -> None:
-        """Begins the sums of an epoch."""
+        """Resets the sums and times for a new epoch."""
         seeds = len(self.best)
         self.epoch_totals, self.epoch_counts = [0.0] * seeds, [0.0] * seeds
         self.skipped = [0] * seeds

@@ -1,4 +1,4 @@
-"""When a run is asked to stop: by a signal, or because its time is up."""
+"""Requests to stop a run: by a signal, or because its time is up."""
 
 import signal
 import threading
@@ -8,16 +8,16 @@ from typing import Any
 from zoneout_jax.training.errors import Stopped
 
 TIME_IS_UP = 1_000_000
-"""Stands where the number of a signal would."""
+"""Used in place of the number of a signal."""
 
 
 class StopRequest:
-    """Turns SIGINT, SIGTERM and the end of the time into a request that the loop meets.
+    """Turns SIGINT, SIGTERM and the end of the time into a request that the loop reads.
 
     A second SIGINT raises KeyboardInterrupt at once.
 
     Args:
-      max_minutes: time that the run may take from now on.
+      max_minutes: time limit of the run, counted from now.
     """
 
     def __init__(self, max_minutes: float | None = None):
@@ -26,21 +26,21 @@ class StopRequest:
 
     @property
     def requested(self) -> int:
-        """Why to stop: the number of a signal, `TIME_IS_UP`, or 0 for not at all."""
+        """Reason to stop: the number of a signal, `TIME_IS_UP`, or 0 for none."""
         if self._signal is not None:
             return int(self._signal)
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return TIME_IS_UP if late else 0
 
     def stopped(self, why: int, step: int) -> Stopped:
-        """What to raise once the checkpoint of a step is written.
+        """Returns the error to raise once the checkpoint of a step is written.
 
-        The exit code is 128 + the signal's number, as of a process that the signal ended, and 0
-        after `max_minutes`.
+        Its exit code is 128 + the number of the signal, as for a process that the signal ended, and
+        0 after `max_minutes`.
 
         Args:
-          why: what was `requested`, of this process or another.
-          step: steps done.
+          why: the value of `requested`, in this process or another.
+          step: number of steps done.
         """
         if why == TIME_IS_UP:
             return Stopped(f"stopped at step {step:,}, as the time of --max_minutes is up", 0)
@@ -59,5 +59,5 @@ class StopRequest:
 
     def _request(self, number: int, frame: Any) -> None:
         if self._signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt("stopped at once; the last checkpoint stands")
+            raise KeyboardInterrupt("stopped at once; the last checkpoint is intact")
         self._signal = signal.Signals(number)

@@ -1,4 +1,4 @@
-"""Grids of rates: their settings, their table and their figure."""
+"""Sweeps over grids of rates: settings, table and figure."""
 
 import itertools
 import math
@@ -12,14 +12,14 @@ from zoneout_jax.training.metrics import deviation, save_figure
 from zoneout_jax.training.run_directory import writing
 
 Member = dict[str, Any]
-"""What tells a model from the others that are trained with it: its seed, and its rates by name."""
+"""What distinguishes the models of a run: the seed, and the rates by name."""
 
 
 def parse_sweep(sweep: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Reads rates of the form `name=0,0.25,0.5`.
+    """Parses rates of the form `name=0,0.25,0.5`.
 
     Raises:
-      ValueError: another form, or a name or a rate that comes twice.
+      ValueError: another form, or a repeated name or rate.
     """
     found: dict[str, tuple[float, ...]] = {}
     for item in sweep:
@@ -37,7 +37,7 @@ def parse_sweep(sweep: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def members(sweep: Sequence[str], seeds: Sequence[int]) -> list[Member]:
-    """The models of a run: each combination of rates with each seed."""
+    """Lists the models of a run: each combination of rates with each seed."""
     rates = parse_sweep(sweep)
     return [
         dict(zip(rates, values, strict=True)) | {"seed": seed}
@@ -47,19 +47,19 @@ def members(sweep: Sequence[str], seeds: Sequence[int]) -> list[Member]:
 
 
 def rates_of(member: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of a member: all but its seed."""
+    """Returns the rates of a member: all entries except its seed."""
     return {name: value for name, value in member.items() if name != "seed"}
 
 
 def label(member: Mapping[str, Any]) -> str:
-    """A member for people."""
+    """Formats a member for messages."""
     return ", ".join(f"{name} {value}" for name, value in member.items())
 
 
 def by_rates(
     entries: Sequence[dict[str, Any]], models: Sequence[Member], name: str
 ) -> dict[str, list[list[dict[str, Any]]]]:
-    """The histories of each seed, by rates; all under a name where there are none."""
+    """Groups the histories of the seeds by rates; all under `name` if there are no rates."""
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     for model in models:
         mine = [e for e in entries if all(e.get(k, v) == v for k, v in model.items())]
@@ -70,17 +70,17 @@ def by_rates(
 def summarize(
     metrics: Mapping[str, list], models: Sequence[Member], monitor: str
 ) -> dict[str, Any]:
-    """Metrics of each model as a result.
+    """Summarizes the metrics of each model as a result.
 
     Args:
-      metrics: by name, a value of each model.
-      models: their seeds and rates.
-      monitor: name of the metric that chooses among rates, the least mean over seeds.
+      metrics: values of the models, by name of the metric.
+      models: seed and rates of each model.
+      monitor: name of the metric whose least mean over seeds selects the best rates.
 
     Returns:
-      The metrics as they are for one model; of several the means over seeds, with deviations
-      `<metric>_sd` and the values of each model as `runs`. For a sweep those of the best rates,
-      with these, and `cells` with the means of all.
+      For one model, its metrics. For several, the means over seeds, standard deviations
+      `<metric>_sd`, and `runs` with the values of each model. For a sweep, the best rates with
+      their means, and `cells` with the means of all rates.
     """
     swept = bool(rates_of(models[0]))
     if len(models) == 1 and not swept:
@@ -109,7 +109,7 @@ def write_sweep(
     metrics: Sequence[str],
     monitor: str,
 ) -> None:
-    """Writes `sweep.md`, a table of metrics by rates, and `sweep.png`, of the monitored one."""
+    """Writes `sweep.md`, a table of metrics by rates, and plots `monitor` to `sweep.png`."""
     rates = parse_sweep(sweep)
     header = [*rates, *(name.replace("_", " ") for name in metrics)]
     lines = [header, ["---"] * len(header)]
@@ -131,7 +131,7 @@ def _draw(
     cells: Sequence[Mapping[str, Any]],
     metric: str,
 ) -> None:
-    """Draws a metric against the first rate, a line for each combination of the others."""
+    """Draws a metric against the first rate, with a line per combination of the others."""
     with needs("zoneout_jax.training", "training"):
         from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What training must know of an experiment."""
+"""What training needs to know about an experiment."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ class Evaluation:
 
     Attributes:
       loss: `loss(params, model_state, batch) -> (total, count)` over one device's part of a batch
-        (see `Batch`). The total may be a dict of totals, one of them of the task's metric.
+        (see `Batch`). The total may be a dict of totals, one of them for the task's metric.
       data: arrays, copied to every device.
-      rows: indices of the examples `[rows, batch, …]`, each row spread over the devices. Where a
-        batch does not divide by them it is filled up with −1, which the loss must not count.
+      rows: indices of the examples `[rows, batch, …]`; each row is split over the devices. Rows
+        that cannot be split evenly are padded with −1, which the loss must not count.
     """
 
     loss: EvaluationLoss
@@ -35,12 +35,12 @@ class Evaluation:
 
 
 def check_indices(indices: Any, data: Any, what: str) -> None:
-    """Raises ValueError where indices are past the end of the data: JAX would take its last item.
+    """Raises ValueError if an index is past the end of the data: JAX would take the last item.
 
     Args:
       indices: arrays of integers.
-      data: arrays; the shortest counts, none has no end.
-      what: whose indices they are.
+      data: arrays; the shortest one sets the limit, and without arrays there is none.
+      what: where the indices come from, for the message.
     """
     sizes = [len(array) for array in jax.tree.leaves(data)]
     last = max((int(np.max(array, initial=-1)) for array in jax.tree.leaves(indices)), default=-1)
@@ -50,32 +50,31 @@ def check_indices(indices: Any, data: Any, what: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What `fit` must know of an experiment.
+    """What `fit` needs to know about an experiment.
 
     Attributes:
-      name: what to call the run in its output.
+      name: name of the run in its output.
       init: `init(key) -> params`.
       optimizer: an optax optimizer.
       loss: `loss(params, model_state, batch, key) -> ((total, count), model_state)` over one
         device's part of a batch (see `Batch`). It runs inside the mapped axis `AXIS`, over which
-        the batch is spread; the model state it returns must be the same on every device.
+        the batch is split; the model state that it returns must be the same on every device.
       data: training arrays, copied to every device.
       epoch_indices: `epoch_indices(key) -> rows`, the indices `[steps, batch, …]` of an epoch.
       metric: name of the mean loss, such as `bpc`; lower is better.
       to_metric: turns a mean loss into the metric.
-      validation: measured after each epoch; chooses the parameters and the end.
-      monitor: name of the validation's total that does so, if it is not the metric.
-      test_evaluations: measured once, with the best parameters, by name.
-      model_state: `model_state(params)`, a dict, before the first step: what is neither trained nor
-        data. The rates of a sweep join it as `rates`, and the loss reads them there.
-      calibration: an estimate of entries of the model's state before each evaluation, Σ total /
+      validation: evaluation after each epoch; it decides the best parameters and the end.
+      monitor: name of the validation total that decides instead of `metric`, if any.
+      test_evaluations: evaluations by name, done once, with the best parameters.
+      model_state: `model_state(params)`, a dict, before the first step: values that are neither
+        trained nor data. It also gets the rates of a sweep as `rates`, where the loss reads them.
+      calibration: estimates entries of the model state before each evaluation, as Σ total /
         Σ count; the total is a dict.
-      end_epoch: `end_epoch(state, metrics, key) -> state`, a change of the `TrainState` after an
-        epoch, given the validation's metrics by name and a key of the epoch. Compiled.
-      describe: `describe(params, model_state) -> text`, what to tell people now and then, and at
-        the end.
-      data_sha256: of the data, as `Corpus.sha256`: a run does not go on with others.
-      metadata: what else to keep beside the result, such as sizes of the data.
+      end_epoch: `end_epoch(state, metrics, key) -> state`, compiled; changes the `TrainState` after
+        an epoch, given the metrics of the validation by name and a random key of the epoch.
+      describe: `describe(params, model_state) -> text`, printed from time to time and at the end.
+      data_sha256: SHA-256 of the data, as `Corpus.sha256`; a run does not resume with other data.
+      metadata: other entries of the result, such as sizes of the data.
     """
 
     name: str
@@ -98,10 +97,10 @@ class Task:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch.
+        """Number of steps in an epoch.
 
         Raises:
-          ValueError: there are none, or the indices have no axis of the batch.
+          ValueError: there are no steps, or the indices have no batch axis.
         """
         shape = jax.tree.leaves(jax.eval_shape(self.epoch_indices, jax.random.key(0)))[0].shape
         if len(shape) < 2 or not shape[0]:
@@ -109,18 +108,18 @@ class Task:
         return shape[0]
 
     def identity(self) -> dict[str, str]:
-        """The data, and types and shapes of all that is trained or carried, by name."""
+        """Returns the hash of the data, and types and shapes of all trained or carried arrays."""
         state = jax.eval_shape(self.first_state, jax.random.key(0))
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         found = {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
         return ({"data": self.data_sha256} if self.data_sha256 else {}) | found
 
     def first_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
-        """The state before the first step.
+        """Returns the state before the first step.
 
         Args:
-          key: of the parameters.
-          rates: those of a sweep by name, which the model's state holds as `rates`.
+          key: random key of the parameters.
+          rates: rates of a sweep by name, which the model state holds as `rates`.
         """
         params = self.init(key)
         model_state = dict(self.model_state(params))

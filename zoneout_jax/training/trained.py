@@ -1,4 +1,4 @@
-"""What a run has learned, read from its directory."""
+"""Trained parameters of a run, read from its directory."""
 
 import pathlib
 import sys
@@ -16,11 +16,11 @@ from zoneout_jax.training.task import Task
 
 
 class Trained(NamedTuple):
-    """Parameters of a run, each with the model's state.
+    """Parameters of a run, with the model state.
 
     Attributes:
-      last: `(params, model_state)` after the last step that was saved.
-      best: those of the best validation so far; at first those before the first step.
+      last: `(params, model_state)` of the last checkpoint.
+      best: the same of the best validation so far; before any validation, the initial values.
     """
 
     last: tuple[Any, Any]
@@ -28,21 +28,21 @@ class Trained(NamedTuple):
 
 
 def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int = 0) -> Trained:
-    """Reads parameters from the last checkpoint of a run, which may still be going on.
+    """Reads parameters from the last checkpoint of a run, which may still be training.
 
     Args:
-      task: what the run trains.
-      config: its settings.
-      path: its directory.
-      number: which of the models that it trains at once, from 0.
+      task: the task that the run trains.
+      config: settings of the run.
+      path: directory of the run.
+      number: which of its models to read, from 0.
 
     Raises:
       ValueError: there is no checkpoint, or no such model.
-      RunError: no checkpoint can be read, or it is of another model or other data.
+      RunError: no checkpoint can be read, or the run has another model or other data.
     """
     models = config.members
     if not 0 <= number < len(models):
-        raise ValueError(f"the run has {len(models)} models, from number 0 on, got {number}")
+        raise ValueError(f"the run has {len(models)} models, numbered from 0, got {number}")
     folder = path / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     if checkpoints is None or checkpoints.latest is None:
