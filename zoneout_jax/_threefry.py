@@ -51,10 +51,14 @@ def random_words(
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     key = key if typed else jax.random.wrap_key_data(key)
     if jax.random.key_data(key).shape == (2,):  # threefry2x32
-        keys = jax.random.key_data(jax.vmap(lambda n: jax.random.fold_in(key, n))(examples))[None]
+        words = jax.random.key_data(key)
+        # The words of `fold_in(key, example)`, which would take longer to compile.
+        counter = jnp.uint32(0), jnp.asarray(examples, jnp.uint32)
+        # Stacked, or the compiler would compute them again for every unit.
+        keys = jnp.stack(threefry2x32((words[0], words[1]), counter), -1)[None]
         shape = (steps, *examples.shape, features)
         time, unit = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 2))
-        counter = (time | jnp.uint32(stream << 31), unit)
+        counter = time | jnp.uint32(stream << 31), unit
         return threefry2x32((keys[..., :1], keys[..., 1:]), counter)
 
     def draw(example):
