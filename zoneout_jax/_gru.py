@@ -53,8 +53,8 @@ class GRU(Cell):
       gate_fn: "sigmoid" or another function, where σ stands above.
       output: "state" gives h', "candidate" gives ĥ.
       normalization: "layer" or None; with reset_after only, as in the paper.
-      in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init, learned_carry,
-        param_dtype, dtype: as for `Cell`.
+      in_features, hidden_features, kernel_init, recurrent_kernel_init: as for `Cell`.
+      bias_init, learned_carry, param_dtype, dtype: as for `Cell`.
 
     Raises:
       ValueError: a size below one, or an unknown option.

@@ -67,8 +67,8 @@ class LSTM(Cell):
       output: "state" gives h'; "candidate" gives ĥ, as models like Tacotron 2 expect.
       proj_size: P, or None for h of H features; not with ogates_zoneout="repository", which mixes
         the gates of cells into h'. `recurrent_kernel_init` also initializes the projection.
-      in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init, learned_carry,
-        param_dtype, dtype: as for `Cell`.
+      in_features, hidden_features, kernel_init, recurrent_kernel_init: as for `Cell`.
+      bias_init, learned_carry, param_dtype, dtype: as for `Cell`.
 
     Raises:
       ValueError: a size below one, or an unknown option.

@@ -33,8 +33,8 @@ class RNN(Cell):
     Attributes:
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
       output: "state" gives h', "candidate" gives ĥ.
-      in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init, learned_carry,
-        param_dtype, dtype: as for `Cell`.
+      in_features, hidden_features, kernel_init, recurrent_kernel_init: as for `Cell`.
+      bias_init, learned_carry, param_dtype, dtype: as for `Cell`.
 
     Raises:
       ValueError: a size below one, or an unknown option.
@@ -91,8 +91,8 @@ class IndRNN(RNN):
     Attributes:
       activation_fn: "relu", "tanh" or another function, where relu stands above.
       recurrent_kernel_init: initializer of v, `init(key, shape, dtype)`.
-      output, in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype,
-        dtype: as for `RNN`.
+      output, in_features, hidden_features, kernel_init: as for `RNN`.
+      bias_init, learned_carry, param_dtype, dtype: as for `RNN`.
 
     Raises:
       ValueError: a size below one, or an unknown option.

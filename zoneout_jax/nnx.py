@@ -489,8 +489,9 @@ class ZoneoutRNN(nnx.Module):
         `backward_0` and so on.
       dropout: rate of dropping outputs of each layer but the last in training, as in torch;
         `zoneout_jax.dropout` has the equation. Masks come from the stream of the layer's cell.
-      merge_fn, locked_dropout, residual, time_major, return_carry, reverse, keep_order, unroll,
-        chunk, implementation: as in `zoneout_jax.linen.ZoneoutRNN`.
+      merge_fn, locked_dropout, residual, time_major: as in `zoneout_jax.linen.ZoneoutRNN`.
+      return_carry, reverse, keep_order: as in `zoneout_jax.linen.ZoneoutRNN`.
+      unroll, chunk, implementation: as in `zoneout_jax.linen.ZoneoutRNN`.
 
     Raises:
       TypeError: a cell of another kind.
