@@ -17,7 +17,7 @@ CELLS = {
     "lstm": LSTM(F, H),
     "gru": GRU(F, H),
     "gru reset before": GRU(F, H, reset_after=False),
-    "rnn": RNN(F, H),
+    "rnn": RNN(F, H, learned_carry=True),
     "lstm layer norm": LSTM(F, H, normalization="layer"),
     "lstm projected": LSTM(F, H, proj_size=16),
 }

@@ -93,6 +93,24 @@ def explicit_sharding(array: jax.Array) -> jax.sharding.NamedSharding | None:
     return sharding if explicit else None
 
 
+def for_each_example(xs: jax.Array, tree: Any) -> Any:
+    """Repeats arrays `[1, ...]` for each example of inputs `[T, B, F]`, sharded like the inputs.
+
+    Repeated first and resharded then, their gradient would be gathered on every device.
+    """
+    sharding, batch = explicit_sharding(xs), xs.shape[1]
+
+    def repeat(leaf):
+        shape, axes = (batch, *leaf.shape[1:]), tuple(range(1, leaf.ndim))
+        where: dict[str, Any] = {}
+        if sharding is not None:
+            spec = jax.sharding.PartitionSpec(sharding.spec[1], *[None] * len(axes))
+            where["out_sharding"] = jax.sharding.NamedSharding(sharding.mesh, spec)
+        return jax.lax.broadcast_in_dim(leaf[0], shape, axes, **where)
+
+    return jax.tree.map(repeat, tree)
+
+
 def spread_as(xs: jax.Array, xs_axis: int, tree: Any, axis: int) -> Any:
     """Shards an axis of arrays over an explicit mesh like the axis `xs_axis` of the inputs."""
     sharding = explicit_sharding(xs)

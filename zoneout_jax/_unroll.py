@@ -18,7 +18,13 @@ from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
 from zoneout_jax._lengths import Lengths, check_lengths, first_steps, flip, without_padding
 from zoneout_jax._linear import LinearCell
 from zoneout_jax._normalization import AxisName, Stats
-from zoneout_jax._sharding import batch_offset, check_spread, spread_as, vary_alike
+from zoneout_jax._sharding import (
+    batch_offset,
+    check_spread,
+    for_each_example,
+    spread_as,
+    vary_alike,
+)
 from zoneout_jax._zoneout import Masks, Zoneout
 
 Implementation = Literal["fused", "scan", "associative"]
@@ -163,7 +169,7 @@ def unroll(
         check_spread(xs, key, axis_name)
     start = None
     if carry is None or resets is not None:
-        start = cell.initial_carry(params, batch)
+        start = for_each_example(xs, cell.initial_carry(params, 1))
         if carry_noise and not deterministic:
             start = add_noise(cell, start, carry_noise, required(key, "noise"), offset())
     carry = _checked_carry(cell, params, start if carry is None else carry, batch)
