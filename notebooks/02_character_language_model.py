@@ -3,9 +3,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zoneout-jax/zoneout_jax/blob/v0.1.0/notebooks/02_character_language_model.ipynb)
 #
-# An LSTM and one with zoneout learn to predict the characters of Python's own standard library,
-# from so little text that the plain one overfits. Runs the experiment `char_ptb`; needs a checkout,
-# which the first cell fetches in Colab.
+# An LSTM without zoneout and one with it learn to predict the characters of Python's own standard
+# library, from so little text that the first one overfits. Runs the experiment `char_ptb`; needs a
+# checkout, which the first cell fetches in Colab.
 
 # %%
 # Outside a checkout, as in Colab, fetch one of a release and install what it needs.
@@ -38,8 +38,8 @@ absl.logging.set_verbosity("error")  # no word of each checkpoint that is read
 # %% [markdown]
 # ## Two rows, one seed
 #
-# A rate of 0.5 for the cells and 0.05 for the states, as in the paper. About two minutes on two
-# CPU cores.
+# A rate of 0.5 for the cells and 0.05 for the states, as in the paper. About two minutes on two CPU
+# cores.
 
 # %%
 PRESET = "laptop"  # "small": 500,000 characters of the Penn Treebank; downloads 6 MB, 20 minutes
@@ -58,15 +58,16 @@ display(Markdown(reproduce.markdown(table)))
 display(Image(out / PRESET / "curves.png"))
 
 # %% [markdown]
-# Dashed is training, solid validation, in bits per character. Overfitting is where the solid line
-# turns up while the dashed one goes on falling: the LSTM's after some nine epochs. Zoneout's ends
-# lower and flat. Both stop after six epochs without a better validation metric. Training metrics
-# are measured with masks drawn, so that zoneout's are not as good as the model could do.
+# Dashed lines are training, solid lines validation, in bits per character. The LSTM overfits after
+# some nine epochs: its solid line rises while its dashed line still falls. The line of zoneout ends
+# lower and flat. Both runs stop after six epochs without a better validation metric. Training
+# metrics are measured with masks drawn, so zoneout looks worse in training than its expectation is.
 #
 # ## What they write
 #
-# A symbol is drawn from softmax(logits / temperature): the lower, the more the model keeps to what
-# it is sure of. So little text teaches either model words and signs of Python, not sentences.
+# A symbol is drawn from softmax(logits / temperature): the lower the temperature, the more often
+# the most probable symbol. From so little text both models learn words and signs of Python, not
+# sentences.
 
 # %%
 for row in rows:

@@ -3,7 +3,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zoneout-jax/zoneout_jax/blob/v0.1.0/notebooks/03_gradient_propagation.ipynb)
 #
-# The loss after the last step, and its gradient with respect to the state after each step before:
+# The gradient of the loss after the last step, with respect to the state after each earlier step:
 # the paper's figure, on 8×8 digits read pixel by pixel. Runs the experiment `gradient_propagation`;
 # needs a checkout, which the first cell fetches in Colab.
 
@@ -36,9 +36,9 @@ from experiments import gradient_propagation
 absl.logging.set_verbosity("error")  # no word of each checkpoint that is read
 
 # %% [markdown]
-# Four models, one seed, read 64 pixels in an order drawn at random. Zoneout is that of the cells,
-# at a rate of 0.5; *static identity* has its expectation in place of its noise: the shortcut alone.
-# Recurrent dropout leaves out half of the updates of the cells. About a minute on two CPU cores.
+# Four models, one seed, read 64 pixels in a random order. Zoneout acts on the cells, at a rate of
+# 0.5. *Static identity* has the expectation in place of the noise: the shortcut alone. Recurrent
+# dropout drops half of the updates of the cells. About a minute on two CPU cores.
 
 # %%
 PRESET = "laptop"  # "paper" for MNIST: 784 steps; downloads 12 MB, takes an hour
@@ -52,20 +52,20 @@ with contextlib.redirect_stdout(None):
 clear_output()
 
 # %% [markdown]
-# The norms as they are, on a logarithmic axis; those of c begin one step before the last, as the
-# loss depends on h alone there. At initialization (above) each falls by about a constant factor a
-# step, but for h's last one: zoneout's by the smallest, noise or not, as half of each cell goes on
-# as it is; recurrent dropout's by the largest. After twenty epochs (below) none falls by much more
-# than ten times over 64 steps, and the gradients for c of zoneout and the static identity are the
-# larger ones at the early steps. The paper's effect after training takes longer sequences: see
-# experiments/results for MNIST, with 784 steps.
+# The norms, on a logarithmic axis. For c they begin one step before the last, since at the last
+# step the loss depends on h alone. At initialization (above) each norm falls by about a constant
+# factor a step, except the last one of h. It falls least with zoneout, with noise or without, since
+# half of each cell passes unchanged, and most with recurrent dropout. After twenty epochs (below)
+# no norm falls by much more than a factor of ten over 64 steps, and at the early steps the
+# gradients for c are largest with zoneout and static identity. The paper's effect after training
+# needs longer sequences: see experiments/results for MNIST, with 784 steps.
 
 # %%
 display(Image(settings.out / "norms.png"))
 
 # %% [markdown]
-# Each divided by its sum, as in the paper. After training the curves of zoneout and of the static
-# identity for c are flatter than the others: more of the whole is at the first steps.
+# Each norm divided by its sum over the steps, as in the paper. After training the curves of zoneout
+# and static identity for c are flatter than the others: the first steps have a larger share.
 
 # %%
 display(Image(settings.out / "normalized.png"))

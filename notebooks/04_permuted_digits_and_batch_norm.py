@@ -57,7 +57,7 @@ display(Markdown(reproduce.markdown(table)))
 display(Image(out / PRESET / "curves.png"))
 
 # %% [markdown]
-# Dashed is training, with masks drawn; solid is validation. The two rows with batch normalization
-# learn fastest at first; recurrent dropout most slowly. Of the test errors, over 300 images, only
-# those of recurrent dropout and of zoneout stand apart: a difference of 0.02 is six images. At this
-# size noise does not help yet. The paper's order is that of the end of 150 epochs on 50,000 images.
+# Dashed lines are training, with masks drawn; solid lines are validation. The two rows with batch
+# normalization learn fastest at first, recurrent dropout most slowly. The test has 300 images, so a
+# difference of 0.02 is six images: only recurrent dropout and zoneout differ clearly. On so few
+# images noise does not help yet. The paper's order holds after 150 epochs on 50,000 images.

@@ -3,8 +3,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zoneout-jax/zoneout_jax/blob/v0.1.0/notebooks/05_many_devices_many_seeds.ipynb)
 #
-# The same masks and losses on one device or eight; several seeds in one program; a run that is
-# killed and goes on. Needs a checkout, which the first cell fetches in Colab.
+# The same masks and losses on one device and on eight; several seeds in one program; a run that is
+# killed and resumes. Needs a checkout, which the first cell fetches in Colab.
 
 # %%
 # Outside a checkout, as in Colab, fetch one of a release and install what it needs.
@@ -48,9 +48,10 @@ from zoneout_jax.training import draw_curves, shown
 # %% [markdown]
 # ## The same masks
 #
-# A mask belongs to its example: its key is folded with the index of the example in the whole batch,
-# for which a device gives the index of its first, or `unroll` the name of the axis over which the
-# batch is spread. Where there is one GPU, the eight virtual devices of the CPU are taken instead.
+# A mask depends on its example: the key is folded with the index of the example in the whole batch.
+# To know that index, `sample` takes the index of the first example on the device, and `unroll` the
+# name of the axis over which the batch is spread. With a single GPU the notebook uses eight virtual
+# devices of the CPU.
 
 # %%
 devices = jax.devices() if jax.device_count() > 1 else jax.devices("cpu")
@@ -85,17 +86,17 @@ print(f"the outputs differ by at most {np.abs(spread_ys - ys).max():.1g}")
 # ## The same losses
 #
 # Twenty epochs of the character-level experiment with tiny settings, on one virtual device and on
-# eight. Sums over devices are in another order, which changes the last bits of float32. In long
-# runs that grows: see docs/training.md.
+# eight. Eight devices add up in another order, which changes the last bits of float32. The
+# difference grows in long runs: see docs/training.md.
 
 # %%
 folder = pathlib.Path(tempfile.mkdtemp())
 SMALL = ("--preset=smoke", "--z_prob_cells=0.5", "--z_prob_states=0.05", "--epochs=20")
-# "--dataset=ptb" besides for the Penn Treebank; downloads 6 MB
+# add "--dataset=ptb" for the Penn Treebank; downloads 6 MB
 
 
 def start(name, *flags, devices=1):
-    """Starts a run, or goes on with it, in a process of its own on virtual devices of the CPU."""
+    """Starts or resumes a run in a new process, on virtual devices of the CPU."""
     command = [sys.executable, "-m", "experiments.char_ptb", f"--workdir={folder / name}"]
     environment = {"XLA_FLAGS": f"{VIRTUAL}{devices}", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
@@ -138,9 +139,9 @@ for epoch in (1, 2, 5, 10, 20):
 # ## Many seeds in one program
 #
 # `--num_seeds=8` trains eight seeds at once, each with its own weights, batches, masks and early
-# stopping; on eight devices each has one, and nothing is exchanged. The one seed beside it spreads
-# its batch over the same devices, which for so small a model costs more than it gains. The figure
-# shows how much of a curve is the seed's.
+# stopping. On eight devices each device has one seed, and they exchange nothing. For comparison,
+# one seed spreads its batch over the same devices, which costs more than it gains for so small a
+# model. The figure shows how much the curves differ between seeds.
 
 # %%
 finish(start("seeds", "--num_seeds=8", devices=8))
@@ -155,11 +156,11 @@ draw_curves(folder / "seeds.png", {"eight seeds": runs}, "bpc")
 display(Image(folder / "seeds.png"))
 
 # %% [markdown]
-# ## Killed, and going on
+# ## Killed and resumed
 #
 # A run that saves after every fifth step is killed after its second epoch, without a warning. The
-# same command goes on from the last checkpoint, and ends with the metrics of the run that was never
-# killed, to the last bit: every batch and mask comes from the seed and the step alone.
+# same command resumes from the last checkpoint, and ends with the same metrics as the run that was
+# never killed, to the last bit: every batch and mask depends on the seed and the step alone.
 
 # %%
 shutil.rmtree(folder / "killed", ignore_errors=True)
@@ -176,4 +177,4 @@ print(f"killed with {len(history('killed'))} epochs in its log")
 finish(start("killed", "--checkpoint_steps=5"))
 assert result("killed")["resumed"] == 1
 assert metrics("killed") == metrics("devices-1")
-print(f"went on to {len(history('killed'))} epochs, as if it had never been killed")
+print(f"resumed to {len(history('killed'))} epochs, as if it had never been killed")
