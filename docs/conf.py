@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import inspect
 import pathlib
 import re
 import textwrap
@@ -52,6 +53,7 @@ html_theme_options = {
 # Not there before the first release.
 linkcheck_ignore = [f"{re.escape(REPOSITORY)}.*"]
 
+CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
 
 
@@ -78,8 +80,24 @@ def mark_blocks(app, what, name, obj, options, lines):
             marked += [*textwrap.indent(code, "    ").split("\n"), ""]
             block = []
         is_code = line.lstrip().startswith((">>>", "..."))
-        marked.append(line if is_code else line.replace("|", r"\|"))
+        marked.append(line if is_code else CODE.sub(literal, line.replace("|", r"\|")))
     lines[:] = marked[:-1]
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = f":{lines[0]}"  # what stands before the first colon is no type
+
+
+def literal(code):
+    """Marks code that names nothing that the reference could link to as literal."""
+    return code[0] if re.fullmatch(r"[\w.]+", code[1]) else f"`{code[0]}`"
+
+
+def show_defaults(app, what, name, obj, options, signature, result):
+    """Gives modules of NNX, whose metaclass takes anything, the signature of their constructor."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    own = inspect.signature(obj.__init__)
+    parameters = [p.replace(annotation=p.empty) for p in own.parameters.values()]
+    return str(own.replace(parameters=parameters[1:], return_annotation=own.empty)), None
 
 
 def point_to_repository(app, docname, source):
@@ -102,4 +120,5 @@ def point_to_repository(app, docname, source):
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", mark_blocks, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", show_defaults)
     app.connect("source-read", point_to_repository)

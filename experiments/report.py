@@ -90,7 +90,7 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
     """Makes a table of all rows of the paper, run or not, and a table of the other results."""
     metrics = [metric.replace("_", " ") for metric in experiment.metrics]
     start = next(iter(experiment.presets))
-    rows = [["row", "published", *metrics, "seeds", "state", "flags", "folder"]]
+    rows = [["row", "published", "state", *metrics, "seeds", "flags", "folder"]]
     names = experiment.preset_rows.get(start, experiment.rows)
     for name in names:
         row = experiment.rows[name]
@@ -98,14 +98,14 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
         published = " / ".join(ends.get(part, DASH) for part in ("validation", "test"))
         head = [name, published if ends else DASH]
         run = [result for result in results if result.first and result.row == name]
-        rows += [[*head, *numbers(experiment, r), r.state, code(r.flags), link(r)] for r in run]
+        rows += [[*head, r.state, *numbers(experiment, r), code(r.flags), link(r)] for r in run]
         if not run:
             flags = code(" ".join(row.flags))
-            rows.append([*head, *[DASH] * len(metrics), DASH, "not run yet", flags, DASH])
-    others = [["row", *metrics, "seeds", "state", "flags", "folder"]]
+            rows.append([*head, "not run yet", *[DASH] * len(metrics), DASH, flags, DASH])
+    others = [["row", "state", *metrics, "seeds", "flags", "folder"]]
     for r in (result for result in results if not result.first):
         ours = numbers(experiment, r)
-        others.append([r.row or DASH, *ours, r.state, code(r.flags), link(r)])
+        others.append([r.row or DASH, r.state, *ours, code(r.flags), link(r)])
     corpus, missing = experiment.published_on, sum("not run yet" in line for line in rows)
     about = f"Published values are for {corpus}." if corpus else "There are no published values."
     about += f" {missing} of {len(names)} rows have not been run yet." if missing else ""
@@ -113,7 +113,7 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
         f"The command is `python -m experiments.{experiment.name}` with the flags. {about}",
         rows,
     ]
-    return blocks + (["Other settings, not comparable with these:", others] if others[1:] else [])
+    return blocks + (["Other settings, not those of the rows above:", others] if others[1:] else [])
 
 
 def numbers(experiment: Experiment, result: Result) -> list[str]:

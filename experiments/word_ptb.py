@@ -60,7 +60,7 @@ class WordModelConfig(ModelConfig):
     init_width: Positive | None = 0.04
     """Initial weights are uniform within ± this."""
     embedding: bool = True
-    """Embed the words; otherwise each word has a row in the first layer's input matrix."""
+    """On: embed the words. Off: each word has a row in the first layer's input matrix."""
     tied: bool = False
     """Use the embedding as the kernel of the output layer, too."""
 
@@ -94,7 +94,7 @@ class WordOptimizerConfig(OptimizerConfig):
     lr_decay: Positive = 1.15
     """Divisor of the learning rate each time it falls."""
     sum_over_steps: bool = True
-    """Sum the loss over the words of a sequence for the gradient, instead of taking the mean."""
+    """On: the gradient is of the sum of the loss over the words of a sequence. Off: of the mean."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -51,7 +51,9 @@ def test_reference_names_every_public_object(page):
     module = importlib.import_module(name)
     # Modules without __all__ export names as `from … import x as x`.
     exported = re.findall(r" as (\w+)$", pathlib.Path(module.__file__).read_text(), re.MULTILINE)
-    listed = re.findall(r"^\.\. auto(?!module)\w+:: (\w+)", page.read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^\.\. (?:auto(?!module)\w+|py:data):: (\w+)", page.read_text(), re.MULTILINE
+    )
     assert sorted(listed) == sorted(getattr(module, "__all__", exported))
 
 

@@ -69,12 +69,13 @@ class Cell:
       gates: the activation of each block, in order: "sigmoid", "tanh", "relu", another function, or
         None to pass the block on unchanged.
       carry_names: names of the arrays `[B, H]` of the carry; one must be "h", the hidden state.
-        With one name the carry is the array, with several it is a tuple.
+        With one name the carry is the array, with several it is a tuple. ("h",) by default.
       output_features: P, the size of h and of the output, and the number of rows of the recurrent
         kernel; H unless a cell overrides it.
-      mask_names: the fields of `Masks` that `update` uses, out of "cells", "states" and "update".
+      mask_names: the fields of `Masks` that `update` uses, out of "cells", "states" and "update";
+        ("states",) by default.
       elementwise: True if `update` and the activations treat each unit independently. Large layers
-        then use transposed arrays on a CPU, which is faster.
+        then use transposed arrays on a CPU, which is faster. False by default.
       statistics: sizes of the quantities with batch statistics, by name.
 
     Raises:

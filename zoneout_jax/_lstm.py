@@ -45,11 +45,11 @@ class LSTM(Cell):
     4H features, and ĉ, over their features. "batch" (Cooijmans et al. 2016) normalizes each unit
     over the batch, with separate statistics for each step.
 
-    With `ogates_zoneout`, units whose update is dropped (u = 0) also hold back their output.
-    "paper" keeps their output gates, o' = u∘σ(o) + (1 − u)∘o'₋₁ and ĥ = o'∘tanh(ĉ); o' is then the
-    last array of the carry. (The equation printed in the paper has u the other way round, which
-    contradicts the paper's text.) "repository" is the authors' code, h' = u∘h* + (1 − u)∘σ(f)∘h,
-    where h* is h' as above.
+    With `ogates_zoneout`, units whose update the mask `update` drops (u = 0) also hold back their
+    output. "paper" keeps their output gates, o' = u∘σ(o) + (1 − u)∘o'₋₁ and ĥ = o'∘tanh(ĉ); o' is
+    then the last array of the carry. (The equation printed in the paper has u the other way round,
+    which contradicts the paper's text.) "repository" is the authors' code,
+    h' = u∘h* + (1 − u)∘σ(f)∘h, where h* is the h' of the equations above.
 
     With `proj_size` P (Sak et al. 2014, section 2; as in torch), ĥ = W_p (σ(o)∘tanh(ĉ)) has P
     features, and so do h', its masks and the output. `recurrent` is then [P, 4H] and `initial_h`
@@ -58,7 +58,7 @@ class LSTM(Cell):
     Attributes:
       activation_fn: "tanh", "relu" or another function, where tanh stands above.
       gate_fn: "sigmoid" or another function, where σ stands above.
-      forget_bias: added to the forget gate's initial bias.
+      forget_bias: constant that is added to the initial bias of the forget gate.
       normalization: "layer", "batch" or None.
       initial_gamma: initial value of γ; None means 1 for "layer" and 0.1 for "batch".
       max_steps: number of steps with their own population statistics, for "batch" only, which needs

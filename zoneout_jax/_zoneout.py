@@ -179,7 +179,9 @@ class Zoneout:
 
         Args:
           key: a JAX random key.
-          steps, batch, features: T, B and H.
+          steps: number of time steps, T.
+          batch: number of examples, B.
+          features: number of units, H.
           offset: global index of the first example.
 
         Returns:

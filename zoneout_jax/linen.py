@@ -244,7 +244,7 @@ class ZoneoutLSTMCell(_SizedCell):
     Attributes:
       features: H, number of units.
       zoneout, deterministic, carry_init, carry_noise, axis_name, momentum: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.LSTM`.
+      other arguments: as for `zoneout_jax.LSTM`.
 
     Example:
       >>> cell = ZoneoutLSTMCell(4, zoneout=Zoneout(cells=0.5, states=0.05), deterministic=False)
@@ -273,7 +273,7 @@ class ZoneoutGRUCell(_SizedCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.GRU`.
+      other arguments: as for `zoneout_jax.GRU`.
     """
 
     gate_fn: Activation = "sigmoid"
@@ -288,7 +288,7 @@ class ZoneoutSimpleCell(_SizedCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.RNN`.
+      other arguments: as for `zoneout_jax.RNN`.
     """
 
     kind = RNN
@@ -299,7 +299,7 @@ class ZoneoutIndRNNCell(_SizedCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.IndRNN`.
+      other arguments: as for `zoneout_jax.IndRNN`.
     """
 
     activation_fn: Activation = "relu"
@@ -314,7 +314,7 @@ class ZoneoutMinGRUCell(_AnyCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.MinGRU`.
+      other arguments: as for `zoneout_jax.MinGRU`.
     """
 
     activation_fn: Activation | None = None
@@ -328,7 +328,7 @@ class ZoneoutMinLSTMCell(_AnyCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.MinLSTM`.
+      other arguments: as for `zoneout_jax.MinLSTM`.
     """
 
     activation_fn: Activation | None = None
@@ -342,7 +342,7 @@ class ZoneoutRGLRUCell(_AnyCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.RGLRU`.
+      other arguments: as for `zoneout_jax.RGLRU`.
     """
 
     bias_init: Initializer | None = None
@@ -357,7 +357,7 @@ class ZoneoutLRUCell(_AnyCell):
 
     Attributes:
       features, zoneout, deterministic, carry_init, carry_noise, axis_name: as in `ZoneoutLSTMCell`.
-      the rest: as for `zoneout_jax.LRU`.
+      other arguments: as for `zoneout_jax.LRU`.
     """
 
     r_min: float = 0.0
@@ -371,16 +371,18 @@ class ZoneoutRNN(nn.Module):
     """Runs a cell or a stack of cells over sequences, as `nn.RNN` does.
 
     Arguments for the call and the layout are those of `nn.RNN`. Its `split_rngs` and `variable_*`
-    do not exist here: streams and collections need no settings. Parameters are those of `nn.RNN`
-    around the same cell, so either can use the variables of the other. The module also fits in
-    `nn.Bidirectional`. It runs `zoneout_jax.unroll` over the whole sequence, with one product for
-    all inputs and one key of the random stream "zoneout" for all masks. Two things differ from
+    do not exist here: streams and collections need no settings. Parameters are the same
+    as in `nn.RNN` around the same Zoneout cell; weights of Flax's cells need `interop.from_flax`.
+    The module also fits in `nn.Bidirectional`. It runs `zoneout_jax.unroll` over the whole
+    sequence, with one product for all inputs and one key of the random stream "zoneout" for all
+    masks. Two things differ from
     `nn.RNN`: outputs past the end of a sequence are zero, and the final carry of a sequence of
     length zero is its initial carry.
 
     Attributes:
       cell: a cell, or a sequence of cells, each with its own rates: the outputs of one are the
-        inputs of the next. Carries of a sequence are tuples, with one carry for each cell.
+        inputs of the next. The carry of such a stack is a tuple, one carry for each
+        cell.
       time_major: inputs and outputs are `[T, *batch, features]` instead of
         `[*batch, T, features]`.
       return_carry: return the pair (final carry, outputs) instead of the outputs.
@@ -468,7 +470,8 @@ class ZoneoutRNN(nn.Module):
           init_key: key for a cell's `carry_init`; `jax.random.key(0)` by default, as in `nn.RNN`.
           seq_lengths: integers `[*batch]`; elements beyond these lengths are padding.
           mask: instead of `seq_lengths`, booleans with the axes of the inputs but the last: True in
-            each sequence, False in padding. If traced, only the number of True values matters.
+            each sequence, False in padding. A mask that is traced is not checked: the
+            length is the number of its True values.
           resets: booleans with the same axes, True for the first step of each episode. Before that
             step the carry is the cell's initial carry, zeros or learned. See `zoneout_jax.unroll`.
           return_carry, time_major, reverse, keep_order, deterministic: override the attributes.

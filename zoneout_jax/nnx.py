@@ -195,10 +195,11 @@ class ZoneoutLSTMCell(ZoneoutCell):
     The carry is (c, h), as in Flax. With `normalization="batch"` the number of the step follows.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, momentum, carry_init, carry_noise, axis_name, rngs: as for
         `ZoneoutCell`.
-      the rest: as for `zoneout_jax.LSTM`.
+      other arguments: as for `zoneout_jax.LSTM`.
 
     Example:
       >>> spec = Zoneout(cells=0.5, states=0.05)
@@ -245,9 +246,10 @@ class ZoneoutGRUCell(ZoneoutCell):
     """One step of a GRU with zoneout; `zoneout_jax.GRU` has the equations.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.GRU`.
+      other arguments: as for `zoneout_jax.GRU`.
     """
 
     def __init__(
@@ -281,9 +283,10 @@ class ZoneoutSimpleCell(ZoneoutCell):
     """One step of a plain RNN with zoneout; `zoneout_jax.RNN` has the equations.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.RNN`.
+      other arguments: as for `zoneout_jax.RNN`.
     """
 
     def __init__(
@@ -314,9 +317,10 @@ class ZoneoutIndRNNCell(ZoneoutCell):
     """One step of an IndRNN with zoneout; `zoneout_jax.IndRNN` has the equations.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.IndRNN`.
+      other arguments: as for `zoneout_jax.IndRNN`.
     """
 
     def __init__(
@@ -349,9 +353,10 @@ class ZoneoutMinGRUCell(ZoneoutCell):
     `ZoneoutRNN` runs all steps of this and the other linear cells at once.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.MinGRU`.
+      other arguments: as for `zoneout_jax.MinGRU`.
     """
 
     def __init__(
@@ -380,9 +385,10 @@ class ZoneoutMinLSTMCell(ZoneoutCell):
     """One step of a minLSTM with zoneout; `zoneout_jax.MinLSTM` has the equations.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.MinLSTM`.
+      other arguments: as for `zoneout_jax.MinLSTM`.
     """
 
     def __init__(
@@ -411,9 +417,10 @@ class ZoneoutRGLRUCell(ZoneoutCell):
     """One step of an RG-LRU with zoneout; `zoneout_jax.RGLRU` has the equations.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.RGLRU`.
+      other arguments: as for `zoneout_jax.RGLRU`.
     """
 
     def __init__(
@@ -443,9 +450,10 @@ class ZoneoutLRUCell(ZoneoutCell):
     The carry is complex.
 
     Args:
-      in_features, hidden_features: F and H.
+      in_features: number of features of an input, F.
+      hidden_features: number of units, H.
       zoneout, deterministic, carry_init, carry_noise, axis_name, rngs: as for `ZoneoutCell`.
-      the rest: as for `zoneout_jax.LRU`.
+      other arguments: as for `zoneout_jax.LRU`.
     """
 
     def __init__(
@@ -489,9 +497,7 @@ class ZoneoutRNN(nnx.Module):
         `backward_0` and so on.
       dropout: rate of dropping outputs of each layer but the last in training, as in torch;
         `zoneout_jax.dropout` has the equation. Masks come from the stream of the layer's cell.
-      merge_fn, locked_dropout, residual, time_major: as in `zoneout_jax.linen.ZoneoutRNN`.
-      return_carry, reverse, keep_order: as in `zoneout_jax.linen.ZoneoutRNN`.
-      unroll, chunk, implementation: as in `zoneout_jax.linen.ZoneoutRNN`.
+      other arguments: as in `zoneout_jax.linen.ZoneoutRNN`.
 
     Raises:
       TypeError: a cell of another kind.
@@ -572,12 +578,10 @@ class ZoneoutRNN(nnx.Module):
         """Returns outputs `[*batch, T, H]` or `[T, *batch, H]`, or (final carry, outputs).
 
         Args:
-          inputs, initial_carry, seq_lengths, mask, resets, zoneout, emit: as in
-            `zoneout_jax.linen.ZoneoutRNN`.
-          return_carry, time_major, reverse, keep_order: override the attributes.
           deterministic: overrides the setting of every cell.
           rngs: streams to draw from instead of each cell's own: "zoneout" for the masks, "carry"
             for `carry_init`; or a key for the masks.
+          other arguments: as in the call of `zoneout_jax.linen.ZoneoutRNN`.
         """
         if isinstance(rngs, jax.Array):  # a key, from which each cell draws its own
             rngs = nnx.RngStream(rngs, tag="zoneout")

@@ -57,7 +57,7 @@ class CharacterTextConfig(TextConfig):
     """Settings of the text."""
 
     augment: bool = True
-    """Cut the training text into sequences at a new offset in each epoch."""
+    """On: cut the training text into sequences at a new offset each epoch. Off: at its start."""
     eval_batch_size: Count = 64
     """Chunks per evaluation batch."""
 

@@ -126,7 +126,8 @@ def described(experiment: Experiment, settings: Mapping[str, Any]) -> dict[str, 
     changed = [name for name in known if known[name] != base[name] and name not in free]
     others = set(changed) - {"epochs"} - (rows[row].keys() if row else set())
     flags = [f"--preset={preset}"] if preset != first else []
-    flags += [as_flag(name, known[name]) for name in changed]
+    shown = [*changed, *(["seed"] if known.get("seed") != base.get("seed") else [])]
+    flags += [as_flag(name, known[name]) for name in shown]
     most = f" of at most {base['epochs']}" if known["epochs"] < base["epochs"] else ""
     return {
         "row": row,

@@ -48,7 +48,7 @@ class RunConfig(Settings):
     workdir: str | None = None
     """Run directory; default: runs/<experiment>/<changed settings>."""
     resume: bool = True
-    """Resume the run in the directory; with --no_resume the directory must be new."""
+    """On: resume the run in the directory. Off: the directory must be new."""
     coordinator: str | None = None
     """Address host:port of process 0, if there are several processes. On a TPU pod and under
     Slurm's srun, neither this nor the next three flags are needed."""
