@@ -47,12 +47,12 @@ def test_a_row_that_is_done_one_that_is_not_and_one_of_other_settings(tmp_path, 
     page = make(runs, tmp_path / "out" / "page.md")
     assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'page.md'}\n"
     (line,) = [line for line in lines_of(page, "weight noise") if "mine" in line]
-    assert "| 1.507 / 1.344 | 1.357 | 1.300 | 1.234 | 1 | done | `--weight_noise=0.075` |" in line
+    assert "| 1.507 / 1.344 | done | 1.357 | 1.300 | 1.234 | 1 | `--weight_noise=0.075` |" in line
     assert line.endswith(f"[{runs}/done](../mine/done) |")
     (line,) = [line for line in lines_of(page, "norm stabilizer") if "mine" in line]
-    assert "| 2.250 | – | – | 1 | not done |" in line
+    assert "| not done | 2.250 | – | – | 1 |" in line
     (line,) = [line for line in page.splitlines() if "--no_augment" in line and "[" in line]
-    assert line.startswith("| – | 1.357 |") and "--weight_noise=0.5" in line
+    assert line.startswith("| – | done | 1.357 |") and "--weight_noise=0.5" in line
     assert "`python -m experiments.char_ptb --weight_noise=0.075` | abc123 |" in page
     assert "Versions: jax 9." in page
     unrun = sum("| not run yet |" in line for line in page.split("## Word-level")[0].splitlines())
@@ -64,7 +64,7 @@ def test_seeds_and_a_run_cut_short(tmp_path):
     write_run(tmp_path / "run", {"epochs": 3, "num_seeds": 2}, runs[0] | {"runs": runs})
     page = make(tmp_path / "run", tmp_path / "page.md")
     (line,) = [line for line in lines_of(page, "LSTM") if "run](run)" in line]
-    assert "| 1.050 ± 0.071 | – | 2.000 ± 0.000 | 2 | 3 of at most 200 epochs |" in line
+    assert "| 3 of at most 200 epochs | 1.050 ± 0.071 | – | 2.000 ± 0.000 | 2 |" in line
 
 
 def test_html_is_one_file_with_curves_as_svg(tmp_path, monkeypatch):
