@@ -42,7 +42,7 @@ def test_a_row_that_is_done_one_that_is_not_and_one_of_other_settings(tmp_path, 
     runs = tmp_path / "mine"
     done = {"validation_bpc": 1.3571, "validation_carried_bpc": 1.3, "test_bpc": 1.2345}
     write_run(runs / "done", {"weight_noise": 0.075}, done, commit="abc123", versions={"jax": "9"})
-    write_run(runs / "on", {"norm_cost_coeff": 50.0})
+    write_run(runs / "on", {"norm_cost_coeff": 50.0, "seed": 3})
     write_run(runs / "other", {"weight_noise": 0.5, "augment": False}, done)
     page = make(runs, tmp_path / "out" / "page.md")
     assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'page.md'}\n"
@@ -50,7 +50,7 @@ def test_a_row_that_is_done_one_that_is_not_and_one_of_other_settings(tmp_path, 
     assert "| 1.507 / 1.344 | done | 1.357 | 1.300 | 1.234 | 1 | `--weight_noise=0.075` |" in line
     assert line.endswith(f"[{runs}/done](../mine/done) |")
     (line,) = [line for line in lines_of(page, "norm stabilizer") if "mine" in line]
-    assert "| not done | 2.250 | – | – | 1 |" in line
+    assert "| not done | 2.250 | – | – | 1 | `--norm_cost_coeff=50.0 --seed=3` |" in line
     (line,) = [line for line in page.splitlines() if "--no_augment" in line and "[" in line]
     assert line.startswith("| – | done | 1.357 |") and "--weight_noise=0.5" in line
     assert "`python -m experiments.char_ptb --weight_noise=0.075` | abc123 |" in page
