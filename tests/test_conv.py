@@ -282,6 +282,11 @@ def test_batch_axes_seeds_and_directions():
             "no static masks in training, as each step draws its own masks",
         ),
         (lambda: in_nnx(zoneout=0.5), TypeError, "zoneout must be a Zoneout"),
+        (
+            lambda: nnx.RNN(in_nnx(zoneout=Zoneout(hidden_drop=0.5), deterministic=True))(XS),
+            ValueError,
+            "no product with h to drop from: leave hidden_drop out",
+        ),
     ],
 )
 def test_errors(call, error, message):

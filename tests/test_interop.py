@@ -397,6 +397,8 @@ def test_torch_bfloat16(kind):
         np.testing.assert_array_equal(array, wide[name].astype(jnp.bfloat16))
     load(torch, layer, interop.to_torch([params]))
     assert layer.weight_ih_l0.dtype == torch.bfloat16
+    if kind != "rnn":
+        assert {a.dtype for a in interop.to_haste(params).values()} == {np.dtype(np.float32)}
     assert_same(interop.from_torch(layer.state_dict()), [params])
 
 

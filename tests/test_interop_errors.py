@@ -167,6 +167,14 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
             },
             r"^hz/kernel must be \[5, 5\], got \[5, 6\]",
         ),
+        # Layers.
+        (interop.to_torch, [(zeros(**OURS),) * 3], "layer 0 has 3 dicts"),
+        (interop.to_torch, [(zeros(**OURS),) * 2, zeros(**OURS)], "layer 1 has 1 dicts"),
+        (
+            interop.to_torch,
+            [zeros(**OURS), zeros(**OURS)],
+            "layer 1 must read the 5 outputs of layer 0, but has 4 inputs",
+        ),
     ],
 )
 def test_errors(convert, given, message):

@@ -463,17 +463,26 @@ def test_faces_are_the_pure_functions(stem, implementation):
     close(got, module.pure.step(params, start, XS[:, 0], masks), 1e-6)
 
 
+OF_FACES = {
+    "MinGRU": SPEC,
+    "MinLSTM": Zoneout(states=0.4, update_drop=0.3, per_layer=True),
+    "RGLRU": Zoneout(states=0.4, update_drop=0.3, static=True),
+    "LRU": Zoneout(states=0.4, update_drop=0.3, gaussian=True),
+}
+
+
 @pytest.mark.parametrize("stem", STEMS)
-def test_faces_in_training_and_by_steps(stem):
-    in_linen, in_nnx, module = in_flax(stem, learned_carry=True)
-    spread = [
-        jnp.std(jnp.stack([run(k)[1] for k in range(3)]), 0).max()
-        for run in (
-            lambda k: in_linen(XS, deterministic=False, rngs={"zoneout": jax.random.key(k)}),
-            lambda k: in_nnx(XS, rngs=jax.random.key(k)),
-        )
-    ]
-    assert min(spread) > 1e-3
+def test_faces_in_training_and_by_steps(stem, monkeypatch):
+    spec = OF_FACES[stem]
+    in_linen, in_nnx, module = in_flax(stem, learned_carry=True, zoneout=spec)
+    key, xs = nnx.clone(module.rngs)(), XS.swapaxes(0, 1)
+    monkeypatch.setattr(linen._Base, "_key", lambda self: key)
+    wanted = unroll(module.pure, module.pure_params(), xs, zoneout=spec, key=key)
+    wanted = (wanted[0], wanted[1].swapaxes(0, 1))
+    plain = unroll(module.pure, module.pure_params(), xs)[1].swapaxes(0, 1)
+    assert jnp.abs(wanted[1] - plain).max() > 1e-3
+    close(in_linen(XS, deterministic=False), wanted, 1e-6)
+    close(in_nnx(XS), wanted, 1e-6)
     _, wanted = in_nnx(XS, deterministic=True)
     carry = module.initialize_carry((B, F))
     for t in range(T):
@@ -642,6 +651,34 @@ def test_initial_values():
     assert RGLRU(H, H).init(KEY)["input"].shape == (H, 2 * H)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("bias", "ours_is_better"), [(0.0, True), (-12.0, False)])
+def test_the_form_in_logarithms_is_exact_only_where_gates_keep(bias, ours_is_better):
+    """Feng et al. 2024, appendix B: h_t = exp(A_t + logsumexp_s≤t(log b_s − A_s)), A = Σ log a."""
+    steps, units = 20_000, 4
+    k, n = np.random.default_rng(0).standard_normal((2, steps, units), np.float32)
+    k += np.float32(bias)
+    n = np.abs(n) + np.float32(0.5)
+    cell = MinGRU(2 * units, units)
+    params = {"input": jnp.eye(2 * units), "bias": jnp.zeros(2 * units)}
+    _, ours = unroll(cell, params, jnp.concatenate([k, n], -1)[:, None])
+
+    def in_logarithms(k, n):
+        sums = jnp.cumsum(-jax.nn.softplus(k), 0)
+        log_b = jnp.log(n) - jax.nn.softplus(-k)
+        return jnp.exp(sums + jax.lax.cumlogsumexp(log_b - sums, 0))
+
+    z, h, wanted = sigmoid(k.astype(np.float64)), np.zeros(units), []
+    for t in range(steps):
+        h = (1 - z[t]) * h + z[t] * n[t]
+        wanted.append(h)
+    errors = [
+        np.abs(np.asarray(ys, np.float64) / np.array(wanted) - 1).max()
+        for ys in (ours[:, 0], jax.jit(in_logarithms)(k, n))
+    ]
+    assert (100 * errors[0] < errors[1]) if ours_is_better else (errors[1] < errors[0])
+
+
 class Real(LinearCell):
     """Has coefficients of two types."""
 
@@ -649,6 +686,14 @@ class Real(LinearCell):
 
     def coefficients(self, params, xs):
         return jnp.ones_like(xs[..., :1], jnp.bfloat16), *self.blocks(params, xs)
+
+
+class Flat(MinGRU):
+    """Has a coefficient without the axes of the inputs."""
+
+    def coefficients(self, params, xs):
+        a, b = super().coefficients(params, xs)
+        return params["bias"][: self.hidden_features], b
 
 
 class Nothing(LinearCell):
@@ -692,6 +737,12 @@ class Nothing(LinearCell):
             "LRU has no bias: leave bias_init out",
         ),
         (lambda: LRU(F, H, r_min=0.9, r_max=0.5), ValueError, "got r_min=0.9, r_max=0.5"),
+        (lambda: LRU(F, H, r_max=0.0), ValueError, "r_max above 0; got r_min=0.0, r_max=0.0"),
+        (
+            lambda: run(Flat(F, H), implementation="scan"),
+            ValueError,
+            r"coefficients must return arrays \(7, 4, 5\), or 1 .* got \(5,\) and \(7, 4, 5\)",
+        ),
         (lambda: LRU(F, H, max_phase=0.0), ValueError, "max_phase must be above 0, got 0.0"),
         (lambda: MinGRU(F, H, activation_fn="sine"), ValueError, "activation_fn must be one of"),
         (

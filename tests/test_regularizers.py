@@ -257,8 +257,30 @@ def test_dropout(locked):
         (lambda key: dropout(jnp.ones((2, 3, 4)), key, "0.5"), TypeError, "must be a number in"),
         (lambda key: dropout(jnp.ones((2, 3, 4)), None, 0.5), TypeError, "a random key.*got None"),
         (lambda key: dropout(jnp.ones((2, 3, 4)), key, 0.5, axis_name="i"), ValueError, "'i' is"),
+        (lambda key: dropout(jnp.ones((2, 3, 4)), key, None), TypeError, "number in .*got None"),
+        (lambda key: dropout(jnp.ones((2, 3, 4), int), key, 0.5), TypeError, "got int32"),
+        (lambda key: weight_drop({"recurrent": jnp.ones(3)}, key, abs), TypeError, "must be a num"),
+        (lambda key: weight_noise({"input": jnp.ones((2, 3))}, None, 0.1), TypeError, "got None"),
+        (
+            lambda key: activation_regularization(jnp.ones((2, 3, 4)), jnp.array([2])),
+            ValueError,
+            r"seq_lengths must be \[3\], got \(1,\)",
+        ),
     ],
 )
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [norm_stabilizer, activation_regularization, temporal_activation_regularization],
+)
+def test_complex_states_count_by_their_absolute_values(measure):
+    h = jax.lax.complex(*jax.random.normal(jax.random.key(1), (2, 4, 3, 5)))
+    if measure is norm_stabilizer:
+        wanted = measure(jnp.abs(h))
+    else:
+        wanted = 2 * measure(jnp.concatenate([h.real, h.imag], -1))
+    np.testing.assert_allclose(measure(h), wanted, rtol=1e-5)

@@ -315,6 +315,25 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
         ),
         (lambda: encoder(reverse=True)(XS), ValueError, "reverse is for one direction"),
         (
+            lambda: linen_layer(linen_cells(H), merge_fn=jnp.add),
+            ValueError,
+            "merge_fn merges two directions; it needs backward",
+        ),
+        (
+            lambda: faces.ZoneoutRNN(
+                [faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0))] * 2, locked_dropout=True
+            ),
+            ValueError,
+            "locked_dropout needs dropout",
+        ),
+        (
+            lambda: faces.ZoneoutRNN(
+                [faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0))] * 2, dropout=lambda step: 0.1
+            ),
+            TypeError,
+            "rate of dropout must be a number",
+        ),
+        (
             lambda: encoder()(XS, emit=lambda carry, y: y),
             ValueError,
             "before residual adds to them; leave emit or residual out",

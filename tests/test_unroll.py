@@ -219,6 +219,7 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
             r"masks must be Masks, such as Masks\(cells=…\); got dict",
         ),
         (lambda: GRU(F, H).step({}, None, None, jnp.ones((B, H))), TypeError, "must be Masks"),
+        (lambda: LSTM(F, H, initial_gamma=0.5), ValueError, "for a normalized cell only"),
         (lambda: unroll(GRU, {}, None), TypeError, r"such as LSTM\(3, 5\); got the class .*GRU$"),
     ],
 )

@@ -84,6 +84,8 @@ def conv_step(
     units = math.prod(shape[len(batch_dims) :])
     cell = Maps(features, units, channels=features, param_dtype=module.param_dtype)
     mode = Mode.of(module, cell, zoneout, deterministic, initializing)
+    if mode.zoneout.hidden_drop is not None:
+        raise ValueError(f"{name} has no product with h to drop from: leave hidden_drop out")
     if mode.zoneout.static and not mode.deterministic:
         raise ValueError(f"{name}: no static masks in training, as each step draws its own masks")
     carry = jax.tree.map(lambda leaf: leaf.reshape(*batch_dims, units), carry)

@@ -70,7 +70,8 @@ class LinearCell(Cell):
         """Returns the coefficients a and b of inputs `[…, F]`, of the type of the state.
 
         Returns:
-          Arrays `[…, H]`; axes over which they are constant may have size 1.
+          Arrays with as many axes as the inputs, `[…, H]`; axes over which they are constant may
+          have size 1.
         """
         raise NotImplementedError("a linear cell must define coefficients, which returns a and b")
 
@@ -100,9 +101,17 @@ class LinearCell(Cell):
                 f"{type(self).__name__}.coefficients must return arrays of {self.state_dtype}, got"
                 f" {a.dtype} and {b.dtype}"
             )
+        shape = (*xs.shape[:-1], self.hidden_features)
+        for given in (a, b):
+            fits = given.ndim == xs.ndim
+            if not fits or not all(m in (1, n) for m, n in zip(given.shape, shape, strict=True)):
+                raise ValueError(
+                    f"{type(self).__name__}.coefficients must return arrays {shape}, or 1 in place"
+                    f" of a size; got {a.shape} and {b.shape}"
+                )
         # The first axis may be time, along which a scan cuts both into steps.
         a = jnp.broadcast_to(a, (*xs.shape[:1], *a.shape[1:]))
-        return a, jnp.broadcast_to(b, (*xs.shape[:-1], self.hidden_features)), xs
+        return a, jnp.broadcast_to(b, shape), xs
 
     def zoned_out(self, a: jax.Array, b: jax.Array, masks: Masks) -> tuple[jax.Array, jax.Array]:
         """Returns the coefficients of the step with zoneout."""
@@ -290,7 +299,7 @@ class LRU(LinearCell):
     a matrix, as in the paper's equations, because F and H may differ.)
 
     Attributes:
-      r_min, r_max: radii of the ring, 0 ≤ r_min ≤ r_max ≤ 1.
+      r_min, r_max: radii of the ring, 0 ≤ r_min ≤ r_max ≤ 1, r_max above 0.
       max_phase: largest angle of λ, in radians.
       kernel_init: initializer of each part of `input`.
       in_features, hidden_features, learned_carry, param_dtype, dtype: as for `Cell`.
@@ -309,9 +318,10 @@ class LRU(LinearCell):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._has_no("bias_init")
-        if not 0 <= self.r_min <= self.r_max <= 1:
+        if not 0 <= self.r_min <= self.r_max <= 1 or self.r_max == 0:
             raise ValueError(
-                f"radii must be 0 ≤ r_min ≤ r_max ≤ 1, got r_min={self.r_min}, r_max={self.r_max}"
+                "radii must be 0 ≤ r_min ≤ r_max ≤ 1, r_max above 0; got"
+                f" r_min={self.r_min}, r_max={self.r_max}"
             )
         if self.max_phase <= 0:
             raise ValueError(f"max_phase must be above 0, got {self.max_phase}")

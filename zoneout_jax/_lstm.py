@@ -99,6 +99,8 @@ class LSTM(Cell):
         check_choice("normalization", self.normalization, ("layer", "batch", None))
         check_choice("ogates_zoneout", self.ogates_zoneout, ("paper", "repository", None))
         check_choice("output", self.output, ("state", "candidate"))
+        if not self.normalization and self.initial_gamma is not None:
+            raise ValueError("initial_gamma is for a normalized cell only")
         if self.normalization != "batch" and self.max_steps is not None:
             raise ValueError('max_steps is for normalization="batch" only')
         if self.normalization == "batch":

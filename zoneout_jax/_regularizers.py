@@ -32,15 +32,14 @@ def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> ja
       A scalar.
 
     Raises:
-      ValueError: fewer than two steps, or states of another rank.
+      ValueError: fewer than two steps, states of another rank, lengths of another shape.
       TypeError: lengths that are not integers.
 
     Example:
       >>> norm_stabilizer(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # norms 5 and 7
       Array(4., dtype=float32)
     """
-    _check_states(states, 2)
-    squared = jnp.sum(jnp.square(states), -1)
+    squared = jnp.sum(_squared(_checked_states(states, 2)), -1)
     # The square root has no derivative at zero, where states often start.
     norms = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return _mean(jnp.square(norms[1:] - norms[:-1]), 1, seq_lengths)
@@ -64,15 +63,14 @@ def activation_regularization(outputs: jax.Array, seq_lengths: Lengths | None = 
       A scalar.
 
     Raises:
-      ValueError: no step, or outputs of another rank.
+      ValueError: no step, outputs of another rank, lengths of another shape.
       TypeError: lengths that are not integers.
 
     Example:
       >>> activation_regularization(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # (25 + 49) / 4
       Array(18.5, dtype=float32)
     """
-    _check_states(outputs, 1)
-    return _mean(jnp.mean(jnp.square(outputs), -1), 0, seq_lengths)
+    return _mean(jnp.mean(_squared(_checked_states(outputs, 1)), -1), 0, seq_lengths)
 
 
 def temporal_activation_regularization(
@@ -94,15 +92,15 @@ def temporal_activation_regularization(
       A scalar.
 
     Raises:
-      ValueError: fewer than two steps, or outputs of another rank.
+      ValueError: fewer than two steps, outputs of another rank, lengths of another shape.
       TypeError: lengths that are not integers.
 
     Example:
       >>> temporal_activation_regularization(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))
       Array(9., dtype=float32)
     """
-    _check_states(outputs, 2)
-    return _mean(jnp.mean(jnp.square(outputs[1:] - outputs[:-1]), -1), 1, seq_lengths)
+    outputs = _checked_states(outputs, 2)
+    return _mean(jnp.mean(_squared(outputs[1:] - outputs[:-1]), -1), 1, seq_lengths)
 
 
 def weight_noise(params: Tree, key: jax.Array, std: jax.Array | float) -> Tree:
@@ -125,6 +123,7 @@ def weight_noise(params: Tree, key: jax.Array, std: jax.Array | float) -> Tree:
 
     Raises:
       ValueError: a negative standard deviation.
+      TypeError: a key that is not a random key.
 
     Example:
       >>> params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
@@ -133,6 +132,7 @@ def weight_noise(params: Tree, key: jax.Array, std: jax.Array | float) -> Tree:
     """
     if not isinstance(std, jax.Array) and np.any(np.asarray(std) < 0):
         raise ValueError(f"std must be at least 0, got {std}")
+    key = checked_key(key)
     leaves, structure = jax.tree.flatten(params)
     noisy = [
         leaf
@@ -170,14 +170,15 @@ def weight_drop(params: Tree, key: jax.Array, rate: jax.Array | float) -> Tree:
 
     Raises:
       ValueError: a rate outside [0, 1], or no kernel of that name.
-      TypeError: a rate that is not a number, a key that is not a random key.
+      TypeError: a rate that is not a number, a key that is not a random key, numbers that are
+        integers.
 
     Example:
       >>> params = {"recurrent": jnp.ones((1, 4)), "bias": jnp.ones(4)}
       >>> weight_drop(params, jax.random.key(0), 0.5)
       {'bias': Array([1., 1., 1., 1.], dtype=float32), 'recurrent': Array([[...]], dtype=float32)}
     """
-    check_rate("weight_drop", rate)
+    check_number("weight_drop", rate)
     key = checked_key(key)
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     numbers = [n for n, (path, _) in enumerate(leaves) if _name(path) == "recurrent"]
@@ -221,14 +222,16 @@ def dropout(
     Raises:
       ValueError: a rate outside [0, 1], arrays of another rank, a key that is the same on all
         devices without `axis_name`.
-      TypeError: a rate that is not a number, a key that is not a random key.
+      TypeError: a rate that is not a number, a key that is not a random key, numbers that are
+        integers.
 
     Example:
       >>> xs = dropout(jnp.ones((5, 2, 3)), jax.random.key(0), 0.4, locked=True)
       >>> bool(jnp.all(xs == xs[:1]))
       True
     """
-    check_rate("dropout", rate)
+    check_number("dropout", rate)
+    xs = jnp.asarray(xs)
     if xs.ndim != 3:
         raise ValueError(f"xs must be [T, B, F] (time first), got {xs.shape}")
     check_spread(xs, checked_key(key), axis_name)
@@ -240,8 +243,17 @@ def dropout(
 
 def _dropped(x: jax.Array, dropped: Any, rate: Any) -> jax.Array:
     """Sets dropped entries to zero and rescales the others."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"what is dropped must be real or complex numbers, got {x.dtype}")
     kept = jnp.asarray(1 - rate, x.dtype)
     return jnp.where(dropped, 0, x / jnp.where(kept > 0, kept, 1))  # no division by 0 at rate 1
+
+
+def check_number(name: str, rate: Any) -> None:
+    """Raises unless a rate is a probability or traced."""
+    if rate is None or callable(rate):
+        raise TypeError(f"rate of {name} must be a number in [0, 1], got {rate!r}")
+    check_rate(name, rate)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -251,17 +263,28 @@ def _name(path: tuple[Any, ...]) -> str:
     return "".join((names[:-1] if boxed else names)[-1:])
 
 
-def _check_states(states: jax.Array, least: int) -> None:
-    """Raises ValueError unless states are `[T, B, H]` with T of at least `least`."""
+def _checked_states(states: jax.Array, least: int) -> jax.Array:
+    """Returns states; raises ValueError unless they are `[T, B, H]` with T of at least `least`."""
+    states = jnp.asarray(states)
     if states.ndim != 3 or states.shape[0] < least:
         raise ValueError(f"states must be [T, B, H] with T of at least {least}, got {states.shape}")
+    return states
+
+
+def _squared(x: jax.Array) -> jax.Array:
+    """Returns |x|², whose derivative exists at 0, also of complex numbers."""
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
 
 
 def _mean(values: jax.Array, first: int, seq_lengths: Lengths | None) -> jax.Array:
     """Averages values `[T − first, B]` over the time of each example, then over examples."""
     if seq_lengths is None:
         return jnp.mean(values)
-    steps = values.shape[0] + first
+    steps, batch = values.shape[0] + first, values.shape[1]
+    if jnp.shape(seq_lengths) != (batch,):
+        raise ValueError(f"seq_lengths must be [{batch}], got {jnp.shape(seq_lengths)}")
     lengths = clip_lengths(seq_lengths, steps)
     counted = jnp.arange(first, steps)[:, None] < lengths[None]
     sums = jnp.sum(jnp.where(counted, values, 0), 0)

@@ -13,7 +13,7 @@ from zoneout_jax._cell import Carry
 from zoneout_jax._checks import described
 from zoneout_jax._flax import check_deterministic
 from zoneout_jax._lengths import Lengths, check_booleans, clip_lengths, lengths_of
-from zoneout_jax._regularizers import dropout
+from zoneout_jax._regularizers import check_number, dropout
 from zoneout_jax._zoneout import Zoneout, is_off
 
 Layers = list[tuple[Any, ...]]
@@ -92,7 +92,16 @@ def run_layers(
         name: getattr(rnn, name) if value is None else value for name, value in overrides.items()
     }
     both = len(layers[0]) > 1
-    _check_options(rnn, is_single, both and options["reverse"], emit)
+    check_options(rnn, is_single, both)
+    if both and options["reverse"]:
+        raise ValueError(
+            "ZoneoutRNN: reverse is for one direction, backward for both; leave one of them out"
+        )
+    if rnn.residual and emit is not None:
+        raise ValueError(
+            "ZoneoutRNN: emit gets the outputs of the last cell before residual adds to them;"
+            " leave emit or residual out"
+        )
     carries = (initial_carry,) if is_single else initial_carry
     carries = (None,) * len(layers) if carries is None else carries
     specs = zoneout if isinstance(zoneout, Sequence) else (zoneout,) * len(layers)
@@ -165,22 +174,18 @@ def run_layers(
     return (carry, xs) if options["return_carry"] else xs
 
 
-def _check_options(rnn: Any, is_single: bool, reversed_twice: bool, emit: Any) -> None:
-    """Raises ValueError for options that exclude each other."""
-    if reversed_twice:
-        raise ValueError(
-            "ZoneoutRNN: reverse is for one direction, backward for both; leave one of them out"
-        )
+def check_options(rnn: Any, is_single: bool, both: bool) -> None:
+    """Raises an error for attributes that exclude each other or have no effect."""
+    check_number("dropout", rnn.dropout)
     for name, off in (("dropout", is_off(rnn.dropout)), ("residual", not rnn.residual)):
         if is_single and not off:
             raise ValueError(
                 f"ZoneoutRNN: {name} acts between the cells of a sequence, but there is one cell"
             )
-    if rnn.residual and emit is not None:
-        raise ValueError(
-            "ZoneoutRNN: emit gets the outputs of the last cell before residual adds to them;"
-            " leave emit or residual out"
-        )
+    if rnn.locked_dropout and is_off(rnn.dropout):
+        raise ValueError("ZoneoutRNN: locked_dropout needs dropout")
+    if rnn.merge_fn is not None and not both:
+        raise ValueError("ZoneoutRNN: merge_fn merges two directions; it needs backward")
 
 
 def _of_way(carry: Any, way: int) -> Any:

@@ -557,6 +557,7 @@ class ZoneoutRNN(nnx.Module):
         self.unroll = unroll
         self.chunk = chunk
         self.implementation = implementation
+        _stack.check_options(self, self.is_single, len(ways) > 1)
 
     def __call__(
         self,

@@ -36,7 +36,10 @@ def from_haiku(params: Mapping[str, Mapping[str, Any]], prefix: str) -> Arrays:
 
     Raises:
       ValueError: unknown names, or shapes that do not fit together.
+      TypeError: arrays that are not in a dict of their module.
     """
+    if not all(isinstance(layer, Mapping) for layer in params.values()):
+        raise TypeError("params must hold a dict of arrays for each module, as haiku's init does")
     flat = {f"{module}/{name}": a for module, layer in params.items() for name, a in layer.items()}
     pattern = "linear(_1)?/[wb]|w_[ih]|b"
     found = select(flat, prefix, "Haiku's LSTM, GRU or VanillaRNN", pattern, KNOWN, separator="/")

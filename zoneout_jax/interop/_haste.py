@@ -12,6 +12,7 @@ from zoneout_jax.interop._weights import (
     Library,
     check_shape,
     ended,
+    for_torch,
     modules,
     reorder,
     select,
@@ -109,7 +110,7 @@ def to_haste(params: Mapping[str, Any], prefix: str = "") -> Arrays:
             rows = [reorder(norms[name], GATES[count], HASTE.gates[count]) for name in GAMMAS]
             state["gamma"] = modules(*rows).stack(rows)
             state |= {name: norms[ours] for name, ours in CELLS.items() if ours in norms}
-    return {ended(prefix) + name: array for name, array in state.items()}
+    return {ended(prefix) + name: for_torch(array) for name, array in state.items()}
 
 
 def _independent(params: Arrays) -> Arrays:

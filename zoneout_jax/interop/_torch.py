@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zoneout_jax.interop._weights import (
@@ -13,6 +11,7 @@ from zoneout_jax.interop._weights import (
     Library,
     check_shape,
     ended,
+    for_torch,
     select,
     to_array,
 )
@@ -102,7 +101,7 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
 
     Raises:
       ValueError: parameters that those layers do not have; several layers or a projection for a
-        cell.
+        cell; layers that do not fit together.
       TypeError: a dict instead of a sequence.
     """
     if isinstance(layers, Mapping):
@@ -111,20 +110,29 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
         )
     if cell and (len(layers) != 1 or not isinstance(layers[0], Mapping)):
         raise ValueError(f"a cell has one layer and one direction; got {len(layers)} layers")
-    state = {}
+    state: dict[str, Any] = {}
+    ways, width = 1, None
     for number, layer in enumerate(layers):
         pair = (layer,) if isinstance(layer, Mapping) else layer
+        if len(pair) not in (1, 2) or number and len(pair) != ways:
+            raise ValueError(
+                "each layer must be a dict, or each a pair (forward, backward); layer"
+                f" {number} has {len(pair)} dicts"
+            )
+        ways = len(pair)
         for params, direction in zip(pair, ("", "_reverse"), strict=False):
             if cell and "projection" in params:
                 raise ValueError("torch's LSTMCell has no place for projection; nn.LSTM has")
-            for name, array in _named(params).items():
-                suffix = "" if cell else f"_l{number}{direction}"
-                if array.dtype == jnp.bfloat16:
-                    array = array.astype(np.float32)
-                traced = isinstance(array, jax.core.Tracer)
-                state[f"{ended(prefix)}{name}{suffix}"] = (
-                    array if traced else np.array(array, order="C")
+            named = _named(params)
+            if number and named["weight_ih"].shape[1] != width:
+                raise ValueError(
+                    f"layer {number} must read the {width} outputs of layer {number - 1}, but has"
+                    f" {named['weight_ih'].shape[1]} inputs"
                 )
+            suffix = "" if cell else f"_l{number}{direction}"
+            for name, array in named.items():
+                state[f"{ended(prefix)}{name}{suffix}"] = for_torch(array)
+        width = ways * named["weight_hh"].shape[1]
     return state
 
 

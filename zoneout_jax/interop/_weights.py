@@ -209,6 +209,13 @@ def to_array(value: Any) -> Any:
     return np.asarray(value)
 
 
+def for_torch(array: Any) -> Any:
+    """Returns a contiguous array that `torch.tensor` takes; traced arrays stay as they are."""
+    if isinstance(array, jax.core.Tracer):
+        return array
+    return np.array(array.astype(np.float32) if array.dtype == jnp.bfloat16 else array, order="C")
+
+
 def reorder(array: Any, given: str, wanted: str) -> Any:
     """Reorders the blocks of the last axis."""
     if given == wanted:
