@@ -253,9 +253,10 @@ def test_vmap_over_seeds(name):
     def loss(params, key):
         return jnp.sum(jnp.sin(unroll(cell, params, xs, zoneout=spec, key=key)[1]))
 
-    got = jax.jit(jax.vmap(jax.grad(loss)))(params, keys)
+    gradient = jax.jit(jax.grad(loss))
+    got = jax.jit(jax.vmap(gradient))(params, keys)
     for n in range(3):
-        one = jax.grad(loss)(jax.tree.map(lambda p, n=n: p[n], params), keys[n])
+        one = gradient(jax.tree.map(lambda p, n=n: p[n], params), keys[n])
         close(jax.tree.map(lambda g, n=n: g[n], got), one, 1e-4, 1e-5)
 
 
