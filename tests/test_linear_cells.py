@@ -275,13 +275,15 @@ def test_short_and_empty(name, steps, batch):
         last, ys = unroll(cell, params, xs, carry, **options, **more)
         return jnp.sum(jnp.sin(ys)) + jnp.sum(jnp.sin(last.real)), (last, ys)
 
+    def grads(**more):
+        gradient = jax.grad(functools.partial(loss, **more), (0, 1), has_aux=True)
+        return jax.jit(gradient)(params, carry)
+
     for reverse in (False, True):
-        grads = jax.grad(loss, (0, 1), has_aux=True)
-        got, (last, ys) = grads(params, carry, reverse=reverse)
+        got, (last, ys) = grads(reverse=reverse)
         assert ys.shape == (steps, batch, H) and last.shape == (batch, H)
-        wanted, values = grads(params, carry, reverse=reverse, **IN_STEPS)
-        close((got, (last, ys)), (wanted, values), 1e-6)
-        close(grads(params, carry, reverse=reverse, chunk=1), (got, (last, ys)), 1e-6)
+        close((got, (last, ys)), grads(reverse=reverse, **IN_STEPS), 1e-6)
+        close(grads(reverse=reverse, chunk=1), (got, (last, ys)), 1e-6)
 
 
 def test_nan_in_padding_reaches_nothing():
@@ -292,7 +294,8 @@ def test_nan_in_padding_reaches_nothing():
         def loss(params, xs, cell=cell):
             return jnp.sum(unroll(cell, params, xs, seq_lengths=LENGTHS, reverse=True)[1])
 
-        got, wanted = (jax.grad(loss)(params, x) for x in (jnp.where(padding, jnp.nan, xs), xs))
+        gradient = jax.jit(jax.grad(loss))
+        got, wanted = (gradient(params, x) for x in (jnp.where(padding, jnp.nan, xs), xs))
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
@@ -306,7 +309,8 @@ def test_emit_and_carries_in_two_pieces(name, chunk):
         return carry, y, jnp.mean(y)
 
     def run(xs, carry=None, **options):
-        return unroll(cell, params, xs, carry, emit=emit, chunk=chunk, **options)
+        options |= {"emit": emit, "chunk": chunk}
+        return jax.jit(lambda params, xs: unroll(cell, params, xs, carry, **options))(params, xs)
 
     last, (hs, ys, means) = run(xs)
     assert hs.dtype == cell.state_dtype and ys.dtype == jnp.float32 and means.shape == (T,)
@@ -326,15 +330,16 @@ def test_emit_and_carries_in_two_pieces(name, chunk):
 def test_types(name):
     _, params, xs = build(name, jnp.float32)
     kind, features, options, _ = CELLS[name]
-    wide = kind(features, H, **options)
+    exact = jax.jit(functools.partial(unroll, kind(features, H, **options)))(params, xs)[1]
     for narrow in (
         kind(features, H, dtype=jnp.bfloat16, **options),
         kind(features, H, param_dtype=jnp.bfloat16, **options),
     ):
         for implementation in ("associative", "scan"):
-            carry, ys = unroll(narrow, params, xs, implementation=implementation)
+            run = jax.jit(functools.partial(unroll, narrow, implementation=implementation))
+            carry, ys = run(params, xs)
             assert ys.dtype == narrow.param_dtype and carry.dtype == narrow.state_dtype
-            difference = np.abs(ys.astype(jnp.float32) - unroll(wide, params, xs)[1])
+            difference = np.abs(np.asarray(ys, np.float32) - exact)
             assert 1e-4 < difference.max() and difference.mean() < 0.05
 
 

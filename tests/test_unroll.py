@@ -99,14 +99,15 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
     def pure(params, xs):
         return unroll(in_nnx.cell.pure, params, xs, chunk=chunk)
 
+    params = in_nnx.cell.pure_params()
     for carry, ys in (
-        pure(in_nnx.cell.pure_params(), xs),
-        layer.apply(variables, xs, seq_lengths=lengths),
-        in_nnx(xs),
+        jax.jit(pure)(params, xs),
+        jax.jit(layer.apply)(variables, xs, seq_lengths=lengths),
+        nnx.jit(lambda layer, xs: layer(xs))(in_nnx, xs),
     ):
         assert ys.shape == (steps, batch, H)
         assert [leaf.shape for leaf in carry] == [(batch, H), (batch, H)]
-    gradient = jax.grad(lambda *a: jnp.sum(pure(*a)[1]), (0, 1))(in_nnx.cell.pure_params(), xs)
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sum(pure(*a)[1]), (0, 1)))(params, xs)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
