@@ -2,7 +2,10 @@
 
 import contextlib
 import math
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +13,8 @@ import pytest
 
 from zoneout_jax.training import RunError
 from zoneout_jax.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -86,3 +91,29 @@ def test_any_byte_of_the_values_counts(tmp_path):
         with pytest.raises(RunError, match="no checkpoint .* can be read; none was changed"):
             checkpoints.restore(saved, lambda line: None)
     assert (tmp_path / "checkpoints" / "1").exists()
+
+
+def test_reads_that_end_after_a_failed_one_print_nothing(tmp_path):
+    """In a process of its own, since pytest collects what threads raise."""
+    program = """
+import sys, numpy as np, pathlib, time
+from zoneout_jax.training.checkpoint import Checkpoints
+from zoneout_jax.training.errors import RunError
+folder = pathlib.Path(sys.argv[1])
+saved = {f"x{n}": np.random.default_rng(n).normal(size=30_000) for n in range(20)}
+checkpoints = Checkpoints(folder)
+checkpoints.save(1, saved, {})
+checkpoints.wait()
+file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+file.write_bytes(file.read_bytes()[:1000])
+for _ in range(3):
+    try:
+        checkpoints.restore(saved, lambda said: None)
+    except RunError:
+        print("refused")
+    time.sleep(0.2)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "checkpoints")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.stdout == "refused\n" * 3
+    assert "Event loop" not in ended.stderr

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,8 +85,10 @@ class Checkpoints:
         """
         bad = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            hook, sys.unraisablehook = sys.unraisablehook, _ignore_late_reads
             try:
                 restored = self._read(step, like)
+                sys.unraisablehook = hook
             except Exception as error:  # orbax and tensorstore raise errors of many types
                 say(f"the checkpoint of step {step:,} cannot be read ({one_line(error)[:200]})")
                 bad.append(step)
@@ -141,6 +144,15 @@ class Checkpoints:
         return (
             f"the checkpoint of step {max(steps):,} is intact" if steps else "no earlier one exists"
         )
+
+
+def _ignore_late_reads(unraisable: Any) -> None:
+    """Reports errors of threads, except of reads that end after another read of orbax has failed.
+
+    Such reads find the event loop closed, and would print a traceback each.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _digest(arrays: Any, text: str) -> str:
