@@ -283,9 +283,9 @@ def _mean(values: jax.Array, first: int, seq_lengths: Lengths | None) -> jax.Arr
     if seq_lengths is None:
         return jnp.mean(values)
     steps, batch = values.shape[0] + first, values.shape[1]
-    if jnp.shape(seq_lengths) != (batch,):
-        raise ValueError(f"seq_lengths must be [{batch}], got {jnp.shape(seq_lengths)}")
     lengths = clip_lengths(seq_lengths, steps)
+    if lengths.shape != (batch,):
+        raise ValueError(f"seq_lengths must be [{batch}], got {lengths.shape}")
     counted = jnp.arange(first, steps)[:, None] < lengths[None]
     sums = jnp.sum(jnp.where(counted, values, 0), 0)
     return jnp.mean(sums / jnp.maximum(lengths - first, 1).astype(sums.dtype))
