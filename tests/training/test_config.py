@@ -106,11 +106,13 @@ def test_settings_that_make_no_sense(changes, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--epochs=x"], "--epochs"),
         (["--epochs=0"], "epochs must be at least 1, got 0"),
         (["--precision=float8"], "float8"),
         (["--epoch=3"], "there is no --epoch; did you mean --epochs? --help lists the flags"),
         (["--lr=3"], "there is no --lr; did you mean --learning_rate? --help"),
+        (["--epochs=x"], "--epochs must be an integer, got 'x'; --help"),
+        (["--num_processes=nan"], "--num_processes must be None or an integer, got 'nan'; --help"),
+        (["--checkpoint_minutes=often"], "--checkpoint_minutes must be a number, got 'often'"),
         (["--rate", "3"], "there is no --rate; did you mean --learning_rate? --help"),
         (["--hidden_units=3"], "there is no --hidden_units; --help"),
         (["--nonsense"], "there is no --nonsense; --help lists the flags"),

@@ -131,7 +131,23 @@ def _sentence(complaint: str) -> str:
         del words[:2]  # title and rule
     first = itertools.takewhile(lambda line: line.strip("-─"), words)
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(first)).rstrip(".")
+    if found := UNREADABLE.match(message):
+        kind = "integer" if found["integer"] else "number" if found["number"] else found["union"]
+        wanted = " or ".join(KINDS.get(one, one) for one in kind.split("|"))
+        value = found["integer"] or found["number"] or found["given"]
+        message = f"--{found['name']} must be {wanted}, got {value}"
     return f"{message}; --help lists the flags"
+
+
+UNREADABLE = re.compile(
+    r"(?:Error parsing )?-*(?P<name>\w+): "
+    r"(?:invalid literal for int\(\) with base 10: (?P<integer>.*)"
+    r"|could not convert string to float: (?P<number>.*)"
+    r"|no type matching (?P<union>\S+) could be instantiated from \[(?P<given>.*?)\]\..*)"
+)
+"""What tyro says of a value that cannot be read."""
+KINDS = {"integer": "an integer", "INT": "an integer", "number": "a number", "FLOAT": "a number"}
+KINDS |= {"{None}": "None", "STR": "text", "PATH": "a path"}
 
 
 def parse_preset(
