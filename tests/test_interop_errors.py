@@ -173,7 +173,17 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         (
             interop.to_torch,
             [zeros(**OURS), zeros(**OURS)],
-            "layer 1 must read the 5 outputs of layer 0, but has 4 inputs",
+            "layer 1 must have 5 inputs, got 4",
+        ),
+        (
+            interop.to_torch,
+            [(zeros(**OURS), zeros(**OURS | {"input": (3, 20)}))],
+            "layer 0_reverse must have 4 inputs, got 3",
+        ),
+        (
+            interop.to_torch,
+            [zeros(**OURS), zeros(input=(H, 24), recurrent=(6, 24), bias=(24,))],
+            r"weight_hh is \[24, 6\] in layer 1, \[20, 5\] before",
         ),
     ],
 )

@@ -321,13 +321,6 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
         ),
         (
             lambda: faces.ZoneoutRNN(
-                [faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0))] * 2, locked_dropout=True
-            ),
-            ValueError,
-            "locked_dropout needs dropout",
-        ),
-        (
-            lambda: faces.ZoneoutRNN(
                 [faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0))] * 2, dropout=lambda step: 0.1
             ),
             TypeError,

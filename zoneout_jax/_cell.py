@@ -218,7 +218,7 @@ class Cell:
         }
 
     def initial_carry(self, params: Params, batch: int) -> Carry:
-        """Returns the initial carry, arrays `[B, H]`: learned or zeros."""
+        """Returns the initial carry, arrays `[B, H]`: learned or zeros, equal for all examples."""
         arrays = {
             name: jnp.zeros((batch, self.size(name)), self.state_dtype) for name in self.carry_names
         }

@@ -56,7 +56,8 @@ class LinearCell(Cell):
       recurrent_kernel_init: must stay None, because there is no recurrent kernel.
 
     Raises:
-      ValueError: a size below one, or an initializer of something that the cell does not have.
+      ValueError: a size below one, an initializer of something that the cell does not have, or
+        coefficients of another shape.
       TypeError: coefficients whose type is not the type of the state.
     """
 

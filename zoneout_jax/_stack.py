@@ -176,14 +176,13 @@ def run_layers(
 
 def check_options(rnn: Any, is_single: bool, both: bool) -> None:
     """Raises an error for attributes that exclude each other or have no effect."""
-    check_number("dropout", rnn.dropout)
+    if rnn.dropout is not None:
+        check_number("dropout", rnn.dropout)
     for name, off in (("dropout", is_off(rnn.dropout)), ("residual", not rnn.residual)):
         if is_single and not off:
             raise ValueError(
                 f"ZoneoutRNN: {name} acts between the cells of a sequence, but there is one cell"
             )
-    if rnn.locked_dropout and is_off(rnn.dropout):
-        raise ValueError("ZoneoutRNN: locked_dropout needs dropout")
     if rnn.merge_fn is not None and not both:
         raise ValueError("ZoneoutRNN: merge_fn merges two directions; it needs backward")
 

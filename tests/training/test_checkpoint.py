@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_set_aside(how, tmp_path):
         for step in (5, 9):
             checkpoints.save(step, arrays(step), {"at": step})
     damage(folder / "9", how)
-    said = []
+    said, hook = [], sys.unraisablehook
     with opened(folder) as checkpoints:
         restored, progress = checkpoints.restore(arrays(0), said.append)
         assert progress == {"at": 5}
@@ -74,7 +74,11 @@ def test_a_damaged_checkpoint_is_set_aside(how, tmp_path):
     assert len(said) == 1 and "the checkpoint of step 9 cannot be read" in said[0]
     assert (tmp_path / "unreadable_checkpoints" / "9").exists()
     with opened(folder) as checkpoints:
+        left = sys.unraisablehook  # passes on what is not of orbax's reads
+        assert left.args == (hook,)
         assert checkpoints.restore(arrays(0), pytest.fail)[1] == {"at": 9}
+        assert sys.unraisablehook is left
+        sys.unraisablehook = hook
 
 
 def test_any_byte_of_the_values_counts(tmp_path):

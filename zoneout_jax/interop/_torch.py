@@ -111,7 +111,7 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
     if cell and (len(layers) != 1 or not isinstance(layers[0], Mapping)):
         raise ValueError(f"a cell has one layer and one direction; got {len(layers)} layers")
     state: dict[str, Any] = {}
-    ways, width = 1, None
+    ways, width, recurrent = 1, None, None
     for number, layer in enumerate(layers):
         pair = (layer,) if isinstance(layer, Mapping) else layer
         if len(pair) not in (1, 2) or number and len(pair) != ways:
@@ -124,15 +124,21 @@ def to_torch(layers: Sequence[Any], prefix: str = "", *, cell: bool = False) -> 
             if cell and "projection" in params:
                 raise ValueError("torch's LSTMCell has no place for projection; nn.LSTM has")
             named = _named(params)
-            if number and named["weight_ih"].shape[1] != width:
+            inputs, shape = named["weight_ih"].shape[1], named["weight_hh"].shape
+            if width not in (None, inputs):
                 raise ValueError(
-                    f"layer {number} must read the {width} outputs of layer {number - 1}, but has"
-                    f" {named['weight_ih'].shape[1]} inputs"
+                    f"layer {number}{direction} must have {width} inputs, got {inputs}"
                 )
+            if recurrent not in (None, shape):
+                raise ValueError(
+                    "all layers and directions must be of one kind and size: weight_hh is"
+                    f" {[*shape]} in layer {number}{direction}, {[*recurrent]} before"
+                )
+            width, recurrent = inputs, shape
             suffix = "" if cell else f"_l{number}{direction}"
             for name, array in named.items():
                 state[f"{ended(prefix)}{name}{suffix}"] = for_torch(array)
-        width = ways * named["weight_hh"].shape[1]
+        width = ways * named["weight_hh"].shape[1]  # of the next layer's inputs
     return state
 
 

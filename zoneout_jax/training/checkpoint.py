@@ -1,6 +1,7 @@
 """Checkpoints: everything that an interrupted run needs to resume with the same numbers."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -83,16 +84,18 @@ class Checkpoints:
         Raises:
           RunError: no checkpoint can be read. None is moved then.
         """
-        bad = []
+        bad: list[int] = []
+        hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_ignore_late_reads, hook)
         for step in sorted(self._manager.all_steps(), reverse=True):
-            hook, sys.unraisablehook = sys.unraisablehook, _ignore_late_reads
             try:
                 restored = self._read(step, like)
-                sys.unraisablehook = hook
             except Exception as error:  # orbax and tensorstore raise errors of many types
                 say(f"the checkpoint of step {step:,} cannot be read ({one_line(error)[:200]})")
                 bad.append(step)
             else:
+                if not bad:  # otherwise reads may still end
+                    sys.unraisablehook = hook
                 if not self._read_only:
                     self._set_aside(bad)
                 return restored
@@ -146,13 +149,13 @@ class Checkpoints:
         )
 
 
-def _ignore_late_reads(unraisable: Any) -> None:
-    """Reports errors of threads, except of reads that end after another read of orbax has failed.
+def _ignore_late_reads(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Passes errors of threads on, except of reads that end after another read of orbax failed.
 
     Such reads find the event loop closed, and would print a traceback each.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+        hook(unraisable)
 
 
 def _digest(arrays: Any, text: str) -> str:
