@@ -384,7 +384,15 @@ def test_streaming_equals_the_whole(name):
     )
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in CELLS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("lstm", "gru", "rnn", "lstm batch norm")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in CELLS
+    ],
+)
 def test_rates_zero_and_one(name):
     cell, params, xs = build(name, jnp.float32)
     rates = {"cells": 0.0, "states": 0.0, "update_drop": 0.0}
@@ -428,7 +436,7 @@ def test_bfloat16_products_keep_a_float32_state(name):
 @pytest.mark.parametrize(
     "name",
     [
-        marked(name)
+        name if name in ("lstm", "gru reset before") else pytest.param(name, marks=pytest.mark.slow)
         for name in ("lstm", "gru reset before", "lstm batch norm", *FURTHER)
         if "relu" not in name
     ],

@@ -32,7 +32,10 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 # 4 and 13 within an epoch, 5 and 15 at the end of one, before it is validated.
-@pytest.mark.parametrize(("step", "every"), [(4, 1), (5, 1), (13, 1), (15, 3), (13, None)])
+@pytest.mark.parametrize(
+    ("step", "every"),
+    [(4, 1), (5, 1), pytest.param(13, 1, marks=pytest.mark.slow), (15, 3), (13, None)],
+)
 def test_a_crash_at_any_step_changes_no_figure(step, every, tmp_path, monkeypatch):
     def crash():
         raise Cut
