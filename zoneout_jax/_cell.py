@@ -1,7 +1,6 @@
 """The base class of recurrent cells, and functions that cells share."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from zoneout_jax._checks import check_choice, check_sizes, described
-from zoneout_jax._initializers import Initializer, block_orthogonal
+from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks
 from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
 from zoneout_jax._zoneout import Masks
 
@@ -381,25 +380,3 @@ def as_row(vector: jax.Array, ndim: int) -> jax.Array:
 def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
     """Multiplies by a mask of booleans or numbers; without a mask, returns `x`."""
     return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
-
-
-def in_blocks(init: Initializer, blocks: int) -> Initializer:
-    """Makes an initializer of blocks side by side from one of all blocks or of a single block."""
-    parameters = inspect.signature(init).parameters.values()
-    if any(p.name == "blocks" for p in parameters):
-        return lambda key, shape, dtype: init(key, shape, dtype, blocks)
-
-    def init_each(key, shape, dtype):
-        rows, columns = shape
-        keys = jax.random.split(key, blocks)
-        parts = [init(k, (rows, columns // blocks), dtype) for k in keys]
-        return on_arrays(lambda *arrays: jnp.concatenate(arrays, -1), *parts)
-
-    return init_each
-
-
-def on_arrays(f: Callable[..., jax.Array], *values: Any) -> Any:
-    """Applies a function to arrays, inside the boxes with which initializers mark sharding."""
-    if hasattr(values[0], "raw_value"):  # box of `nnx.with_partitioning`
-        return dataclasses.replace(values[0], raw_value=f(*(value.raw_value for value in values)))
-    return jax.tree.map(f, *values)

@@ -1,5 +1,7 @@
 """Initial values of recurrent weights."""
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -93,3 +95,25 @@ def _block_shape(shape: tuple[int, int], blocks: int) -> tuple[int, int]:
 def wide(dtype):
     """Returns the type to draw in: QR supports no type below 32 bits."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def in_blocks(init: Initializer, blocks: int) -> Initializer:
+    """Makes an initializer of blocks side by side from one of all blocks or of a single block."""
+    parameters = inspect.signature(init).parameters.values()
+    if any(p.name == "blocks" for p in parameters):
+        return lambda key, shape, dtype: init(key, shape, dtype, blocks)
+
+    def init_each(key, shape, dtype):
+        rows, columns = shape
+        keys = jax.random.split(key, blocks)
+        parts = [init(k, (rows, columns // blocks), dtype) for k in keys]
+        return on_arrays(lambda *arrays: jnp.concatenate(arrays, -1), *parts)
+
+    return init_each
+
+
+def on_arrays(f: Callable[..., jax.Array], *values: Any) -> Any:
+    """Applies a function to arrays, inside the boxes with which initializers mark sharding."""
+    if hasattr(values[0], "raw_value"):  # box of `nnx.with_partitioning`
+        return dataclasses.replace(values[0], raw_value=f(*(value.raw_value for value in values)))
+    return jax.tree.map(f, *values)

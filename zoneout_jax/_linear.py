@@ -14,10 +14,9 @@ from zoneout_jax._cell import (
     Params,
     as_row,
     function,
-    in_blocks,
     scaled,
 )
-from zoneout_jax._initializers import Initializer, wide
+from zoneout_jax._initializers import Initializer, in_blocks, wide
 from zoneout_jax._zoneout import Masks, zoneout
 
 

@@ -14,12 +14,10 @@ from zoneout_jax._cell import (
     Output,
     Params,
     function,
-    in_blocks,
-    on_arrays,
     scaled,
 )
 from zoneout_jax._checks import check_choice, check_sizes
-from zoneout_jax._initializers import Initializer, block_orthogonal
+from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks, on_arrays
 from zoneout_jax._normalization import BatchNormalizer, normalized
 from zoneout_jax._zoneout import Masks, zoneout
 

@@ -19,6 +19,22 @@ from zoneout_jax.training.errors import fail
 from zoneout_jax.training.folders import new_folder
 from zoneout_jax.training.settings import Settings
 
+UNREADABLE = re.compile(
+    r"(?:Error parsing )?-*(?P<name>\w+): "
+    r"(?:invalid literal for int\(\) with base 10: (?P<integer>.*)"
+    r"|could not convert string to float: (?P<number>.*)"
+    r"|no type matching (?P<union>\S+) could be instantiated from \[(?P<given>.*?)\]\..*)"
+)
+"""What tyro says of a value that cannot be read."""
+KINDS = {
+    "INT": "an integer",
+    "FLOAT": "a number",
+    "{None}": "None",
+    "STR": "text",
+    "PATH": "a path",
+}
+"""What tyro calls types, in words."""
+
 
 def command() -> str:
     """Returns the command that started the program, without its arguments."""
@@ -132,22 +148,11 @@ def _sentence(complaint: str) -> str:
     first = itertools.takewhile(lambda line: line.strip("-─"), words)
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(first)).rstrip(".")
     if found := UNREADABLE.match(message):
-        kind = "integer" if found["integer"] else "number" if found["number"] else found["union"]
-        wanted = " or ".join(KINDS.get(one, one) for one in kind.split("|"))
-        value = found["integer"] or found["number"] or found["given"]
+        kinds = found["union"] or ("INT" if found["integer"] else "FLOAT")
+        wanted = " or ".join(KINDS.get(kind, kind) for kind in kinds.split("|"))
+        value = found["given"] or found["integer"] or found["number"]
         message = f"--{found['name']} must be {wanted}, got {value}"
     return f"{message}; --help lists the flags"
-
-
-UNREADABLE = re.compile(
-    r"(?:Error parsing )?-*(?P<name>\w+): "
-    r"(?:invalid literal for int\(\) with base 10: (?P<integer>.*)"
-    r"|could not convert string to float: (?P<number>.*)"
-    r"|no type matching (?P<union>\S+) could be instantiated from \[(?P<given>.*?)\]\..*)"
-)
-"""What tyro says of a value that cannot be read."""
-KINDS = {"integer": "an integer", "INT": "an integer", "number": "a number", "FLOAT": "a number"}
-KINDS |= {"{None}": "None", "STR": "text", "PATH": "a path"}
 
 
 def parse_preset(
