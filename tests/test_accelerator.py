@@ -1,6 +1,7 @@
 """The program for accelerators runs on a CPU, and detects errors."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import time
@@ -179,6 +180,19 @@ def test_what_is_not_finite_is_wrong():
     found = accelerator_checks.compare([array], [array], [np.array([1.0, 2.0])])
     assert accelerator_checks.faults("x", found, 1.0) == ["x: not finite"] and found["same bits"]
     assert accelerator_checks.relative_error(array[:1], np.zeros(1)) == np.inf
+
+
+@pytest.mark.slow
+def test_all_cells_can_be_checked():
+    for name in accelerator_checks.CELLS:
+        cell = accelerator_checks.make(name, 8)
+        arrays = accelerator_checks.make_arrays(name, 8)
+        for implementation in accelerator_checks.implementations(cell):
+            run = functools.partial(accelerator_checks.results, cell, implementation)
+            found = jax.eval_shape(run, arrays)
+            assert found["out"][1].shape[-1] == cell.output_features
+            shapes = jax.tree.map(np.shape, arrays.wanted)
+            assert jax.tree.map(np.shape, found["gradients"]) == shapes
 
 
 def test_words_in_the_step_are_those_before_the_loop():
