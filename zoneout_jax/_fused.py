@@ -170,7 +170,7 @@ def _forward(how, params, carry, inputs, constants, save):
     cell, kernel, summed = how.cell, params["recurrent"], None not in how.cell.gates
     if how.own_input:
         input_kernel = how.oriented(params["input"])
-        bias = how.split(how.turned(params["bias"][None]))
+        bias = how.turned(params["bias"][None])
         if summed:
             kernel = jnp.concatenate([kernel, params["input"]])
     kernel = how.oriented(kernel)
@@ -180,13 +180,13 @@ def _forward(how, params, carry, inputs, constants, save):
         carry = _restarted(carry, inputs, constants)
         operand = cell.operand(carry, (constants.masks | inputs.masks).get("hidden"))
         if how.own_input and summed:
-            operand, projected = how.join((operand, inputs.xs)), bias
-        elif how.own_input:
-            products = how.split(how.product(inputs.xs, input_kernel))
-            projected = tuple(p + b for p, b in zip(products, bias, strict=True))
+            operand = how.join((operand, inputs.xs))
+            values: Gates = how.split(how.product(operand, kernel) + bias)
+            rest: Gates = ()
         else:
-            projected = how.split(inputs.xs)
-        values, rest = combine(cell.gates, how.split(how.product(operand, kernel)), projected)
+            projected = how.product(inputs.xs, input_kernel) + bias if how.own_input else inputs.xs
+            products = how.split(how.product(operand, kernel))
+            values, rest = combine(cell.gates, products, how.split(projected))
         values = tuple(
             ACTIVATIONS[name](value) if name in SLOPES else value
             for name, value in zip(cell.gates, values, strict=True)

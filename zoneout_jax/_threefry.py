@@ -54,8 +54,10 @@ def random_words(
         words = jax.random.key_data(key)
         # The words of `fold_in(key, example)`, which would take longer to compile.
         counter = jnp.uint32(0), jnp.asarray(examples, jnp.uint32)
-        # Stacked, or the compiler would compute them again for every unit.
-        keys = jnp.stack(threefry2x32((words[0], words[1]), counter), -1)[None]
+        # One array, or the compiler would compute them again for every unit. Selected, not stacked,
+        # or it would compile the rounds twice.
+        first, second = threefry2x32((words[0], words[1]), counter)
+        keys = jnp.where(jnp.arange(2) == 0, first[None, :, None], second[None, :, None])
         shape = (steps, *examples.shape, features)
         time, unit = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 2))
         counter = time | jnp.uint32(stream << 31), unit
