@@ -10,7 +10,7 @@ from flax import nnx
 from jax import test_util
 
 from tests import oracles
-from zoneout_jax import GRU, LSTM, RNN, IndRNN, Zoneout, linen, unroll
+from zoneout_jax import GRU, LSTM, RNN, IndRNN, Zoneout, _linen_cell, linen, unroll
 from zoneout_jax import nnx as faces
 from zoneout_jax._draw import draw_masks
 
@@ -305,7 +305,7 @@ def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch)
     for parameter, value in params.items():
         setattr(in_nnx, parameter, nnx.Param(value))
     key = nnx.clone(in_nnx.rngs)()
-    monkeypatch.setattr(linen._Base, "_key", lambda self: key)
+    monkeypatch.setattr(_linen_cell.BaseCell, "_key", lambda self: key)
     stats = cell.init_stats() or None
     options = {"deterministic": deterministic}
 

@@ -13,7 +13,7 @@ from flax.errors import InvalidRngError
 from jax import test_util
 
 from tests.oracles import sigmoid
-from zoneout_jax import Zoneout, _conv_linen, linen
+from zoneout_jax import Zoneout, _linen_conv, linen
 from zoneout_jax import nnx as faces
 
 B, T, F, C = 3, 4, 2, 3
@@ -153,7 +153,7 @@ def test_a_step_equals_numpy(name, deterministic, monkeypatch):
     options = {"zoneout": spec, "deterministic": deterministic}
     got = jax.jit(lambda c, x: in_nnx(jnp.float64)(c, x, rngs=KEY, **options))(carry, x)
     close(got, (wanted, wanted[1]), atol)
-    monkeypatch.setattr(_conv_linen, "linen_key", lambda module: KEY)
+    monkeypatch.setattr(_linen_conv, "linen_key", lambda module: KEY)
     cell = in_linen(param_dtype=jnp.float64)
     close(cell.apply({"params": params}, carry, x, **options), got, atol)
 

@@ -25,6 +25,8 @@ COMMON = {"jax": jax, "jnp": jnp, "nn": nn, "nnx": nnx}
 def test_docstrings(name):
     module = importlib.import_module(f"zoneout_jax.{name}")
     names = COMMON | vars(zoneout_jax) | vars(module)
+    if part := re.match("_(linen|nnx)_", name):
+        names |= vars(importlib.import_module(f"zoneout_jax.{part[1]}"))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for test in doctest.DocTestFinder().find(module, f"zoneout_jax.{name}", globs=names):
         runner.run(test)
