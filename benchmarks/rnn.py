@@ -207,13 +207,14 @@ def measure_in_turn(
 
 def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
     """Measures the seconds per call of each pass of each peer, and records the compiler's facts."""
-    result = {}
+    result, peers = {}, make_peers(shape)
     for of in PASSES:
-        compiled = {
-            name: Program.of_peer(peer, of, shape).compile()
-            for name, peer in make_peers(shape).items()
-        }
+        compiled = {n: Program.of_peer(peer, of, shape).compile() for n, peer in peers.items()}
         facts = {name: run.facts for name, run in compiled.items()}
+        if of == "backward":
+            compared = {name: peers[name] for name in ("zoneout", "Flax Linen")}
+            for name, seconds in compile_in_turn(compared, of, shape, rounds).items():
+                facts[name]["compile_seconds"] = seconds
         runs = dict(compiled)
         if torch is not None:
             for name in torch.ask(shape=list(shape[:5]), kind=shape.kind)["peers"]:
@@ -221,6 +222,18 @@ def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
         seconds = measure_in_turn(runs, rounds)
         result[of] = {name: {"seconds": seconds[name]} | facts.get(name, {}) for name in runs}
     return result
+
+
+def compile_in_turn(
+    peers: Mapping[str, Peer], of: str, shape: Shape, rounds: int
+) -> dict[str, list[float]]:
+    """Measures the seconds to trace and compile a pass of each peer, once in each round."""
+    found: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, peer in peers.items():
+            jax.clear_caches()
+            found[name].append(Program.of_peer(peer, of, shape).compile().facts["compile_seconds"])
+    return found
 
 
 def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | None:
