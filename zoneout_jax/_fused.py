@@ -171,6 +171,7 @@ def _forward(how, params, carry, inputs, constants, save):
     if how.own_input:
         input_kernel = how.oriented(params["input"])
         bias = how.turned(params["bias"][None])
+        biases = how.split(bias)
         if summed:
             kernel = jnp.concatenate([kernel, params["input"]])
     kernel = how.oriented(kernel)
@@ -180,13 +181,12 @@ def _forward(how, params, carry, inputs, constants, save):
         carry = _restarted(carry, inputs, constants)
         operand = cell.operand(carry, (constants.masks | inputs.masks).get("hidden"))
         if how.own_input and summed:
-            operand = how.join((operand, inputs.xs))
-            values: Gates = how.split(how.product(operand, kernel) + bias)
-            rest: Gates = ()
+            operand, projected = how.join((operand, inputs.xs)), biases
+        elif how.own_input:
+            projected = how.split(how.product(inputs.xs, input_kernel) + bias)
         else:
-            projected = how.product(inputs.xs, input_kernel) + bias if how.own_input else inputs.xs
-            products = how.split(how.product(operand, kernel))
-            values, rest = combine(cell.gates, products, how.split(projected))
+            projected = how.split(inputs.xs)
+        values, rest = combine(cell.gates, how.split(how.product(operand, kernel)), projected)
         values = tuple(
             ACTIVATIONS[name](value) if name in SLOPES else value
             for name, value in zip(cell.gates, values, strict=True)
