@@ -42,7 +42,7 @@ absl.logging.set_verbosity("error")  # no word of each checkpoint that is read
 # cores.
 
 # %%
-PRESET = "laptop"  # "small": 500,000 characters of the Penn Treebank; downloads 6 MB, 20 minutes
+PRESET = "laptop"  # "small": 250,000 characters of the Penn Treebank; downloads 6 MB, minutes
 
 out = pathlib.Path(tempfile.mkdtemp())
 rows = ("LSTM", "zoneout")
