@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,16 @@ def test_a_run_cut_off_goes_on_to_the_last_bit(number, whole, tmp_path):
     assert metrics(cut) == metrics(whole)
 
 
+@pytest.fixture
+def no_compilation_cache() -> Iterator[None]:
+    """Switches the cache of the tests off."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_reproduce_keeps_compiled_programs_as_long_as_it_runs():
     with reproduce.compiled_once():
         folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
