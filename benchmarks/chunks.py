@@ -1,19 +1,30 @@
-"""Measures how much memory chunks save in a gradient, by steps per chunk.
+"""Measures how much memory chunks save in a gradient, and the time they cost.
 
-    python -m benchmarks.chunks             # half a minute; compiles only
+    python -m benchmarks.chunks             # some minutes on two cores
 
-Counts the bytes of temporary arrays of the compiled program, without inputs and parameters.
+Counts the bytes of temporary arrays of the compiled program, without inputs and parameters, and
+times all sizes of chunks in turn, round after round.
 """
 
 import dataclasses
+import statistics
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.jax_peers import some_params
+from benchmarks.rnn import Program, measure_in_turn
 from zoneout_jax import GRU, LSTM, MinGRU, Zoneout, unroll
-from zoneout_jax.training import Measurement, Range, parse_measurement, versions, write_json
+from zoneout_jax.training import (
+    Count,
+    Measurement,
+    Range,
+    parse_measurement,
+    versions,
+    write_json,
+)
 
 CELLS = {"LSTM": LSTM, "GRU": GRU, "minGRU": MinGRU}
 CHUNKS = (None, 1000, "auto", 20)
@@ -31,43 +42,58 @@ class Options(Measurement):
     """F, the number of inputs."""
     hidden_features: Annotated[int, Range(1)] = 256
     """H, the number of units."""
+    rounds: Count = 7
+    """Rounds of all sizes of chunks."""
 
 
-def temporary_bytes(options: Options, kind: str, chunk: int | str | None) -> int:
-    """Returns the temporary bytes of the gradient of the parameters, in training."""
+def gradient(options: Options, kind: str, chunk: int | str | None) -> Program:
+    """Compiles the gradient of the parameters, in training."""
     cell = CELLS[kind](options.in_features, options.hidden_features)
-    xs = jax.ShapeDtypeStruct((options.steps, options.batch, options.in_features), jnp.float32)
+    shape = options.steps, options.batch, options.in_features
+    xs = jax.random.normal(jax.random.key(1), shape, jnp.float32)
 
     def loss(params, xs, key):
         _, ys = unroll(cell, params, xs, zoneout=Zoneout(states=0.05), key=key, chunk=chunk)
         return jnp.sum(jnp.square(ys))
 
-    key = jax.random.key(0)
-    params = jax.eval_shape(cell.init, key)
-    compiled = jax.jit(jax.grad(loss)).lower(params, xs, key).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return Program(jax.grad(loss), some_params(cell.init), xs, jax.random.key(2)).compile()
+
+
+def measure(options: Options, kind: str) -> dict[str, dict[str, Any]]:
+    """Measures a cell with all sizes of chunks; ratios are to no chunks, in the same round."""
+    runs = {str(chunk): gradient(options, kind, chunk) for chunk in CHUNKS}
+    seconds = measure_in_turn(runs, options.rounds)
+    return {
+        name: {
+            "temporary_bytes": runs[name].facts["temporary_bytes"],
+            "ratio": statistics.median(a / b for a, b in zip(times, seconds["None"], strict=True)),
+            "seconds": times,
+        }
+        for name, times in seconds.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measures from the command line; prints and writes the result."""
-    about = "Memory by steps per chunk."
+    about = "Memory and time by steps per chunk."
     options, out = parse_measurement(Options, argv, "benchmarks.chunks", about)
-    results = {
-        str(chunk): {kind: temporary_bytes(options, kind, chunk) for kind in CELLS}
-        for chunk in CHUNKS
-    }
+    results = {kind: measure(options, kind) for kind in CELLS}
     lines = [
-        f"| `chunk`, MiB of temporary arrays | {' | '.join(CELLS)} |",
+        f"| `chunk`: MiB of temporary arrays, time | {' | '.join(CELLS)} |",
         "| --- | --- | --- | --- |",
     ]
-    for chunk, found in results.items():
-        lines.append(f"| {chunk} | {' | '.join(f'{b / 2**20:.0f}' for b in found.values())} |")
+    for chunk in map(str, CHUNKS):
+        cells = (
+            f"{found[chunk]['temporary_bytes'] / 2**20:.0f}, {found[chunk]['ratio']:.2f}"
+            for found in results.values()
+        )
+        lines.append(f"| {chunk} | {' | '.join(cells)} |")
     table = "\n".join(lines) + "\n"
     print(table)
     command = ["python", "-m", "benchmarks.chunks", *(sys.argv[1:] if argv is None else argv)]
     shape = {name: value for name, value in vars(options).items() if name != "out"}
     content = {"command": " ".join(command), "versions": versions(), "shape": shape}
-    write_json(out / "chunks.json", content | {"temporary bytes": results, "table": table})
+    write_json(out / "chunks.json", content | {"results": results, "table": table})
     print(f"result: {out / 'chunks.json'}")
 
 

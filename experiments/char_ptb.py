@@ -75,7 +75,7 @@ class Config(Settings):
 
 
 PAPER = Config()
-SMALL = PAPER.replace(  # minutes on a CPU; so little text that the LSTM overfits from epoch 8 on
+SMALL = PAPER.replace(  # two minutes on a CPU; so little text that the LSTM overfits
     preset="small",
     train_size=250_000,
     eval_size=50_000,
