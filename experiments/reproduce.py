@@ -32,6 +32,7 @@ from zoneout_jax.training import (
     Count,
     Diverged,
     Range,
+    RunDirectory,
     RunError,
     Settings,
     command,
@@ -107,6 +108,8 @@ def reproduce(options: Options) -> dict[str, Any]:
     unknown = [name for name in names if name not in rows]
     if unknown:
         raise ValueError(f"unknown row {unknown[0]!r}; choose from {', '.join(rows)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"rows must be distinct, got {', '.join(names)}")
     seeds = SEEDS if options.seeds is None else options.seeds
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more distinct values, got {seeds}")
@@ -123,11 +126,13 @@ def reproduce(options: Options) -> dict[str, Any]:
     else:  # seeds in the outer loop: an interrupted table compares the same seeds
         parts = [(name, (seed,)) for seed in seeds for name in names]
     configs = [table.config(*part) for part in parts]
+    for config in configs:  # a folder that cannot be used ends the command before any training
+        RunDirectory(pathlib.Path(config.run.workdir), config.identity())
     for part, config in zip(parts, configs, strict=True):
         table.train(*part, config)
     print(f"table: {table.out / 'table.md'} and table.json; curves: {table.out / 'curves.png'}")
     if table.failed:
-        raise RunError(f"diverged: {', '.join(table.failed)}; the other rows are done")
+        raise RunError(f"diverged: {', '.join(table.failed)}; other rows are done")
     return table.content()
 
 
@@ -181,8 +186,15 @@ class Table:
         except Diverged as error:
             self.failed[name] = str(error)
             print(f"{name}: diverged; {error}", file=sys.stderr)
+        except (ValueError, OSError) as error:  # no bad input, which `prepare` has checked
+            raise RuntimeError(f"{name}, {words} failed") from error
         else:
-            self._runs.setdefault(name, []).extend(by_seed(result, seeds))
+            runs = by_seed(result, seeds)
+            lost = [str(run["seed"]) for run in runs if not run["best_epoch"]]
+            if lost:
+                self.failed[name] = f"diverged in every epoch with seed {', '.join(lost)}"
+                print(f"{name}: {self.failed[name]}", file=sys.stderr)
+            self._runs.setdefault(name, []).extend(run for run in runs if run["best_epoch"])
         self._histories.setdefault(name, []).extend(histories(run.history()))
         self.write()
         self.draw()

@@ -92,7 +92,7 @@ def read_config(options: Options) -> tuple[Experiment, Any]:
         if not isinstance(experiment, Experiment) or experiment.model is None:
             raise ValueError(f"{options.workdir} holds a run of {name}, not of a language model")
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
-        config = experiment.presets["smoke"].replace(**settings)
+        config = experiment.presets[settings["preset"]].replace(**settings)
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{options.workdir} is not a run directory: {file}: {error}") from error
     return experiment, config.replace(**options.folders())

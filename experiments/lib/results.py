@@ -99,7 +99,11 @@ def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
     else:
         result = (history or [{}])[-1]
         words["state"] = "not done"
-    runs = [result] if settings.get("sweep") else result.get("runs", [result])
+    runs = result.get("runs", [result])
+    if settings.get("sweep") and "cells" in result:
+        best = {s.partition("=")[0]: result[s.partition("=")[0]] for s in settings["sweep"]}
+        runs = [run for run in runs if best.items() <= run.items()]
+        words["state"] += "; best: " + ", ".join(f"{n} {rate:g}" for n, rate in best.items())
     values = {m: [run[m] for run in runs if m in run] for m in experiment.metrics}
     about = {"command": f"python -m experiments.{name} {words['flags']}".strip()}
     about |= {k: config[k] for k in ("commit", "versions") if k in config}
@@ -122,7 +126,7 @@ def described(experiment: Experiment, settings: Mapping[str, Any]) -> dict[str, 
     deciding = {name for row in rows.values() for name in row} | {"sweep"}
     fits = (n for n, row in rows.items() if all(known[d] == (base | row)[d] for d in deciding))
     row = next(fits, None)
-    free = {"preset", "seed", "num_seeds"}
+    free = {"preset", "seed", *([] if known["sweep"] else ["num_seeds"])}
     changed = [name for name in known if known[name] != base[name] and name not in free]
     others = set(changed) - {"epochs"} - (rows[row].keys() if row else set())
     flags = [f"--preset={preset}"] if preset != first else []

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import pathlib
+import os
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -44,7 +44,7 @@ class TextConfig(DataConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (self.dataset in self.corpora or pathlib.Path(self.dataset).expanduser().is_file()):
+        if not (self.dataset in self.corpora or os.path.isfile(os.path.expanduser(self.dataset))):
             raise ValueError(
                 f"dataset must be {', '.join(self.corpora)} or a text file, got {self.dataset!r},"
                 " which is not a file"
@@ -65,12 +65,17 @@ class TextConfig(DataConfig):
         A user's text file may be shorter than these sizes.
 
         Raises:
-          ValueError: another corpus is shorter.
+          ValueError: another corpus is shorter, or a split is shorter than a sequence.
         """
 
         def cut(name, size, text):
             if size is not None and self.dataset not in self.corpora:
                 size = min(size, len(text))
+            if len(text) <= self.seq_length:
+                raise ValueError(
+                    f"a split of {self.dataset} has only {len(text)} symbols; choose a seq_length"
+                    " below that, or a longer text"
+                )
             return cut_split(text, size, name)
 
         return {

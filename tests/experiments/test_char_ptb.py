@@ -283,9 +283,14 @@ def test_a_table_of_runs_that_differ_and_of_one_that_diverged(tmp_path, monkeypa
     task, run_directory = EXPERIMENT.build(EXPERIMENT.presets["smoke"]), types.SimpleNamespace()
     run_directory.history = list
     runs = []
-    for jax_version, metric in (("0.9.0", 1.5), ("0.10.2", math.inf), ("0.9.0", 1.6)):
+    for jax_version, metric, best in (
+        ("0.9.0", 1.5, 1),
+        ("0.10.2", math.inf, 1),
+        ("0.9.0", 1.6, 1),
+        ("0.9.0", math.nan, 0),
+    ):
         run = dict.fromkeys(EXPERIMENT.metrics, metric)
-        run |= {"seed": 0, "best_epoch": 1, "steps": 2, "seconds": 3.0, "corpus": "ptb"}
+        run |= {"seed": 0, "best_epoch": best, "steps": 2, "seconds": 3.0, "corpus": "ptb"}
         runs.append(run | {"devices": "1 × cpu", "versions": {"jax": jax_version}})
     runs[0]["commit"] = "c0ffee"
     found = iter(runs)
@@ -293,12 +298,15 @@ def test_a_table_of_runs_that_differ_and_of_one_that_diverged(tmp_path, monkeypa
     monkeypatch.setattr(reproduce, "fit", lambda *given, **options: next(found))
     options = reproduce.Options(experiment="char_ptb", preset="paper", out=tmp_path)
     table = reproduce.Table(EXPERIMENT, options, tmp_path)
-    for seed in range(3):
+    for seed in range(4):
         table.train("LSTM", (seed,), table.config("LSTM", (seed,)))
     content = table.content()
     assert content["versions"]["jax"] == "0.9.0 and 0.10.2"
     assert content["commit"] == "c0ffee and unknown" and content["dataset"] == "ptb"
-    assert "| LSTM | inf ± nan (1.466) |" in (tmp_path / "table.md").read_text()
+    assert content["rows"][0]["failed"] == "diverged in every epoch with seed 3"
+    (line,) = [x for x in (tmp_path / "table.md").read_text().splitlines() if "| LSTM" in x]
+    assert line.startswith("| LSTM (a run diverged) | inf ± nan (1.466) |")
+    assert "0 1 2" in line
 
 
 def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, capsys):
@@ -317,6 +325,10 @@ def test_reproduce_writes_a_table_and_skips_what_is_done(tmp_path, monkeypatch, 
     assert cell in (tmp_path / "table.md").read_text()
     assert (tmp_path / "curves.png").exists()
     assert (table["commit"], table["versions"]) == (commit(), versions())
-    for bad, words in (({"rows": ("CNN",)}, "unknown row"), ({"seeds": (0, 0)}, "distinct")):
+    for bad, words in (
+        ({"rows": ("CNN",)}, "unknown row"),
+        ({"rows": ("LSTM", "LSTM")}, "rows must be distinct"),
+        ({"seeds": (0, 0)}, "seeds must be one or more distinct"),
+    ):
         with pytest.raises(ValueError, match=words):
             reproduce.reproduce(options.replace(**bad))

@@ -67,6 +67,21 @@ def test_seeds_and_a_run_cut_short(tmp_path):
     assert "| 3 of at most 200 epochs | 1.050 ± 0.071 | – | 2.000 ± 0.000 | 2 |" in line
 
 
+def test_the_best_rates_of_a_grid(tmp_path):
+    rates = ((0.0, 1.5), (0.5, 1.25))
+    runs = [
+        {"z_prob_cells": rate, "seed": seed, "validation_bpc": bpc + seed / 10}
+        for rate, bpc in rates
+        for seed in (0, 1)
+    ]
+    settings = {"sweep": ["z_prob_cells=0,0.5"], "num_seeds": 2}
+    write_run(tmp_path / "run", settings, {"z_prob_cells": 0.5, "cells": [{}], "runs": runs})
+    page = make(tmp_path / "run", tmp_path / "page.md")
+    (line,) = [line for line in page.splitlines() if "run](run)" in line]
+    assert "| done; best: z_prob_cells 0.5 | 1.300 ± 0.071 | – | – | 2 |" in line
+    assert "--num_seeds=2 --sweep z_prob_cells=0,0.5`" in line
+
+
 def test_html_is_one_file_with_curves_as_svg(tmp_path, monkeypatch):
     study = tmp_path / "committed/semantic_consistency"
     study.mkdir(parents=True)

@@ -1,5 +1,7 @@
 """Text from trained language models."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,12 +119,20 @@ def test_what_is_no_language_model(tmp_path, capsys):
     settings = permuted_mnist.EXPERIMENT.presets["smoke"].identity()
     with RunDirectory(other, settings, experiment="permuted_mnist").opened({}):
         pass
+    old = tmp_path / "old"
+    settings = CHAR.presets["smoke"].identity()
+    with RunDirectory(old, settings, experiment="char_ptb").opened({}):
+        (old / "metrics.jsonl").write_text("{}")
+    config = json.loads((old / "config.json").read_text())
+    del config["task"]
+    (old / "config.json").write_text(json.dumps(config))
     bad.mkdir()
     (bad / "config.json").write_text("{")
     for path, words in (
         (tmp_path / "none", "is not a run directory"),
         (bad, "is not a run directory"),
         (other, "holds a run of permuted_mnist, not of a language model"),
+        (old, "holds a run of an older zoneout_jax"),
     ):
         with pytest.raises(SystemExit) as end:
             sample.main([str(path)])

@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -69,7 +70,8 @@ def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
         ("--hidden_features=0", "hidden_features must be at least 1, got 0"),
         ("--batch_size=7", "cannot be split evenly over the 8 devices"),
         ("--sweep=z_prob_states=0.5,1.5", "z_prob_states must be in [0, 1], got 1.5"),
-        ("--sweep=z_prob_cells=0.5", "sweep must name settings, got z_prob_cells"),
+        ("--sweep=z_prob_cells=0.5", "that are real numbers, got z_prob_cells"),
+        ("--sweep=hidden_features=4,8", "that are real numbers, got hidden_features"),
     ],
 )
 def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):
@@ -90,6 +92,17 @@ def test_a_mistake_in_the_loss_leaves_the_folder_free(mine, tmp_path):
         run(mine, tmp_path, "--epochs=1", "--hidden_features=3", build=build)
     _, result = run(mine, tmp_path, "--epochs=1")
     assert result["epochs"] == 1
+
+
+def test_other_data_in_the_folder_are_refused(mine, tmp_path, capsys):
+    def build(config):
+        task = mine.build(config)
+        return dataclasses.replace(task, data=jax.tree.map(lambda a: a + 1, task.data))
+
+    run(mine, tmp_path, "--epochs=1")
+    with pytest.raises(SystemExit) as end:
+        run(mine, tmp_path, "--epochs=2", build=build)
+    assert end.value.code == 2 and "holds a run on other data" in capsys.readouterr().err
 
 
 def test_masks_without_the_axis_are_an_error(mine, tmp_path):

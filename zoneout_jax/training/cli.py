@@ -187,10 +187,10 @@ def prepare(
 
 
 def _check_sweep(config: Config) -> None:
-    """Raises ValueError unless a sweep names settings and gives them allowed values."""
+    """Raises ValueError unless a sweep names real settings and gives them allowed values."""
     for name, rates in parse_sweep(config.run.sweep).items():
-        if name not in config.flat():
-            raise ValueError(f"sweep must name settings, got {name}")
+        if not isinstance(config.flat().get(name), float):  # a size cannot change while it runs
+            raise ValueError(f"sweep must name settings that are real numbers, got {name}")
         for rate in rates:
             config.check(name, rate)
 

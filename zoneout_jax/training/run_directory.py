@@ -113,7 +113,13 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
     """
     if not is_begun(path):
         return
-    there = read_config(path)["task"]
+    there = read_config(path).get("task")
+    if there is None:
+        raise RunError(
+            f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another"
+            " format; finish it with that version, or give another --workdir",
+            exit_code=2,
+        )
     for name in there | dict(task):
         if there.get(name) != task.get(name):
             other = "on other data" if name == "data" else "of another model"

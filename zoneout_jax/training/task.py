@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,15 @@ def check_indices(indices: Any, data: Any, what: str) -> None:
         raise ValueError(f"{what} asks for example {last}, but the data ends with {min(sizes) - 1}")
 
 
+def hash_of(arrays: Any) -> str:
+    """Returns the SHA-256 of arrays, with their types and shapes."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, jax.tree.leaves(arrays)):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What `fit` needs to know about an experiment.
@@ -73,7 +83,8 @@ class Task:
       end_epoch: `end_epoch(state, metrics, key) -> state`, compiled; changes the `TrainState` after
         an epoch, given the metrics of the validation by name and a random key of the epoch.
       describe: `describe(params, model_state) -> text`, printed from time to time and at the end.
-      data_sha256: SHA-256 of the data, as `Corpus.sha256`; a run does not resume with other data.
+      data_sha256: SHA-256 of the data, as `Corpus.sha256`; by default that of the arrays in `data`
+        and `validation`. A run does not resume with other data.
       metadata: other entries of the result, such as sizes of the data.
     """
 
@@ -112,7 +123,8 @@ class Task:
         state = jax.eval_shape(self.first_state, jax.random.key(0))
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         found = {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
-        return ({"data": self.data_sha256} if self.data_sha256 else {}) | found
+        sha256 = self.data_sha256 or hash_of((self.data, self.validation.data))
+        return {"data": sha256} | found
 
     def first_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
         """Returns the state before the first step.

@@ -43,11 +43,11 @@ def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int 
     models = config.members
     if not 0 <= number < len(models):
         raise ValueError(f"the run has {len(models)} models, numbered from 0, got {number}")
+    check_task(path, task.identity())
     folder = path / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     if checkpoints is None or checkpoints.latest is None:
         raise ValueError(f"{path} holds no checkpoint; train first, with --workdir={path}")
-    check_task(path, task.identity())
     state = jax.eval_shape(
         lambda key: task.first_state(key, rates_of(models[0])), jax.random.key(0)
     )
