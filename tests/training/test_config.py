@@ -117,6 +117,7 @@ def test_settings_that_make_no_sense(changes, words):
         (["--hidden_units=3"], "there is no --hidden_units; --help"),
         (["--nonsense"], "there is no --nonsense; --help lists the flags"),
         (["--no-resum"], "did you mean --resume?"),
+        (["--resume"], "--resume is not needed: resume is on, and --no_resume changes it"),
         (["--units=0"], "units must be at least 1, got 0"),
         (["--preset=nope"], "unknown preset 'nope'; choose one of paper, smoke"),
         (["--preset"], "--preset"),

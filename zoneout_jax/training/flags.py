@@ -77,7 +77,7 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
             raise
         fail(_sentence(complaint.getvalue()))
     if unknown:
-        fail(_unknown(unknown[0], kind))
+        fail(_unknown(unknown[0], kind, start.flat() if isinstance(start, Settings) else {}))
     return settings
 
 
@@ -94,10 +94,13 @@ def names(kind: type) -> list[str]:
     return found
 
 
-def _unknown(argument: str, kind: type) -> str:
+def _unknown(argument: str, kind: type, defaults: Mapping[str, Any]) -> str:
     """Returns the message for an unknown argument, with the flags that may be meant."""
     name = argument.partition("=")[0]
-    wanted = name.lstrip("-").removeprefix("no-").replace("-", "_").lower()
+    wanted = name.lstrip("-").replace("-", "_").removeprefix("no_").lower()
+    if isinstance(defaults.get(wanted), bool):  # only the flag that changes it exists
+        state, other = ("on", f"--no_{wanted}") if defaults[wanted] else ("off", f"--{wanted}")
+        return f"{name} is not needed: {wanted} is {state}, and {other} changes it"
     known = names(kind)
     near = [flag for flag in known if "".join(word[0] for word in flag.split("_")) == wanted]
     near += [flag for flag in known if wanted and flag.endswith(f"_{wanted}")]
