@@ -94,9 +94,8 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> list[Block]:
     names = experiment.preset_rows.get(start, experiment.rows)
     for name in names:
         row = experiment.rows[name]
-        ends = {m.partition("_")[0]: f"{value:g}" for m, value in row.published.items()}
-        published = " / ".join(ends.get(part, DASH) for part in ("validation", "test"))
-        head = [name, published if ends else DASH]
+        ends = [DASH if v is None else f"{v:g}" for v in (row.validation, row.test)]
+        head = [name, " / ".join(ends) if experiment.published(row) else DASH]
         run = [result for result in results if result.first and result.row == name]
         rows += [[*head, r.state, *numbers(experiment, r), code(r.flags), link(r)] for r in run]
         if not run:

@@ -244,11 +244,12 @@ class Table:
     def _row(self, name: str) -> dict[str, Any]:
         row, runs = self.experiment.rows[name], self._runs.get(name, [])
         values = {metric: [run[metric] for run in runs] for metric in self.experiment.metrics}
+        published = self.experiment.published(row)
         metrics = {
             metric: {
                 "mean": statistics.fmean(of_runs) if of_runs else None,
                 "sd": deviation(of_runs),
-                "published": row.published.get(metric),
+                "published": published.get(metric),
                 "runs": of_runs,
             }
             for metric, of_runs in values.items()

@@ -27,19 +27,12 @@ class Row:
 
     Attributes:
       flags: flags of the row, in addition to the preset.
-      published: the paper's values, by metric.
+      validation, test: the paper's values; None where it has none.
     """
 
     flags: tuple[str, ...] = ()
-    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-def published(
-    metric: str, validation: float | None = None, test: float | None = None
-) -> dict[str, float]:
-    """Returns the paper's values of a row, without those that are None."""
-    values = {f"validation_{metric}": validation, f"test_{metric}": test}
-    return {name: value for name, value in values.items() if value is not None}
+    validation: float | None = None
+    test: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,8 @@ class Experiment:
         experiment.
       build: `build(config) -> Task`.
       rows: the rows of the table by name.
-      metrics: metrics of the table, in order.
+      metrics: metrics of the table, in order. Published values are of the first, a
+        `validation_…`, and of the `test_…` of that name.
       preset_rows: names of the rows that suit each preset; by default all.
       curves: further validation metrics to plot over the epochs.
       published_on: the corpus or images of the published values.
@@ -79,6 +73,12 @@ class Experiment:
         at = f", best at {best}" if best else f", of epoch {result['best_epoch']:g}"
         print(f"{result['name']}: {ours}{at}{self.paper(config)}")
 
+    def published(self, row: Row) -> dict[str, float]:
+        """Returns the paper's values of a row, by metric."""
+        test = self.metrics[0].replace("validation", "test")
+        values = {self.metrics[0]: row.validation, test: row.test}
+        return {name: value for name, value in values.items() if value is not None}
+
     def paper(self, config: Any) -> str:
         """Formats the published values, for a run with the settings of a row of the paper."""
 
@@ -87,7 +87,7 @@ class Experiment:
             return {name: v for name, v in config.identity().items() if name not in free}
 
         for name, row in self.rows.items():
-            published = " / ".join(f"{value:g}" for value in row.published.values())
+            published = " / ".join(f"{value:g}" for value in self.published(row).values())
             of_row = parse_preset(self.presets, row.flags, self.name, self.about)
             if published and settings(of_row) == settings(config):
                 return f"; paper, {name}: {published}"
