@@ -7,10 +7,11 @@
     python -m experiments.reproduce seq2seq                                # hours on a CPU core
 
 Finished runs are skipped, and interrupted runs resume. Several processes can share a folder, each
-with its own `--rows` or `--seeds`. When all have ended, a command with all rows and seeds makes the
-table. The table (Markdown and JSON) is written again after every run, the plots of the learning
-curves as they grow. A row that diverges is marked, and the other rows continue. An experiment
-without a table (`gradient_propagation`, `semantic_consistency`) writes what its docstring says.
+with its own `--rows`; or with its own `--seeds` and `--together=False`, since seeds in one program
+are one run. When all have ended, a command with all rows and seeds makes the table. The table
+(Markdown and JSON) is written again after every run, the plots of the learning curves as they grow.
+A row that diverges is marked, and the other rows continue. An experiment without a table
+(`gradient_propagation`, `semantic_consistency`) writes what its docstring says.
 """
 
 import contextlib
