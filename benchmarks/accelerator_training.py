@@ -257,7 +257,7 @@ def evidence_report(result: dict[str, Any]) -> list[str]:
             errors += [f"- {name}: {row['error']}", ""]
         if "best validation" in row:
             best = " ".join(f"{value:.3f}" for value in row["best validation"])
-            paper = EXPERIMENT.rows[name].published["validation_bpc"]
+            paper = EXPERIMENT.rows[name].validation
             cells = [name, row["corpus"], str(row["steps an epoch"]), str(row["epochs"])]
             rows.append([*cells, f"{row['seconds']:.0f}", best, f"{paper:.3f}"])
     header = ("row", "corpus", "steps an epoch", "epochs", "seconds", "validation", "paper")

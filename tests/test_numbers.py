@@ -97,8 +97,8 @@ def known(source):
     """Returns the numbers of a source."""
     if source == "published":
         experiments = [find(name) for name in NAMES]
-        rows = [row for e in experiments if isinstance(e, Experiment) for row in e.rows.values()]
-        return [number for row in rows for number in row.published.values()]
+        tables = [e for e in experiments if isinstance(e, Experiment)]
+        return [n for e in tables for row in e.rows.values() for n in e.published(row).values()]
     name, _, part = source.partition("#")
     text = (ROOT / name).read_text()
     content = [json.loads(t) for t in (text.splitlines() if name.endswith("l") else [text])]

@@ -50,7 +50,7 @@ def test_flags_of_each_row_fit_the_experiment(experiment):
         data = jax.ShapeDtypeStruct(task.data.shape, task.data.dtype)
         grads = jax.eval_shape(mapped, state.params, state.model_state, data, examples)
         assert jax.tree.structure(grads) == jax.tree.structure(state.params)
-        assert set(row.published) <= set(experiment.metrics)
+        assert set(experiment.published(row)) <= set(experiment.metrics)
 
 
 @pytest.mark.parametrize(

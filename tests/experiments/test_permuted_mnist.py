@@ -354,7 +354,7 @@ def test_rows_of_the_table_are_flags_that_are_understood():
     for row in EXPERIMENT.rows.values():
         config = parse_preset(EXPERIMENT.presets, row.flags, "prog", "")
         assert isinstance(config.zoneout.spec(), Zoneout)
-        assert set(row.published) <= set(EXPERIMENT.metrics)
+        assert set(EXPERIMENT.published(row)) <= set(EXPERIMENT.metrics)
     for name, preset in EXPERIMENT.presets.items():
         assert preset.preset == name
         assert json.loads(json.dumps(preset.identity())) == listed(preset.identity())
