@@ -2,15 +2,11 @@
 
 Code is compiled without LLVM's optimizations and, where XLA still has the option, without its
 fusion emitters, since most of the test time is compilation. CONTRIBUTING.md has the flags to test
-code as it is compiled for users. All processes of a run share the programs that they compile;
-$JAX_COMPILATION_CACHE_DIR keeps them for later runs.
+code as it is compiled for users.
 """
 
-import atexit
 import importlib.metadata
 import os
-import shutil
-import tempfile
 
 flags = [os.environ.get("XLA_FLAGS", "")]
 if "xla_force_host_platform_device_count" not in flags[0]:
@@ -22,14 +18,6 @@ if "xla_backend_optimization_level" not in flags[0]:
         flags.append("--xla_cpu_use_fusion_emitters=false")  # later XLA rejects this flag
 os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have their parent's
-    programs = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="zoneout_jax-")
-    atexit.register(shutil.rmtree, programs, ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Of a program that another process is still writing; it is then compiled.
-unread = "ignore:Error reading persistent compilation cache entry"
-os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), unread]))
 
 from collections.abc import Iterator  # noqa: E402
 

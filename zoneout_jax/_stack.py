@@ -33,8 +33,9 @@ def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
                     f"ZoneoutRNN takes no {type(one).__name__}, whose inputs are maps; nn.RNN and"
                     " nnx.RNN do"
                 )
+            module = kind.__module__.replace("._", ".").removesuffix("_cell")  # the public one
             raise TypeError(
-                f"ZoneoutRNN of {kind.__module__} takes cells of that module, got {described(one)}"
+                f"ZoneoutRNN of {module} takes cells of that module, got {described(one)}"
             )
     if backward is None:
         return [(one,) for one in cells], is_single
