@@ -147,7 +147,7 @@ def draw(spec: Zoneout, device: jax.Device) -> dict[str, np.ndarray]:
 def check_cells(context: Context, result: dict[str, Any]) -> None:
     """Compares cells with float64, the most used first, while there is time."""
     names = QUICK_CELLS if context.quick else tuple(CELLS)
-    wanted = {name: precisions(name, context.quick) for name in names}
+    wanted = {name: precisions_of(name, context.quick) for name in names}
     units = QUICK_UNITS if context.quick else UNITS
     makers = {}
     for name in names:
@@ -167,7 +167,7 @@ def check_cells(context: Context, result: dict[str, Any]) -> None:
             result["not reached"].append(f"{name} ({', '.join(missing)})")
 
 
-def precisions(name: str, quick: bool) -> tuple[str, ...]:
+def precisions_of(name: str, quick: bool) -> tuple[str, ...]:
     """Returns the precisions to check a cell in.
 
     The slope of relu jumps at 0, so rounded operands change single gradients altogether: cells with

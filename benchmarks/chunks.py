@@ -7,24 +7,16 @@ times all sizes of chunks in turn, round after round.
 """
 
 import dataclasses
-import statistics
 import sys
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.jax_peers import some_params
-from benchmarks.rnn import Program, measure_in_turn
+from benchmarks.rnn import Program, measure_in_turn, ratio
 from zoneout_jax import GRU, LSTM, MinGRU, Zoneout, unroll
-from zoneout_jax.training import (
-    Count,
-    Measurement,
-    Range,
-    parse_measurement,
-    versions,
-    write_json,
-)
+from zoneout_jax.training import Count, Measurement, parse_measurement, versions, write_json
 
 CELLS = {"LSTM": LSTM, "GRU": GRU, "minGRU": MinGRU}
 CHUNKS = (None, 1000, "auto", 20)
@@ -34,13 +26,13 @@ CHUNKS = (None, 1000, "auto", 20)
 class Options(Measurement):
     """What to measure."""
 
-    steps: Annotated[int, Range(1)] = 20_000
+    steps: Count = 20_000
     """T, the number of steps."""
-    batch: Annotated[int, Range(1)] = 4
+    batch: Count = 4
     """B, the batch size."""
-    in_features: Annotated[int, Range(1)] = 64
+    in_features: Count = 64
     """F, the number of inputs."""
-    hidden_features: Annotated[int, Range(1)] = 256
+    hidden_features: Count = 256
     """H, the number of units."""
     rounds: Count = 7
     """Rounds of all sizes of chunks."""
@@ -62,15 +54,11 @@ def gradient(options: Options, kind: str, chunk: int | str | None) -> Program:
 def measure(options: Options, kind: str) -> dict[str, dict[str, Any]]:
     """Measures a cell with all sizes of chunks; ratios are to no chunks, in the same round."""
     runs = {str(chunk): gradient(options, kind, chunk) for chunk in CHUNKS}
-    seconds = measure_in_turn(runs, options.rounds)
-    return {
-        name: {
-            "temporary_bytes": runs[name].facts["temporary_bytes"],
-            "ratio": statistics.median(a / b for a, b in zip(times, seconds["None"], strict=True)),
-            "seconds": times,
-        }
-        for name, times in seconds.items()
+    found = {
+        name: {"temporary_bytes": runs[name].facts["temporary_bytes"], "seconds": times}
+        for name, times in measure_in_turn(runs, options.rounds).items()
     }
+    return {name: of | {"ratio": ratio(found, name, "None")} for name, of in found.items()}
 
 
 def main(argv: list[str] | None = None) -> None:

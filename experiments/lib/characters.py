@@ -138,7 +138,13 @@ def build(config: CharacterConfig, name: str) -> Task:
     def evaluation_loss(params, model_state, batch):
         return sums(params, batch, deterministic=True, rates=model_state.get("rates"))
 
-    starts = chunk_starts(len(texts["validation"]), length)
+    validation = len(texts["validation"])
+    if validation < length:
+        raise ValueError(
+            f"the validation text of {corpus.name} has only {validation} symbols; choose a"
+            " seq_length of at most that, or a longer text"
+        )
+    starts = chunk_starts(validation, length)
     carried = functools.partial(carried_evaluation, characters, streams=config.data.eval_streams)
     rate = config.optimizer.learning_rate or LEARNING_RATES[config.model.rnn_type]
     return Task(

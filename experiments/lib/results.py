@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.lib.experiment import NAMES, Experiment, Row, find
+from zoneout_jax.training import parse_sweep
 
 COMMITTED = pathlib.Path(__file__).parents[1] / "results"
 NOTES = COMMITTED / "results.json"
@@ -101,7 +102,7 @@ def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
         words["state"] = "not done"
     runs = result.get("runs", [result])
     if settings.get("sweep") and "cells" in result:
-        best = {s.partition("=")[0]: result[s.partition("=")[0]] for s in settings["sweep"]}
+        best = {name: result[name] for name in parse_sweep(settings["sweep"])}
         runs = [run for run in runs if best.items() <= run.items()]
         words["state"] += "; best: " + ", ".join(f"{n} {rate:g}" for n, rate in best.items())
     values = {m: [run[m] for run in runs if m in run] for m in experiment.metrics}

@@ -65,17 +65,12 @@ class TextConfig(DataConfig):
         A user's text file may be shorter than these sizes.
 
         Raises:
-          ValueError: another corpus is shorter, or a split is shorter than a sequence.
+          ValueError: another corpus is shorter.
         """
 
         def cut(name, size, text):
             if size is not None and self.dataset not in self.corpora:
                 size = min(size, len(text))
-            if len(text) <= self.seq_length:
-                raise ValueError(
-                    f"a split of {self.dataset} has only {len(text)} symbols; choose a seq_length"
-                    " below that, or a longer text"
-                )
             return cut_split(text, size, name)
 
         return {

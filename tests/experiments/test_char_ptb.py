@@ -260,7 +260,7 @@ def test_a_run_cut_off_goes_on_to_the_last_bit(number, whole, tmp_path):
 
 @pytest.fixture
 def no_compilation_cache() -> Iterator[None]:
-    """Switches the cache of the tests off."""
+    """Switches off the cache that CONTRIBUTING.md shows."""
     folder = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield

@@ -34,3 +34,14 @@ def test_no_such_text(experiment, capsys):
         experiment.main(["--preset=smoke", "--dataset=pbt"])
     assert end.value.code == 2
     assert "dataset must be ptb, stdlib or a text file, got 'pbt'" in capsys.readouterr().err
+
+
+def test_a_text_that_is_too_short(tmp_path, capsys):
+    path = tmp_path / "own.txt"
+    path.write_text("so it goes\n" * 24)  # 13 characters are left to validate
+    with pytest.raises(SystemExit) as end:
+        CHAR.main(["--preset=smoke", f"--dataset={path}", "--seq_length=20"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert "the validation text of own.txt char (" in error
+    assert ") has only 13 symbols; choose a seq_length of at most that, or a longer" in error

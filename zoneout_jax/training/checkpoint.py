@@ -56,7 +56,7 @@ class Checkpoints:
         if not self._directory.is_dir():
             raise RunError(f"cannot write a checkpoint: {self._directory} no longer exists")
         text = json.dumps(progress)
-        content = {"progress": text, "sha256": _digest(arrays, text)}
+        content = {"progress": text, "sha256": digest(arrays, text)}
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(content)
         )
@@ -114,7 +114,7 @@ class Checkpoints:
         )
         restored = self._manager.restore(step, args=args)
         content = restored.progress
-        if content["sha256"] != _digest(restored.arrays, content["progress"]):
+        if content["sha256"] != digest(restored.arrays, content["progress"]):
             raise ValueError("its content does not match the SHA-256 saved with it")
         return restored.arrays, json.loads(content["progress"])
 
@@ -158,7 +158,7 @@ def _ignore_late_reads(hook: Callable[[Any], Any], unraisable: Any) -> None:
         hook(unraisable)
 
 
-def _digest(arrays: Any, text: str) -> str:
+def digest(arrays: Any, text: str = "") -> str:
     """SHA-256 of a text and of the types, shapes and values of arrays, in order of their paths."""
     found = hashlib.sha256(text.encode())
     for array in map(np.asarray, jax.tree.leaves(arrays)):

@@ -371,10 +371,8 @@ class _Fit:
         for name, evaluation in task.test_evaluations.items():
             for total, means in evaluator(task, evaluation, self.placement)(*best).items():
                 # A model whose every epoch diverged has no best parameters.
-                metrics[f"{name}_{total}"] = [
-                    mean if epoch else math.nan
-                    for mean, epoch in zip(means, progress.best_epoch, strict=True)
-                ]
+                known = zip(means, progress.best_epoch, strict=True)
+                metrics[f"{name}_{total}"] = [m if epoch else math.nan for m, epoch in known]
         whole = progress.step // task.steps_per_epoch
         metrics["best_epoch"] = progress.best_epoch
         metrics["epochs"] = [min(whole, b + self.config.patience) for b in progress.best_epoch]

@@ -91,6 +91,21 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def read_begun(path: pathlib.Path) -> dict[str, Any]:
+    """Reads `config.json` of a run that has begun.
+
+    Raises:
+      ValueError: the file cannot be read, or it is of a version with other checkpoints.
+    """
+    config = read_config(path)
+    if "task" not in config:
+        raise ValueError(
+            f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another"
+            " format; finish it with that version, or give another --workdir"
+        )
+    return config
+
+
 def is_begun(path: pathlib.Path) -> bool:
     """Tells whether a run directory holds anything from training, not only settings.
 
@@ -110,16 +125,11 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
 
     Raises:
       RunError: the run trains another model or uses other data; exit code 2.
+      ValueError: the run cannot be read.
     """
     if not is_begun(path):
         return
-    there = read_config(path).get("task")
-    if there is None:
-        raise RunError(
-            f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another"
-            " format; finish it with that version, or give another --workdir",
-            exit_code=2,
-        )
+    there = read_begun(path)["task"]
     for name in there | dict(task):
         if there.get(name) != task.get(name):
             other = "on other data" if name == "data" else "of another model"
@@ -183,13 +193,7 @@ class RunDirectory:
 
     def _compare(self) -> None:
         """Raises ValueError if the directory holds a run with other settings or more epochs."""
-        config = read_config(self.path)
-        if "task" not in config:
-            raise ValueError(
-                f"workdir {self.path} holds a run of an older zoneout_jax, whose checkpoints have "
-                "another format; finish it with that version, or give another --workdir"
-            )
-        there = config["settings"]
+        there = read_begun(self.path)["settings"]
         here, done = self._settings.get("epochs"), there.get("epochs")
         if here is not None and done is not None and here < done:
             raise ValueError(

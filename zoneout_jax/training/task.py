@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zoneout_jax.training.checkpoint import digest
 from zoneout_jax.training.parallel import EvaluationLoss, Loss
 from zoneout_jax.training.state import TrainState
 
@@ -47,15 +47,6 @@ def check_indices(indices: Any, data: Any, what: str) -> None:
     last = max((int(np.max(array, initial=-1)) for array in jax.tree.leaves(indices)), default=-1)
     if sizes and last >= min(sizes):
         raise ValueError(f"{what} asks for example {last}, but the data ends with {min(sizes) - 1}")
-
-
-def hash_of(arrays: Any) -> str:
-    """Returns the SHA-256 of arrays, with their types and shapes."""
-    digest = hashlib.sha256()
-    for array in map(np.asarray, jax.tree.leaves(arrays)):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +114,7 @@ class Task:
         state = jax.eval_shape(self.first_state, jax.random.key(0))
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         found = {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
-        sha256 = self.data_sha256 or hash_of((self.data, self.validation.data))
+        sha256 = self.data_sha256 or digest((self.data, self.validation.data))
         return {"data": sha256} | found
 
     def first_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
