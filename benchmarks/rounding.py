@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import permuted_mnist
+from experiments.lib.optimizers import clipped, rmsprop
 from zoneout_jax.training import (
     Measurement,
     Range,
@@ -62,8 +62,8 @@ def losses(preset: str, batches: int, change: float = 0.0, floor: float | None =
     task, streams = permuted_mnist.build(config), Streams.from_seed(0)
     optimizer = task.optimizer
     if floor is not None:
-        rmsprop = optax.rmsprop(config.optimizer.learning_rate, decay=0.5, eps=floor**2)
-        optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), rmsprop)
+        rule = rmsprop(config.optimizer.learning_rate, decay=0.5, floor=floor)
+        optimizer = clipped(rule, config.optimizer.clip_norm)
     state = dataclasses.replace(task, optimizer=optimizer).first_state(streams.init)
     rng = np.random.default_rng(0)
     params = jax.tree.map(

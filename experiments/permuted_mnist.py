@@ -1,9 +1,10 @@
 """Permuted sequential MNIST (Krueger et al. 2017, section 4.3).
 
-    python -m experiments.permuted_mnist                                            # baseline
-    python -m experiments.permuted_mnist --z_prob_cells=0.15 --z_prob_states=0.15   # zoneout
+    python -m experiments.permuted_mnist                                                 # baseline
     python -m experiments.permuted_mnist --z_prob_cells=0.15 --z_prob_states=0.15 \
-        --share_mask --batch_normalization --initialization=id                      # the best
+        --share_mask                                                                     # zoneout
+    python -m experiments.permuted_mnist --z_prob_cells=0.15 --z_prob_states=0.15 \
+        --share_mask --batch_normalization --initialization=id                           # the best
 
 An LSTM of 100 units reads the 784 pixels of a digit one by one, in a random order that is the same
 for all images. A softmax layer on the last hidden state classifies the digit. The paper reports

@@ -21,7 +21,7 @@ class AdderConfig(ModelConfig):
     """Units per layer."""
     num_layers: Annotated[int, Range(1, 100)] = 2
     """Number of layers."""
-    two_networks: bool = False
+    two_networks: bool = True
     """Use separate weights for the encoder and the decoder."""
     output: Literal["state", "candidate"] = "state"
     """Output of a layer: its zoned-out state, or the new state before zoneout."""
