@@ -308,3 +308,11 @@ def test_statistics_of_wide_and_narrow_types():
 
 def _normal(key, shape, dtype, blocks):
     return jax.random.normal(key, shape, dtype)
+
+
+@pytest.mark.usefixtures("x64")
+def test_statistics_in_float64_move_by_the_whole_rate():
+    stats = {"cell_mean": jnp.zeros((1, 2), jnp.float64)}
+    seen = {"cell_mean": jnp.ones((1, 2)), "step": jnp.array([0]), "count": jnp.array([9])}
+    moved = update_stats(stats, seen, rate=0.1)["cell_mean"]
+    np.testing.assert_array_equal(moved, np.full((1, 2), 0.1))

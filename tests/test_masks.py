@@ -171,6 +171,12 @@ def test_masks_belong_to_examples():
             np.testing.assert_array_equal(of_whole[:, part], of_part)
 
 
+def test_rates_of_narrow_types():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        rate = dtype(0.05)
+        assert float(Zoneout(cells=rate).expected().cells) == float(rate)
+
+
 def test_expectation_is_the_mean_of_samples():
     previous, candidate = jnp.full((1, 1), -1.0), jnp.full((1, 1), 2.0)
     spec = Zoneout(cells=0.3)

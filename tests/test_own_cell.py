@@ -1,5 +1,6 @@
 """The cells of docs/own_cell.md, as users write them, equal NumPy and work in all faces."""
 
+import dataclasses
 import pathlib
 import pickle
 import re
@@ -12,7 +13,20 @@ from flax import nnx
 
 from tests.oracles import sigmoid
 from tests.test_cells import KEY, LENGTHS, B, F, H, T
-from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, _unroll, linen, unroll
+from zoneout_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    Cell,
+    Masks,
+    Zoneout,
+    _unroll,
+    block_orthogonal,
+    linen,
+    tiled_orthogonal,
+    unroll,
+    zoneout,
+)
 from zoneout_jax import nnx as faces
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs/own_cell.md").read_text()
@@ -132,12 +146,89 @@ def test_cells_are_values():
     assert one == other and hash(one) == hash(other) != hash(LSTM(3, 5, forget_bias=0.0))
     assert LSTM(3, 5, param_dtype="float32", dtype=jnp.bfloat16) == LSTM(3, 5, dtype="bfloat16")
     assert pickle.loads(pickle.dumps(other)) == other
+    for init in (block_orthogonal(), tiled_orthogonal()):
+        again = pickle.loads(pickle.dumps(LSTM(3, 5, kernel_init=init)))
+        assert again.kernel_init == init
     assert "function" not in repr(one) and "LSTM(in_features=3, hidden_features=5" in repr(one)
     for wrong in (jnp.int8, jnp.complex64):
         with pytest.raises(TypeError, match="dtype must be a type of real numbers"):
             LSTM(3, 5, dtype=wrong)
     with pytest.raises(ValueError, match=r"parameters of LSTM.*must have the shapes"):
         unroll(LSTM(3, 6), one.init(jax.random.key(0)), jnp.ones((7, 4, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledLSTM(Cell):
+    """An LSTM whose input gate is 1 − f, with a mask of its update as docs/own_cell.md has it."""
+
+    gates = ("sigmoid", "tanh", "sigmoid")
+    carry_names = ("c", "h")
+    mask_names = ("cells", "states", "update")
+
+    def update(self, params, carry, gates, rest, masks):
+        (c, h), (f, n, o) = carry, gates
+        n = n if masks.update is None else masks.update.astype(n.dtype) * n
+        new_c = f * c + (1 - f) * n
+        new_h = zoneout(h, o * jnp.tanh(new_c), masks.states)
+        return (zoneout(c, new_c, masks.cells), new_h), new_h
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_update_masks_resets_and_reverse(reverse):
+    cell = CoupledLSTM(F, H, param_dtype=jnp.float64)
+    params = cell.init(KEY)
+    xs, resets = (
+        jax.random.normal(KEY, (T, B, F), jnp.float64),
+        jax.random.bernoulli(KEY, 0.3, (T, B)),
+    )
+    masks = Zoneout(cells=0.5, states=0.3, update_drop=0.4).sample(KEY, T, B, H)
+
+    def loss(params, implementation):
+        options = {"reverse": reverse, "resets": resets, "implementation": implementation}
+        ys = unroll(cell, params, xs, masks=masks, **options)[1]
+        return jnp.sum(jnp.sin(ys)), ys
+
+    (one, ys), (other, _) = (jax.grad(loss, has_aux=True)(params, i) for i in ("fused", "scan"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), one, other)
+    p, now = jax.tree.map(np.asarray, params), (np.zeros((B, H)),) * 2
+    u, d_c, d_h = (np.asarray(m, np.float64) for m in (masks.update, masks.cells, masks.states))
+    for t in range(T)[:: -1 if reverse else 1]:
+        start = np.asarray(resets[min(t + 1, T - 1)] & (t + 1 < T) if reverse else resets[t])
+        c, h = (np.where(start[:, None], 0, a) for a in now)
+        z_f, z_n, z_o = np.split(np.asarray(xs[t]) @ p["input"] + h @ p["recurrent"], 3, -1)
+        f = sigmoid(z_f)
+        new = f * c + (1 - f) * u[t] * np.tanh(z_n)
+        h = d_h[t] * h + (1 - d_h[t]) * sigmoid(z_o) * np.tanh(new)
+        now = d_c[t] * c + (1 - d_c[t]) * new, h
+        np.testing.assert_allclose(ys[t], h, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "expected"])
+def test_update_masks_in_bfloat16_and_strict(mode):
+    cell = CoupledLSTM(F, H, param_dtype=jnp.bfloat16)
+    spec = Zoneout(states=jnp.float32(0.3), update_drop=jnp.float32(0.4), gaussian=True)
+    options = {"key": KEY} if mode == "sampled" else {"deterministic": True}
+    ys = unroll(cell, cell.init(KEY), jnp.ones((T, B, F)), zoneout=spec, **options)[1]
+    assert ys.dtype == jnp.bfloat16
+
+
+class Doubled(RNN):
+    """Computes another product."""
+
+    def product(self, x, kernel):
+        return 2 * super().product(x, kernel)
+
+
+def test_another_product_has_its_own_gradient():
+    cell, xs = Doubled(F, H), jax.random.normal(KEY, (T, B, F))
+    params = cell.init(KEY)
+
+    def loss(params, implementation):
+        return jnp.sum(jnp.sin(unroll(cell, params, xs, implementation=implementation)[1]))
+
+    one, other = (jax.grad(loss)(params, i) for i in ("fused", "scan"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)
 
 
 def softmax(x):
@@ -204,11 +295,72 @@ class Nameless(RNN):
     carry_names = ("c",)
 
 
+class Lonely(RNN):
+    """Returns no output, and names its masks in a string."""
+
+    mask_names = "states"
+
+
+class Started(RNN):
+    """Makes its parameters in another way."""
+
+    def init(self, key):
+        return super().init(key)
+
+
+class Halved(RNN):
+    """Returns no output."""
+
+    def update(self, params, carry, gates, rest, masks):
+        return carry
+
+
+def step(cell, carry=None, x=None, **options):
+    """Runs one step, by default with a carry and inputs that fit."""
+    params = cell.init(KEY)
+    carry = cell.initial_carry(params, B) if carry is None else carry
+    return cell.step(params, carry, jnp.ones((B, F)) if x is None else x, **options)
+
+
+BATCH_NORM = LSTM(F, H, normalization="batch", max_steps=T)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: run(Wider(F, H)), TypeError, "Wider.update must return a carry float32.*bfloat16"),
+        (lambda: run(Halved(F, H)), TypeError, r"Halved.update must return the pair \(carry, outp"),
         (lambda: Nameless(F, H), ValueError, 'carry_names must hold "h"'),
+        (lambda: Lonely(F, H), TypeError, r"mask_names must be a tuple, such as \(\"states\",\)"),
+        (
+            lambda: linen.ZoneoutCell(Started(F, H)),
+            TypeError,
+            "Started overrides init, but",
+        ),
+        (lambda: RNN(F, H, kernel_init=jnp.ones(3)), TypeError, "kernel_init must be a function"),
+        (lambda: RNN(F, True), TypeError, "hidden_features must be an integer, got True"),
+        (lambda: faces.ZoneoutGRUCell(F, H, rngs=0), TypeError, "rngs must be nnx.Rngs, such as"),
+        (lambda: RNN(F, H).step(None, None, None), TypeError, "params must be a dict of arrays"),
+        (lambda: step(LSTM(F, H), carry=jnp.zeros((B, H))), ValueError, "carry must have the sh"),
+        (lambda: step(GRU(F, H), x=jnp.ones((B, F + 1))), ValueError, r"x must be \[B, 3\], got"),
+        (
+            lambda: step(GRU(F, H), masks=Masks(states=jnp.ones((T, B, H)))),
+            ValueError,
+            r"mask of states must be \[4, 5\] or broadcast to it, got \(7, 4, 5\)",
+        ),
+        (lambda: step(GRU(F, H), stats={"junk": 1}), ValueError, "batch-normalized cells only"),
+        (lambda: step(BATCH_NORM, stats={}), ValueError, "stats must be input_mean .* got none"),
+        (
+            lambda: unroll(
+                RNN(F, H),
+                RNN(F, H).init(KEY),
+                jnp.ones((T, B, F)),
+                zoneout=Zoneout(states=0.5),
+                key=jax.random.split(KEY),
+            ),
+            ValueError,
+            r"key must be one random key, got an array of keys \(2,\)",
+        ),
         (lambda: LSTM(3, 4.0), TypeError, "hidden_features must be an integer, got 4.0"),
         (
             lambda: LSTM(3, 6).step(

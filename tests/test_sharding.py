@@ -84,6 +84,18 @@ def test_data_parallel(name, implementation, kind):
     assert memory[1] < memory[0] / 8 + 4 * 4 * (F + H) * 4 * H
 
 
+def test_parameters_that_were_made_outside_the_mesh():
+    mesh, cell = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)), CELLS["gru"]
+    params, xs = (
+        cell.init(jax.random.key(0)),
+        jax.device_put(XS, NamedSharding(mesh, P(None, "data", None))),
+    )
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
+        got = jax.jit(gradient(cell, "fused"))(params, xs)
+    wanted = jax.jit(gradient(cell, "fused"))(params, XS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, wanted)
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("batch", ["data", ("data", "model")])
 def test_two_axes(batch, kind):
@@ -140,6 +152,12 @@ def test_equal_masks_on_every_device_are_refused():
     spread(lambda xs, key: unroll(cell, params, xs, key=key)[1])(xs, KEY)
     with pytest.raises(ValueError, match="all devices would draw the same"):
         spread(lambda xs, key: unroll(cell, params, xs, key=key, carry_noise=0.1)[1])(xs, KEY)
+    layer = linen.ZoneoutRNN(
+        linen.ZoneoutGRUCell(H, carry_init=jax.nn.initializers.normal(1.0)), time_major=True
+    )
+    variables = layer.init(KEY, xs)
+    with pytest.raises(ValueError, match="carry_init would draw the same carries on all devices"):
+        spread(lambda xs, key: layer.apply(variables, xs, init_key=key))(xs, KEY)
     two = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     specs = P(None, ("data", "model"))
     for names, error in (("data", "over the mapped axis model"), (("data", "model"), None)):

@@ -50,6 +50,9 @@ def test_masks_belong_to_examples_whatever_the_generator(implementation, kind):
         correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
         assert abs(correlation) < 4 / np.sqrt(one.size)
     np.testing.assert_array_equal(whole.hidden[:, 4:7], part.hidden)
+    alone = spec.sample(key, 50, 1, 60, offset=5)
+    for one, other in zip(whole, alone, strict=True):
+        np.testing.assert_array_equal(one[:, 5:6], other)
     # In threefry, a mask depends neither on the number of units nor on the number of steps.
     if implementation == "threefry2x32" and not kind:
         fewer = spec.sample(key, 20, 8, 30)

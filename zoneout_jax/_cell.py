@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoneout_jax._checks import check_choice, check_sizes, described
+from zoneout_jax._checks import (
+    check_choice,
+    check_sizes,
+    check_stats,
+    check_step_mask,
+    checked_carry,
+    described,
+)
 from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks
 from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
 from zoneout_jax._zoneout import Masks
@@ -50,7 +57,8 @@ class Cell:
                 return h, h
 
     Cells are equal if their settings other than initializers are equal, so that JAX can reuse
-    compiled functions.
+    compiled functions. So do not jit a function that calls `init` with the cell as a static
+    argument: two cells with different initializers would get the same parameters.
 
     Attributes:
       in_features: F, size of the input.
@@ -106,6 +114,15 @@ class Cell:
                 raise TypeError(f"{name} must be a type of real numbers, got {value!r}")
             # One form for each type, so that equal settings compare equal.
             object.__setattr__(self, name, None if value is None else jnp.dtype(value))
+        for name in ("kernel_init", "recurrent_kernel_init", "bias_init"):
+            value = getattr(self, name)
+            if not (value is None or callable(value)):
+                raise TypeError(
+                    f"{name} must be a function init(key, shape, dtype), got {described(value)}"
+                )
+        for name in ("gates", "carry_names", "mask_names"):
+            if isinstance(value := getattr(type(self), name), str):
+                raise TypeError(f'{name} must be a tuple, such as ("{value}",); got {value!r}')
         if "h" not in self.carry_names:
             raise ValueError(
                 f'carry_names must hold "h", the hidden state; got {self.carry_names!r}'
@@ -142,8 +159,8 @@ class Cell:
 
     @property
     def one_product(self) -> bool:
-        """True if a step is one product and `update`, so not if a subclass overrides `advance`."""
-        return type(self).advance is Cell.advance
+        """True if a step is one product and `update`: if `advance` and `product` are as here."""
+        return type(self).advance is Cell.advance and type(self).product is Cell.product
 
     @property
     def drops_hidden(self) -> bool:
@@ -289,11 +306,20 @@ class Cell:
           The new carry and the output `[B, H]`.
 
         Raises:
-          ValueError: a mask that the cell does not use.
+          ValueError: inputs, carry, masks or statistics whose shapes do not fit; a mask that the
+            cell does not use.
           TypeError: masks that are not `Masks`.
         """
-        masks = Masks(**self.known_masks(Masks() if masks is None else masks))
+        given = self.known_masks(Masks() if masks is None else masks)
         self.check_params(params)
+        x = jnp.asarray(x)
+        if x.ndim != 2 or x.shape[-1] != self.input_width:
+            raise ValueError(f"x must be [B, {self.input_width}], got {x.shape}")
+        for name, mask in given.items():
+            check_step_mask(name, mask, (x.shape[0], self.size(name)))
+        masks = Masks(**{name: jnp.asarray(mask) for name, mask in given.items()})
+        carry = checked_carry(self, params, carry, x.shape[0])
+        check_stats(self, stats)
         normalize = (BatchNormalizer(jnp.asarray(number), stats),) if self.statistics else ()
         return self.advance(params, carry, self.project(params, x), masks, *normalize)
 
@@ -314,7 +340,12 @@ class Cell:
             object.__setattr__(self, field, names.get(value, value))
 
     def check_params(self, params: Params) -> None:
-        """Raises ValueError unless parameters have the names and shapes of `parameters`."""
+        """Raises an error unless parameters have the names and shapes of `parameters`."""
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"params must be a dict of arrays, as {type(self).__name__}.init makes it; got"
+                f" {described(params)}"
+            )
         wanted = {name: shape for name, (_, shape) in self.parameters().items()}
         given = {name: jnp.shape(p) for name, p in params.items()}
         differing = [n for n in wanted | given if wanted.get(n) != given.get(n)]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -22,7 +24,60 @@ def described(value: Any) -> str:
 def check_sizes(**sizes: int) -> None:
     """Raises an error unless all sizes are integers of at least 1."""
     for name, size in sizes.items():
-        if not isinstance(size, int | np.integer):
+        if not isinstance(size, int | np.integer) or isinstance(size, bool):
             raise TypeError(f"{name} must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_stats(cell: Any, stats: Any) -> None:
+    """Raises ValueError unless population statistics, if given, are those that the cell has."""
+    if stats is None:
+        return
+    if not cell.statistics:
+        raise ValueError("stats are for batch-normalized cells only")
+    sizes = cell.statistics.items()
+    wanted = {f"{name}_{what}": size for name, size in sizes for what in ("mean", "var")}
+    given = {name: jnp.shape(value)[-1:] for name, value in stats.items()}
+    if given != {name: (size,) for name, size in wanted.items()}:
+        raise ValueError(
+            f"stats must be {', '.join(f'{n} [max_steps, {size}]' for n, size in wanted.items())},"
+            f" as `init_stats` makes them; got {', '.join(given) or 'none'}"
+        )
+
+
+def check_step_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
+    """Raises ValueError unless the mask of a step is `[B, H]` or broadcasts to it."""
+    given = jnp.shape(mask)
+    fits = all(m in (1, n) for m, n in zip(given[::-1], shape[::-1], strict=False))
+    if len(given) > 2 or not fits:
+        raise ValueError(
+            f"mask of {name} must be [{shape[0]}, {shape[1]}] or broadcast to it, got {given}"
+        )
+
+
+def checked_carry(cell: Any, params: Any, carry: Any, batch: int) -> Any:
+    """Returns the carry as arrays; ValueError unless structure, shapes and types are the cell's."""
+    wanted = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
+    one: Any = jax.tree.structure(carry)
+    if one == jax.tree.structure(wanted):
+        # NumPy's default type is wider than JAX's.
+        carry = jax.tree.map(lambda a, w: _as_array(a, w.dtype), carry, wanted)
+
+    def describe(tree):
+        return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), tree)
+
+    if describe(carry) != describe(wanted):
+        raise ValueError(
+            f"carry must have the shapes and types {describe(wanted)}, got {describe(carry)}"
+        )
+    return carry
+
+
+def _as_array(array: Any, dtype: Any) -> jax.Array:
+    """Converts to a JAX array; all but JAX arrays get `dtype` if both are real or both complex."""
+    if not isinstance(array, jax.Array):
+        given, kinds = np.asarray(array).dtype, (jnp.floating, jnp.complexfloating)
+        if any(jnp.issubdtype(given, k) and jnp.issubdtype(dtype, k) for k in kinds):
+            return jnp.asarray(array, dtype)
+    return jnp.asarray(array)

@@ -98,4 +98,6 @@ def checked_key(key: jax.Array) -> jax.Array:
     """Returns the key; raises TypeError unless it is a random key."""
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim:
+        raise ValueError(f"key must be one random key, got an array of keys {key.shape}")
     return key

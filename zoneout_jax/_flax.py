@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import linen
 from flax.errors import InvalidRngError
 
-from zoneout_jax._cell import Carry, Cell, Params
+from zoneout_jax._cell import Carry, Cell, Params, check_cell
 from zoneout_jax._draw import draw_masks
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._lengths import Lengths
 from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
-from zoneout_jax._sharding import batch_offset, check_spread, spread_as
+from zoneout_jax._sharding import batch_offset, check_spread, spread_as, varying_axes
 from zoneout_jax._unroll import unroll
 from zoneout_jax._zoneout import Zoneout
 
@@ -26,6 +26,16 @@ def make_cell(kind: type[Cell], module: Any, in_features: int, hidden_features: 
     offered = [name for name in names if not name.endswith("_features") and hasattr(module, name)]
     options = {name: getattr(module, name) for name in offered}
     return kind(in_features, hidden_features, **options)
+
+
+def check_pure(cell: Any) -> None:
+    """Raises TypeError unless a module can be made of a cell."""
+    check_cell(cell)
+    if type(cell).init is not Cell.init:
+        raise TypeError(
+            f"{type(cell).__name__} overrides init, but modules make parameters one by one, from"
+            " `parameters`; override that instead"
+        )
 
 
 def check_carry_init(module: Any, learned: bool) -> None:
@@ -234,14 +244,25 @@ def start_carry(
     batch_dims: Sequence[int],
     carry_init: Initializer | None,
     key: Callable[[], jax.Array],
+    xs: jax.Array | None = None,
 ) -> Carry:
-    """Returns the initial carry: learned, drawn or zeros."""
+    """Returns the initial carry: learned, drawn or zeros.
+
+    Raises:
+      ValueError: a key that is the same on all devices that share the batch of `xs`.
+    """
     carry = jax.tree.map(
         lambda a: jnp.broadcast_to(a[0], (*batch_dims, a.shape[-1])), cell.initial_carry(params, 1)
     )
     if carry_init is not None:
         arrays = dict(zip(cell.carry_names, jax.tree.leaves(carry), strict=True))
-        keys = jax.random.split(key(), len(cell.state_names))
+        drawn = key()
+        if xs is not None and varying_axes(xs) - varying_axes(drawn):
+            raise ValueError(
+                "carry_init would draw the same carries on all devices that share the batch: fold"
+                " jax.lax.axis_index into the key, or pass initial_carry"
+            )
+        keys = jax.random.split(drawn, len(cell.state_names))
         for k, name in zip(keys, cell.state_names, strict=True):
             arrays[name] = carry_init(k, arrays[name].shape, cell.state_dtype)
         carry = jax.tree.unflatten(jax.tree.structure(carry), arrays.values())

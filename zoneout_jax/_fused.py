@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax._cell import ACTIVATIONS, Carry, Cell, Gates, Params, combine, function, vectors
+from zoneout_jax._checks import described
 from zoneout_jax._normalization import AxisName, BatchNormalizer, Stats
 from zoneout_jax._sharding import explicit_sharding
 from zoneout_jax._zoneout import Masks
@@ -152,8 +153,8 @@ def _finish(how, update, carry, inputs, constants):
     valid, normalize = inputs.valid, []
     if how.cell.statistics:
         normalize = [BatchNormalizer(inputs.number, constants.stats, valid, how.axis_name)]
-    new, output = update(Masks(**constants.masks, **inputs.masks), *normalize)
-    _check_update(how.cell, new, carry)
+    result = update(Masks(**constants.masks, **inputs.masks), *normalize)
+    new, output = _checked_result(how.cell, result, carry)
     if valid is not None:
         new = jax.tree.map(lambda n, c: jnp.where(valid, n, c), new, carry)
         output = jnp.where(valid, output, jnp.zeros_like(output))
@@ -286,7 +287,7 @@ def _scan_backward(how, residuals, cotangents):
             other,
             (axes, ((), ())),
             preferred_element_type=cell.param_dtype,
-            out_sharding=explicit_sharding(params[name]),
+            out_sharding=explicit_sharding(params[name]) or _replicated(one),
         )
 
     gradient: dict[str, Any] = dict.fromkeys(params)  # None for parameters not used here
@@ -314,13 +315,26 @@ def _scan_backward(how, residuals, cotangents):
 scan_fused.defvjp(_scan_forward, _scan_backward)
 
 
-def _check_update(cell: Cell, new: Carry, carry: Carry) -> None:
-    """Raises TypeError unless `update` returned a carry with the types and shapes of its input."""
+def _checked_result(cell: Cell, result: Any, carry: Carry) -> tuple[Carry, Any]:
+    """Returns the new carry and the output; raises TypeError unless `update` returned both."""
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            f"{type(cell).__name__}.update must return the pair (carry, output), got"
+            f" {described(result)}"
+        )
+    new, _ = result
     given, wanted = (
         jax.tree.map(lambda a: f"{a.dtype.name}{list(a.shape)}", tree) for tree in (new, carry)
     )
     if given != wanted:
         raise TypeError(f"{type(cell).__name__}.update must return a carry {wanted}, got {given}")
+    return result
+
+
+def _replicated(operand: jax.Array) -> jax.sharding.NamedSharding | None:
+    """Returns the sharding of a matrix that is whole on every device of an explicit mesh."""
+    sharding = explicit_sharding(operand)
+    return sharding and jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
 
 
 def _turn(array: jax.Array) -> jax.Array:

@@ -32,17 +32,7 @@ def block_orthogonal(scale: float = 1.0) -> Initializer:
       >>> block_orthogonal()(jax.random.key(0), (3, 12), jnp.float32, blocks=4).shape
       (3, 12)
     """
-    orthogonal = jax.nn.initializers.orthogonal(scale)
-
-    def init(
-        key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, blocks: int = 1
-    ) -> jax.Array:
-        rows, columns = _block_shape(shape, blocks)
-        keys = jax.random.split(key, blocks)
-        parts = [orthogonal(k, (rows, columns), wide(dtype)) for k in keys]
-        return jnp.concatenate(parts, 1).astype(dtype)
-
-    return init
+    return _BlockOrthogonal(scale)
 
 
 def tiled_orthogonal(scale: float = 1.0) -> Initializer:
@@ -70,18 +60,35 @@ def tiled_orthogonal(scale: float = 1.0) -> Initializer:
       >>> tiled_orthogonal()(jax.random.key(0), (3, 20), jnp.float32, blocks=4).shape
       (3, 20)
     """
+    return _TiledOrthogonal(scale)
 
-    def init(
-        key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, blocks: int = 1
+
+# Classes, not closures, so that cells with these initializers can be pickled.
+@dataclasses.dataclass(frozen=True)
+class _BlockOrthogonal:
+    scale: float
+
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, blocks: int = 1
+    ) -> jax.Array:
+        block, orthogonal = _block_shape(shape, blocks), jax.nn.initializers.orthogonal(self.scale)
+        parts = [orthogonal(k, block, wide(dtype)) for k in jax.random.split(key, blocks)]
+        return jnp.concatenate(parts, 1).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TiledOrthogonal:
+    scale: float
+
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, blocks: int = 1
     ) -> jax.Array:
         rows, columns = _block_shape(shape, blocks)
         side = min(rows, columns)
         down, across = -(-rows // side), -(-columns // side)
         tiles = jax.random.orthogonal(key, side, (blocks, down, across), wide(dtype))
         whole = tiles.transpose(1, 3, 0, 2, 4).reshape(down * side, blocks, across * side)
-        return (scale * whole[:rows, :, :columns].reshape(shape)).astype(dtype)
-
-    return init
+        return (self.scale * whole[:rows, :, :columns].reshape(shape)).astype(dtype)
 
 
 def _block_shape(shape: tuple[int, int], blocks: int) -> tuple[int, int]:

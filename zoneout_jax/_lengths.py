@@ -20,7 +20,9 @@ def check_lengths(seq_lengths: Lengths, steps: int, batch: int) -> jax.Array:
         raise ValueError(f"seq_lengths must be [{batch}], got {seq_lengths.shape}")
     if not isinstance(seq_lengths, jax.core.Tracer):
         lengths = np.asarray(seq_lengths)
-        if lengths.min(initial=0) < 0 or lengths.max(initial=0) > steps:
+        # A symbolic T, for `jax.export`, cannot be compared.
+        longest = steps if isinstance(steps, int) else np.inf
+        if lengths.min(initial=0) < 0 or lengths.max(initial=0) > longest:
             raise ValueError(f"seq_lengths must be in [0, {steps}], got {lengths.tolist()}")
     return clip_lengths(seq_lengths, steps)
 

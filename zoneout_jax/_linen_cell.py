@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax import _flax
-from zoneout_jax._cell import Activation, Carry, Cell, Output, check_cell
+from zoneout_jax._cell import Activation, Carry, Cell, Output
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._zoneout import Zoneout
@@ -57,7 +57,8 @@ class BaseCell(nn.RNNCellBase):
     ) -> tuple[Carry, Any]:
         """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None and not self.learned_carry:
-            carry = self.initialize_carry(init_key, xs.shape[1:])
+            cell, dims = self.pure(xs.shape[-1]), xs.shape[1:-1]
+            carry = _flax.start_carry(cell, {}, dims, self.carry_init, lambda: init_key, xs)
         return self._apply(
             xs,
             _flax.run_sequence,
@@ -158,7 +159,7 @@ class ZoneoutCell(BaseCell):
     axis_name: AxisName | None = None
 
     def __post_init__(self) -> None:
-        check_cell(self.cell)
+        _flax.check_pure(self.cell)
         super().__post_init__()
 
     def pure(self, in_features: int) -> Cell:

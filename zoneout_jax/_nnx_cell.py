@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from zoneout_jax import _flax
-from zoneout_jax._cell import Carry, Cell, check_cell
+from zoneout_jax._cell import Carry, Cell
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._zoneout import Zoneout
@@ -90,7 +90,9 @@ class ZoneoutCell(NoisyCell):
         axis_name: AxisName | None = None,
         rngs: nnx.Rngs,
     ):
-        check_cell(cell)
+        _flax.check_pure(cell)
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs must be nnx.Rngs, such as nnx.Rngs(0); got {rngs!r}")
         self.pure = cell
         self.in_features = cell.in_features
         self.hidden_features = cell.hidden_features
@@ -126,7 +128,8 @@ class ZoneoutCell(NoisyCell):
           carry: carry of the previous step, arrays `[*batch, H]`.
           inputs: `[*batch, F]`.
           deterministic, zoneout: override the attributes.
-          rngs: streams to draw from instead of the cell's own.
+          rngs: streams to draw from instead of the cell's own; without a stream "zoneout" or
+            "default", the cell's own.
 
         Returns:
           The new carry and the output `[*batch, H]`.
@@ -165,7 +168,7 @@ class ZoneoutCell(NoisyCell):
     ) -> tuple[Carry, Any]:
         """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None:
-            carry = _flax.start_carry(self.pure, {}, xs.shape[1:-1], self.carry_init, starts)
+            carry = _flax.start_carry(self.pure, {}, xs.shape[1:-1], self.carry_init, starts, xs)
         return self._apply(_flax.run_sequence, xs, carry, **options)
 
     def _apply(

@@ -142,11 +142,11 @@ def run_layers(
                     chunk=rnn.chunk,
                     implementation=rnn.implementation,
                 )
-            except ValueError as error:
-                if is_single and not both:
+            except (TypeError, ValueError) as error:
+                if is_single and not both or type(error) not in (TypeError, ValueError):
                     raise
                 name = f"{'backward ' if way else ''}cell{'' if is_single else f' {number}'}"
-                raise ValueError(f"{name} of ZoneoutRNN: {error}") from error
+                raise type(error)(f"{name} of ZoneoutRNN: {error}") from error
             ends.append(end)
             outputs.append(ys)
         last.append(tuple(ends) if both else ends[0])

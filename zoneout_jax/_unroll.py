@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from zoneout_jax._associative import scan_associative
 from zoneout_jax._cell import Carry, Cell, Params, check_cell
-from zoneout_jax._checks import check_choice
+from zoneout_jax._checks import check_choice, check_stats, checked_carry
 from zoneout_jax._draw import add_noise, draw_masks, required, split_masks
 from zoneout_jax._fused import Constants, How, Inputs, scan, scan_fused
 from zoneout_jax._lengths import Lengths, check_lengths, first_steps, flip, without_padding
@@ -83,7 +83,7 @@ def unroll(
       first_step: number of the first step, for the statistics, if the sequence continues another.
       carry_noise: standard deviation of Gaussian noise on the cell's initial c and h, in training.
         Recurrent batch normalization needs the noise where all examples have the same input, which
-        leaves no variance.
+        leaves no variance. A `carry` that you pass gets no noise.
       seq_lengths: integers `[B]`. After the end of a sequence, the carry does not change and the
         outputs are zero. Traced lengths above T count as T.
       resets: booleans `[T, B]`, True for the first step of each episode. Before that step the carry
@@ -145,8 +145,7 @@ def unroll(
     implementation = _checked_implementation(implementation, cell, xs.shape[0])
     if masks is not None and zoneout is not None:
         raise ValueError("masks are either injected or drawn: pass masks= or zoneout=, not both")
-    if stats is not None and not cell.statistics:
-        raise ValueError("stats are for batch-normalized cells only")
+    check_stats(cell, stats)
     if cell.statistics and deterministic and stats is None:
         raise ValueError("a batch-normalized cell in evaluation needs its population stats")
     if cell.statistics and resets is not None:
@@ -172,7 +171,7 @@ def unroll(
         start = for_each_example(xs, cell.initial_carry(params, 1))
         if carry_noise and not deterministic:
             start = add_noise(cell, start, carry_noise, required(key, "noise"), offset())
-    carry = _checked_carry(cell, params, start if carry is None else carry, batch)
+    carry = checked_carry(cell, params, start if carry is None else carry, batch)
     carry, start = spread_as(xs, 1, (carry, start if resets is not None else None), 0)
     if masks is None:
         masks = draw_masks(cell, zoneout, key, deterministic, steps, batch, offset)
@@ -326,30 +325,3 @@ def _run_chunks(run, carry, inputs, steps, chunk, reverse):
     if last is None:
         return carry, first
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
-
-
-def _checked_carry(cell: Cell, params: Params, carry: Carry, batch: int) -> Carry:
-    """Returns the carry as arrays; ValueError unless structure, shapes and types are the cell's."""
-    wanted = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
-    one: Any = jax.tree.structure(carry)
-    if one == jax.tree.structure(wanted):
-        # NumPy's default type is wider than JAX's.
-        carry = jax.tree.map(lambda a, w: _as_array(a, w.dtype), carry, wanted)
-
-    def describe(tree):
-        return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), tree)
-
-    if describe(carry) != describe(wanted):
-        raise ValueError(
-            f"carry must have the shapes and types {describe(wanted)}, got {describe(carry)}"
-        )
-    return carry
-
-
-def _as_array(array: Any, dtype: Any) -> jax.Array:
-    """Converts to a JAX array; all but JAX arrays get `dtype` if both are real or both complex."""
-    if not isinstance(array, jax.Array):
-        given, kinds = np.asarray(array).dtype, (jnp.floating, jnp.complexfloating)
-        if any(jnp.issubdtype(given, k) and jnp.issubdtype(dtype, k) for k in kinds):
-            return jnp.asarray(array, dtype)
-    return jnp.asarray(array)
