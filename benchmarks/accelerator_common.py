@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from benchmarks.rnn import Torch
+from zoneout_jax.training import markdown_table
 from zoneout_jax.training.errors import one_line
 
 
@@ -90,6 +91,4 @@ def side_by_side(
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Formats a Markdown table as lines, with an empty line at the end."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
+    return markdown_table(list(header), map(list, rows)).split("\n")

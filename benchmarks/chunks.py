@@ -16,7 +16,14 @@ import jax.numpy as jnp
 from benchmarks.jax_peers import some_params
 from benchmarks.rnn import Program, measure_in_turn, ratio
 from zoneout_jax import GRU, LSTM, MinGRU, Zoneout, unroll
-from zoneout_jax.training import Count, Measurement, parse_measurement, versions, write_json
+from zoneout_jax.training import (
+    Count,
+    Measurement,
+    markdown_table,
+    parse_measurement,
+    versions,
+    write_json,
+)
 
 CELLS = {"LSTM": LSTM, "GRU": GRU, "minGRU": MinGRU}
 CHUNKS = (None, 1000, "auto", 20)
@@ -66,17 +73,12 @@ def main(argv: list[str] | None = None) -> None:
     about = "Memory and time by steps per chunk."
     options, out = parse_measurement(Options, argv, "benchmarks.chunks", about)
     results = {kind: measure(options, kind) for kind in CELLS}
-    lines = [
-        f"| `chunk`: MiB of temporary arrays, time | {' | '.join(CELLS)} |",
-        "| --- | --- | --- | --- |",
-    ]
-    for chunk in map(str, CHUNKS):
-        cells = (
-            f"{found[chunk]['temporary_bytes'] / 2**20:.0f}, {found[chunk]['ratio']:.2f}"
-            for found in results.values()
-        )
-        lines.append(f"| {chunk} | {' | '.join(cells)} |")
-    table = "\n".join(lines) + "\n"
+
+    def shown(found):
+        return f"{found['temporary_bytes'] / 2**20:.0f}, {found['ratio']:.2f}"
+
+    lines = [[c, *(shown(found[c]) for found in results.values())] for c in map(str, CHUNKS)]
+    table = markdown_table(["`chunk`: MiB of temporary arrays, time", *CELLS], lines)
     print(table)
     command = ["python", "-m", "benchmarks.chunks", *(sys.argv[1:] if argv is None else argv)]
     shape = {name: value for name, value in vars(options).items() if name != "out"}

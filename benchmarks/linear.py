@@ -17,7 +17,13 @@ from collections.abc import Callable
 from benchmarks.jax_peers import Shape, ours, peer, some_params
 from benchmarks.rnn import Program, described, measure_in_turn
 from zoneout_jax import LRU, RGLRU, LinearCell, MinGRU, MinLSTM, Zoneout, unroll
-from zoneout_jax.training import Count, Measurement, parse_measurement, write_json
+from zoneout_jax.training import (
+    Count,
+    Measurement,
+    markdown_table,
+    parse_measurement,
+    write_json,
+)
 
 SHAPES = {f"T = {steps:,}": Shape(4, steps, 128, 128) for steps in (784, 4096, 20_000)}
 QUICK = {"T = 9": Shape(2, 9, 3, 4)}
@@ -78,12 +84,9 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         time = f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:,.0f}"
         return f"{time} ms, {found['ratio']:.2f}, {found['temporary_bytes'] / 1e6:,.0f} MB"
 
-    lines = ["| forward + backward | " + " | ".join(results) + " |"]
-    lines.append("| --- " * (len(results) + 1) + "|")
-    for name in next(iter(results.values())):
-        cells = [shown(found[name]) for found in results.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    names = next(iter(results.values()))
+    lines = [[name, *(shown(found[name]) for found in results.values())] for name in names]
+    return markdown_table(["forward + backward", *results], lines)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,14 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.jax_peers import Peer, Shape, make_peers
-from zoneout_jax.training import Count, Measurement, parse_measurement, versions, write_json
+from zoneout_jax.training import (
+    Count,
+    Measurement,
+    markdown_table,
+    parse_measurement,
+    versions,
+    write_json,
+)
 
 SHAPES = {
     "char-PTB": Shape(32, 100, 50, 1000),
@@ -248,18 +255,17 @@ def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | N
 
 def table(results: dict) -> str:
     """Formats Markdown tables: ratios by shape, and medians of each peer."""
-    lines = ["| forward + backward | " + " | ".join(results) + " |", "| --- " * (len(results) + 1)]
-    lines[-1] += "|"
+    lines = []
     more = [("zoneout", "Flax Linen", key) for key in ("temporary_bytes", "compile_seconds")]
     whats = {"temporary_bytes": "memory of ", "compile_seconds": "compile time of "}
     for ours, other, *key in (*GOALS, *more):
         found = [ratio(result["backward"], ours, other, *key) for result in results.values()]
         cells = ["–" if value is None else f"{value:.2f}" for value in found]
         what = whats[key[0]] if key else ""
-        lines.append(f"| {what}{ours} / {other} | " + " | ".join(cells) + " |")
+        lines.append([f"{what}{ours} / {other}", *cells])
+    tables = [markdown_table(["forward + backward", *results], lines)]
     for of, title in (("backward", "forward + backward"), ("forward", "forward")):
-        lines += ["", f"| {title}, ms | " + " | ".join(results) + " |"]
-        lines.append("| --- " * (len(results) + 1) + "|")
+        lines = []
         for name in dict.fromkeys(name for result in results.values() for name in result[of]):
             cells = [
                 f"{1000 * statistics.median(result[of][name]['seconds']):.3g}"
@@ -267,8 +273,9 @@ def table(results: dict) -> str:
                 else "–"
                 for result in results.values()
             ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([name, *cells])
+        tables.append(markdown_table([f"{title}, ms", *results], lines))
+    return "\n".join(tables)
 
 
 def described(module: str, argv: list[str] | None, shapes: Mapping[str, Shape]) -> dict[str, Any]:

@@ -16,7 +16,15 @@ from typing import Any
 
 import tyro
 
-from zoneout_jax.training import command, draw_curves, parse, program, replacing, writing
+from zoneout_jax.training import (
+    command,
+    draw_curves,
+    markdown_table,
+    parse,
+    program,
+    replacing,
+    writing,
+)
 
 LOG = pathlib.Path(__file__).parent / "results/authors-log/metrics.jsonl"
 METRICS = ("train_bpc", "validation_bpc")
@@ -58,7 +66,7 @@ def markdown(log: History, runs: Mapping[str, History]) -> str:
     theirs = {entry["epoch"]: entry for entry in log}
     header = ["run", "epoch"]
     header += [f"{name.split('_')[0]}, {of}" for name in METRICS for of in ("log", "ours", "above")]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for run, history in runs.items():
         for entry in history:
             there = theirs[entry["epoch"]]
@@ -67,7 +75,7 @@ def markdown(log: History, runs: Mapping[str, History]) -> str:
                 above = entry[name] - there[name]
                 cells += [f"{there[name]:.4f}", f"{entry[name]:.4f}", f"{above:+.4f}"]
             lines.append(cells)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown_table(header, lines)
 
 
 def compare(options: Options) -> str:

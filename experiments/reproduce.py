@@ -40,6 +40,7 @@ from zoneout_jax.training import (
     deviation,
     draw_curves,
     fit,
+    markdown_table,
     output_folder,
     parse,
     parse_preset,
@@ -325,7 +326,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     metrics = list(table["rows"][0]["metrics"])
     header = ["model", *(metric.replace("_", " ") for metric in metrics)]
     header += ["seeds", "best epoch", "steps", "minutes a run"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for row in table["rows"]:
         runs = row["runs"]
         diverged = " (a run diverged)" if "failed" in row and runs else ""
@@ -344,14 +345,13 @@ def markdown(table: Mapping[str, Any]) -> str:
         cells.append(f"{statistics.fmean(steps):,.0f}")
         cells.append(f"{statistics.fmean(seconds) / 60:.1f}")
         lines.append(cells)
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     used = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
     note = "There are no published values."
     if published:
         note = own or f"In brackets: published values, for {published}."
     return (
         f"{table['experiment']}, preset {table['preset']}, {table['dataset']}; mean ± sd over "
-        f"seeds.\n{note}\n\n{body}\n\n`{table['command']}`\n\n"
+        f"seeds.\n{note}\n\n{markdown_table(header, lines)}\n`{table['command']}`\n\n"
         f"{table['devices']}; {used}; commit {table['commit']}\n"
     )
 

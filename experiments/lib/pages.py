@@ -8,6 +8,8 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from zoneout_jax.training import markdown_table
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem; }
 body { color: #222; background: #fff; } h2 { margin-top: 3rem; }
@@ -49,11 +51,8 @@ def to_markdown(blocks: Sequence[Block], out: pathlib.Path) -> str:
             return f"![{block.title}]({relative(block.file)})" if block.file else ""
         if isinstance(block, str):
             return re.sub(r"\]\((/.*?)\)", lambda link: f"]({relative(link[1])})", block)
-        header, *lines = block
-        return "\n".join(
-            text("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |")
-            for line in [header, ["---"] * len(header), *lines]
-        )
+        header, *lines = [[text(cell.replace("|", r"\|")) for cell in line] for line in block]
+        return markdown_table(header, lines).rstrip("\n")
 
     return "\n\n".join(filter(None, map(text, blocks))) + "\n"
 

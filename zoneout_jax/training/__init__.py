@@ -23,6 +23,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.metrics import curves_figure as curves_figure
     from zoneout_jax.training.metrics import deviation as deviation
     from zoneout_jax.training.metrics import draw_curves as draw_curves
+    from zoneout_jax.training.metrics import markdown_table as markdown_table
     from zoneout_jax.training.metrics import save_figure as save_figure
     from zoneout_jax.training.metrics import shown as shown
     from zoneout_jax.training.parallel import AXIS as AXIS

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoneout_jax._files import replacing
 from zoneout_jax._needs import needs
-from zoneout_jax.training.metrics import deviation, save_figure
+from zoneout_jax.training.metrics import deviation, markdown_table, save_figure
 from zoneout_jax.training.run_directory import writing
 
 Member = dict[str, Any]
@@ -112,7 +112,7 @@ def write_sweep(
     """Writes `sweep.md`, a table of metrics by rates, and plots `monitor` to `sweep.png`."""
     rates = parse_sweep(sweep)
     header = [*rates, *(name.replace("_", " ") for name in metrics)]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for cell in result["cells"]:
         row = [f"{cell[name]:g}" for name in rates]
         for name in metrics:
@@ -121,7 +121,7 @@ def write_sweep(
         lines.append(row)
     table = folder / "sweep.md"
     with writing(table), replacing(table) as temporary:
-        temporary.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+        temporary.write_text(markdown_table(header, lines))
     _draw(folder / "sweep.png", rates, result["cells"], monitor)
 
 
