@@ -70,10 +70,12 @@ def from_table(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
     folder, table = file.parent, read(file)
     experiment = find(table["experiment"])
     runs = [result for run in sorted(folder.rglob("config.json")) for _, result in from_run(run)]
-    about = {name: table[name] for name in ("command", "commit", "versions")} | notes(folder)
+    noted = notes(folder)
+    later = noted.pop("settings", {})
+    about = {name: table[name] for name in ("command", "commit", "versions")} | noted
     for row in table["rows"]:
         name, flags = row["name"], settings_of(Row(tuple(row["flags"])))
-        words = described(experiment, {"preset": table["preset"]} | flags) | {"row": name}
+        words = described(experiment, later | {"preset": table["preset"]} | flags) | {"row": name}
         words["state"] = row.get("failed", words["state"])
         values = {metric: numbers["runs"] for metric, numbers in row["metrics"].items()}
         histories = [run.curves.values() for run in runs if run.row == name]
@@ -106,7 +108,10 @@ def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
         runs = [run for run in runs if best.items() <= run.items()]
         words["state"] += "; best: " + ", ".join(f"{n} {rate:g}" for n, rate in best.items())
     values = {m: [run[m] for run in runs if m in run] for m in experiment.metrics}
-    about = {"command": f"python -m experiments.{name} {words['flags']}".strip()}
+    command, seeds = [f"python -m experiments.{name}", words["flags"]], settings.get("num_seeds", 1)
+    if seeds > 1 and "--num_seeds" not in words["flags"]:
+        command.append(as_flag("num_seeds", seeds))
+    about = {"command": " ".join(filter(None, command))}
     about |= {k: config[k] for k in ("commit", "versions") if k in config}
     curves: dict[str, list[History]] = {}
     for entry in history:
