@@ -243,6 +243,8 @@ def test_batch_axes_seeds_and_directions():
     drawn = in_nnx(carry_init=jax.nn.initializers.normal(1.0))
     c, h = drawn.initialize_carry((B, *MAP, F), nnx.Rngs(3))
     assert c.shape == h.shape == (B, *MAP, C) and np.abs(c - h).max() > 0.1
+    shape, init = (B, *MAP, F), jax.nn.initializers.normal(1.0)
+    close(in_nnx().initialize_carry(shape, nnx.Rngs(3), init)[0], c)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,19 @@ def test_without_a_stream():
         rnn(XS)
 
 
+def test_a_carry_from_an_initializer_of_the_call():
+    shape, init = (B, F), jax.nn.initializers.normal(1.0)
+    cell, other = (
+        ZoneoutGRUCell(F, H, carry_init=of_cell, rngs=nnx.Rngs(0)) for of_cell in (None, init)
+    )
+    wanted = other.initialize_carry(shape, nnx.Rngs(3))
+    np.testing.assert_array_equal(cell.initialize_carry(shape, nnx.Rngs(3), init), wanted)
+    assert np.abs(wanted).max() > 0.1
+    learned = ZoneoutGRUCell(F, H, learned_carry=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="carry is learned: leave carry_init out"):
+        learned.initialize_carry(shape, nnx.Rngs(3), init)
+
+
 def test_learned_carry_is_trained():
     cell = ZoneoutGRUCell(F, H, learned_carry=True, rngs=nnx.Rngs(0))
     cell.initial_h = nnx.Param(jnp.arange(5.0))

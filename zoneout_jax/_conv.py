@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from zoneout_jax._cell import Carry, Params
 from zoneout_jax._flax import Mode, run_step
+from zoneout_jax._initializers import Initializer
 from zoneout_jax._lstm import LSTM
 from zoneout_jax._zoneout import Masks, Zoneout
 
@@ -94,8 +95,14 @@ def conv_step(
     return jax.tree.map(lambda leaf: leaf.reshape(shape), (carry, y))
 
 
-def conv_carry(module: Any, input_shape: tuple[int, ...], features: int, key: jax.Array) -> Carry:
+def conv_carry(
+    module: Any,
+    input_shape: tuple[int, ...],
+    features: int,
+    carry_init: Initializer,
+    key: jax.Array,
+) -> Carry:
     """Returns the initial carry for inputs `[*batch, *map, F]`."""
     shape = (*input_shape[:-1], features)
-    c, h = (module.carry_init(k, shape, module.param_dtype) for k in jax.random.split(key))
+    c, h = (carry_init(k, shape, module.param_dtype) for k in jax.random.split(key))
     return c, h

@@ -117,7 +117,7 @@ class ZoneoutConvLSTMCell(nn.RNNCellBase):
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Carry:
         """Returns the initial carry for inputs `[*batch, *map, F]`."""
-        return conv_carry(self, input_shape, self.features, rng)
+        return conv_carry(self, input_shape, self.features, self.carry_init, rng)
 
     @property
     def num_feature_axes(self) -> int:

@@ -143,19 +143,25 @@ class ZoneoutCell(NoisyCell):
             rngs=rngs,
         )
 
-    # Flax's method also takes an initializer; here it is the attribute `carry_init`.
-    def initialize_carry(  # type: ignore[override]
-        self, input_shape: tuple[int, ...], rngs: Any = None
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
     ) -> Carry:
         """Returns the initial carry for inputs `[*batch, F]`.
 
         Args:
           input_shape: shape of the inputs.
-          rngs: random streams, of which `carry_init` uses "carry", or that stream alone;
+          rngs: random streams, of which the initializer uses "carry", or that stream alone;
             `nnx.Rngs(0)` by default.
+          carry_init: initializer; by default the attribute.
         """
+        init = self.carry_init if carry_init is None else carry_init
+        if init is not None and self.pure.learned_carry:
+            raise ValueError("the initial carry is learned: leave carry_init out")
         return _flax.start_carry(
-            self.pure, self.pure_params(), input_shape[:-1], self.carry_init, carry_stream(rngs)
+            self.pure, self.pure_params(), input_shape[:-1], init, carry_stream(rngs)
         )
 
     @property

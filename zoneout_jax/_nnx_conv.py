@@ -115,15 +115,19 @@ class ZoneoutConvLSTMCell(NoisyCell):
         """Number of axes of an input that are not batch axes: axes of a map, and channels."""
         return len(self.ih.kernel_size) + 1
 
-    # Flax's method also takes an initializer; here it is the attribute `carry_init`.
-    def initialize_carry(  # type: ignore[override]
-        self, input_shape: tuple[int, ...], rngs: Any = None
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
     ) -> Carry:
         """Returns the initial carry for inputs `[*batch, *map, F]`.
 
         Args:
           input_shape: shape of the inputs.
-          rngs: random streams, of which `carry_init` uses "carry", or that stream alone;
+          rngs: random streams, of which the initializer uses "carry", or that stream alone;
             `nnx.Rngs(0)` by default.
+          carry_init: initializer; by default the attribute.
         """
-        return conv_carry(self, input_shape, self.hidden_features, carry_stream(rngs)())
+        init = carry_init or self.carry_init
+        return conv_carry(self, input_shape, self.hidden_features, init, carry_stream(rngs)())
