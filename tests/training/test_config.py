@@ -172,6 +172,8 @@ def test_run_directory_is_named_after_what_was_changed():
     assert path("x", at_home, smoke) == pathlib.Path.home() / "runs" / "a:b"
     swept = smoke.replace(sweep=("a=1,2", "b=3"), text="../a.txt")
     assert path("x", swept, smoke) == runs / "x" / "smoke-text=.._a.txt-sweep=a=1,2+b=3"
+    long, other = (path("x", smoke.replace(text="ä" * 300 + end), smoke) for end in "ab")
+    assert long != other and len(long.name.encode()) <= 200 and long.name.startswith("smoke-text=ä")
     longer = changed.replace(epochs=9)  # the run goes on where it is
     assert path("x", longer, smoke) == path("x", changed, smoke)
 

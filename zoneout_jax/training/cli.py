@@ -1,6 +1,7 @@
 """Runs an experiment from its command line."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -24,6 +25,8 @@ from zoneout_jax.training.stop import StopRequest
 from zoneout_jax.training.sweep import parse_sweep
 from zoneout_jax.training.task import Task
 
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems allow 255."""
 SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
 
 
@@ -196,7 +199,10 @@ def _check_sweep(config: Config) -> None:
 
 
 def path(name: str, config: Config, start: Config) -> pathlib.Path:
-    """Returns the directory of a run: `workdir`, or a name made of the changed settings."""
+    """Returns the directory of a run: `workdir`, or a name made of the changed settings.
+
+    A long name is cut, and ends with a hash of the whole.
+    """
     if config.run.workdir is not None:
         return local_folder(config.run.workdir, "workdir")
     settings, before = config.identity(), start.identity()
@@ -209,4 +215,8 @@ def path(name: str, config: Config, start: Config) -> pathlib.Path:
     changed = [
         f"{k}={text(v)}" for k, v in settings.items() if k not in unnamed and v != before.get(k)
     ]
-    return pathlib.Path("runs") / name / "-".join([settings.get("preset", "run"), *changed])
+    folder = "-".join([settings.get("preset", "run"), *changed])
+    if len(folder.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(folder.encode()).hexdigest()[:12]
+        folder = f"{folder.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
+    return pathlib.Path("runs") / name / folder
