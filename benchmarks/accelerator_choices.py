@@ -15,11 +15,15 @@ from zoneout_jax import LSTM, Masks, _unroll, unroll
 from zoneout_jax._threefry import threefry2x32
 
 COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"
+LOOPS = {"xla_gpu_enable_command_buffer": f"{COMMANDS},CONDITIONAL,WHILE"}
 OPTIONS = {
-    "command buffers of whole loops": f"{COMMANDS},CONDITIONAL,WHILE",
-    "no command buffers": "",
+    "command buffers of whole loops": LOOPS,
+    "command buffers of whole loops, even short ones": LOOPS
+    | {"xla_gpu_graph_min_graph_size": "1"},
+    "no command buffers": {"xla_gpu_enable_command_buffer": ""},
 }
-"""Commands that XLA puts into command buffers on a GPU; the default has some in each iteration."""
+"""Options of XLA: the commands that go into command buffers on a GPU. By default some of each
+iteration do, and only where several follow one another."""
 
 
 def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
@@ -34,9 +38,8 @@ def variants(shape: Shape) -> dict[str, Callable[[], Program]]:
     programs[f"chunk={chunk}"] = lower(ours(shape, chunk=chunk))
     with changed({(_unroll, "_is_better_transposed"): always(False)}):
         programs["words in the step"] = lower(with_words_in_step(shape))
-    commands = OPTIONS if jax.default_backend() == "gpu" else {}
-    programs |= {name: lower(ours(shape)) for name in commands}
-    options = {n: {"xla_gpu_enable_command_buffer": value} for n, value in commands.items()}
+    options = OPTIONS if jax.default_backend() == "gpu" else {}
+    programs |= {name: lower(ours(shape)) for name in options}
     return {n: functools.partial(p.compile, options.get(n)) for n, p in programs.items()}
 
 

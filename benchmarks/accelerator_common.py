@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,9 +10,13 @@ from typing import Any
 
 import jax
 
-from benchmarks.rnn import Torch
+from benchmarks.rnn import Torch, cores
 from zoneout_jax.training import markdown_table
 from zoneout_jax.training.errors import one_line
+
+THREADS = 8
+"""Most compilations at the same time. Tracing does not run in parallel; with more threads all
+compilations would end late, the most important ones with them."""
 
 
 @dataclasses.dataclass
@@ -77,7 +80,7 @@ def side_by_side(
       Functions that have not ended by the deadline are left out; results of those that are still
       running are lost.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    pool = concurrent.futures.ThreadPoolExecutor(min(cores(), THREADS))
     names = {pool.submit(make): name for name, make in makers.items()}
     try:
         left = max(0.0, deadline - time.monotonic())

@@ -1,7 +1,6 @@
 """Part 1 of `benchmarks.accelerator`: device, versions and peak rates."""
 
 import importlib.metadata
-import os
 import shutil
 import statistics
 import subprocess
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator_common import Context, brief, precisions, products_in, side_by_side
-from benchmarks.rnn import Program, measure_in_turn
+from benchmarks.rnn import Program, cores, measure_in_turn
 from zoneout_jax.training import commit, versions
 
 PACKAGES = (
@@ -33,7 +32,7 @@ def look(context: Context, result: dict[str, Any]) -> None:
         "platform": device.platform,
         "device": f"{jax.device_count()} × {device.device_kind}",
         "driver": driver(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "commit": commit(),
         "versions": versions() | {n: v for n in PACKAGES if (v := version(n))},
     }

@@ -4,7 +4,9 @@ A group is a cell, a shape and a pass; its peers run in turn, round after round.
 their masks inside the timed call; the layers of Flax and cuDNN and torch's `nn.LSTM` have no
 zoneout. Precisions of products: "tf32" is JAX's default for float32 on a GPU; "float32" is full
 precision; in "bfloat16" our products and the bare products have operands of that type, Flax has its
-activations in it, and torch has everything in it.
+activations in it, and torch has everything in it. "Memory" is that of temporary arrays in JAX, and
+in torch that of temporary arrays and results. Compile times come after the measurements, so XLA may
+reuse what it tuned for the same products.
 """
 
 import functools

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import rnn as cudnn
 
 from zoneout_jax import GRU, LSTM, RNN, Masks, Zoneout, unroll
 
@@ -180,6 +179,9 @@ def in_nnx(shape: Shape, cell: Callable) -> Peer:
 
 def in_cudnn(shape: Shape, precision: jax.lax.Precision) -> Peer:
     """Makes cuDNN's LSTM, through JAX; HIGHEST is float32, HIGH is TensorFloat-32."""
+    # Experimental, and of no use to the other peers.
+    from jax.experimental import rnn as cudnn
+
     sizes = (shape.inputs, shape.units, 1)  # one layer
     zeros = jnp.zeros((1, shape.batch, shape.units))
     lengths = jnp.full(shape.batch, shape.steps, jnp.int32)

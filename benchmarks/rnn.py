@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,8 @@ GOALS = (
     ("zoneout", "zoneout off"),
 )
 """Ratios to report."""
+ANSWER_SECONDS = 300
+"""Longest time of torch's process for an answer."""
 SAMPLE_SECONDS = 0.2
 """Seconds of a sample: a fast peer is called as often as fits into about this time."""
 
@@ -111,8 +114,9 @@ class Program:
         self._run = self._lowered.compile(compiler_options=options)
         self.facts = {
             "compile_seconds": self._lowering + time.perf_counter() - start,
-            "temporary_bytes": self._run.memory_analysis().temp_size_in_bytes,
         }
+        if analysis := self._run.memory_analysis():  # not every backend has it
+            self.facts["temporary_bytes"] = analysis.temp_size_in_bytes
         return self
 
     def __call__(self, calls: int) -> float:
@@ -127,7 +131,7 @@ class Torch:
     """The process that runs torch's peers, with one thread per core."""
 
     def __init__(self, device: str):
-        command = [sys.executable, "-m", "benchmarks.torch_peers", str(os.cpu_count()), device]
+        command = [sys.executable, "-m", "benchmarks.torch_peers", str(cores()), device]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -136,11 +140,20 @@ class Torch:
         """Sends an order to the process, and returns its answer.
 
         Raises:
-          RuntimeError: the order failed, or the process has ended.
+          RuntimeError: the order failed, or the process has ended or does not answer.
         """
+        if self._process.poll() is not None:
+            raise RuntimeError("torch process ended")
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline() or '{"error": "torch process ended"}')
+        if not select.select([self._process.stdout], [], [], ANSWER_SECONDS)[0]:
+            self._process.kill()
+            raise RuntimeError(f"torch did not answer within {ANSWER_SECONDS} s")
+        line = self._process.stdout.readline() or '{"error": "torch process ended"}'
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RuntimeError(f"torch's process said {line[:200]!r}") from error
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
@@ -153,18 +166,18 @@ class Torch:
         """Ends the process."""
         try:
             self._process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, BrokenPipeError):
             self._process.kill()
             self._process.wait()
 
 
 @contextlib.contextmanager
 def torch_process() -> Iterator[Torch | None]:
-    """Runs torch's process, on JAX's kind of device; yields None if torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
+    """Runs torch's process on JAX's device; yields None if torch is missing or knows no such one."""
+    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    if device is None or importlib.util.find_spec("torch") is None:
         yield None
         return
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     with contextlib.closing(Torch(device)) as torch:
         yield torch
 
@@ -187,7 +200,8 @@ def measure_in_turn(
       sample_seconds: a function is called as often per round as fits into about this time.
       deadline: time of `time.monotonic` by which to end. A round that would end later is not
         started; if this is the first round, the result is of single calls.
-      failed: takes exceptions of first calls, and the other functions continue; None raises them.
+      failed: takes the exceptions of functions, whose times are then left out, and the others
+        continue; None raises them.
     """
     once = {}
     for name, run in runs.items():
@@ -203,13 +217,25 @@ def measure_in_turn(
     calls = {name: max(1, round(sample_seconds / seconds)) for name, seconds in once.items()}
     round_seconds = sum(calls[name] * once[name] for name in once)
     names, found = list(once), {name: [] for name in once}
-    for number in range(rounds if names else 0):
-        if time.monotonic() + round_seconds > deadline:
+    for number in range(rounds):
+        if not names or time.monotonic() + round_seconds > deadline:
             return found if number else {name: [seconds] for name, seconds in once.items()}
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(runs[name](calls[name]) / calls[name])
+            try:
+                found[name].append(runs[name](calls[name]) / calls[name])
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[name] = error
+                names.remove(name)
+                del found[name]
     return found
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(shape: Shape, rounds: int, torch: Torch | None) -> dict:
@@ -248,6 +274,8 @@ def ratio(peers: dict, ours: str, other: str, key: str = "seconds") -> float | N
     if not {ours, other} <= peers.keys():
         return None
     one, two = (peers[name].get(key) for name in (ours, other))
+    if one is None or two is None:
+        return None
     if isinstance(one, list):
         return statistics.median(a / b for a, b in zip(one, two, strict=True))
     return one / two
@@ -285,7 +313,7 @@ def described(module: str, argv: list[str] | None, shapes: Mapping[str, Shape]) 
         "command": " ".join(command),
         "shapes": {name: shape._asdict() for name, shape in shapes.items()},
         "devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "versions": versions(),
         "results": {},
     }

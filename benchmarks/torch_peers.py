@@ -5,7 +5,7 @@ and writes one per line:
 
     {"shape": [B, T, F, H, input_gradient], "kind": "LSTM", "precisions": ["tf32"]}   sets up;
     {"peer": name, "pass": "forward" | "backward", "calls": n}   answers the seconds of n calls,
-        and on a GPU the peak bytes of arrays.
+        and on a GPU the peak bytes of arrays that the calls made.
 
 With precisions, the name of a peer ends in its precision. In "bfloat16" everything has that type;
 "float32" and "tf32" are the two precisions of float32 products. The answer to an order that fails
@@ -83,16 +83,17 @@ class Peers:
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         run = getattr(self, of)
-        if self.device.type == "cuda":
+        if on_gpu := self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+            kept = torch.cuda.memory_allocated()
         self.wait()
         start = time.perf_counter()
         for _ in range(calls):
             run(layer, xs)
             self.wait()
         answer = {"seconds": time.perf_counter() - start}
-        if self.device.type == "cuda":
-            answer["peak_bytes"] = torch.cuda.max_memory_allocated()
+        if on_gpu:
+            answer["peak_bytes"] = torch.cuda.max_memory_allocated() - kept
         return answer
 
     @staticmethod

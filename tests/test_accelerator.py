@@ -4,6 +4,8 @@ import contextlib
 import functools
 import json
 import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -11,7 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, accelerator_checks, accelerator_choices, accelerator_training
+from benchmarks import (
+    accelerator,
+    accelerator_checks,
+    accelerator_choices,
+    accelerator_training,
+    rnn,
+)
 from benchmarks.accelerator_common import Context, side_by_side
 from benchmarks.jax_peers import SPEC, Shape, some_params
 from benchmarks.rnn import measure_in_turn
@@ -95,7 +103,7 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsy
 
     def check(context, result):
         assert context.left() > 0
-        result["wrong"] = wrong
+        result |= {"wrong": wrong, "cells": cells}
 
     parts = {
         name: accelerator.Part(name, 1.0, check if name == "right" else fail, lambda r: ["lines"])
@@ -103,8 +111,8 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsy
     }
     monkeypatch.setattr(accelerator, "PARTS", parts)
     monkeypatch.setattr(accelerator, "torch_process", contextlib.nullcontext)
-    for wrong in ([], ["a mask"]):
-        assert run(f"--out={tmp_path}") == bool(wrong)
+    for wrong, cells in (([], {"rnn": {}}), (["a mask"], {"rnn": {}}), ([], {})):
+        assert run(f"--out={tmp_path}") == (bool(wrong) or not cells)
         found = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
         assert list(found) == list(parts)
         for name, part in found.items():
@@ -218,10 +226,16 @@ def test_measurements_end_in_time_and_without_those_that_fail():
     def broken(calls):
         raise MemoryError
 
+    begun = []
+
+    def breaks_later(calls):
+        begun.append(calls)
+        return quick(calls) if len(begun) < 4 else broken(calls)
+
     failed = {}
-    runs = {"quick": quick, "broken": broken}
+    runs = {"quick": quick, "broken": broken, "breaks later": breaks_later}
     found = measure_in_turn(runs, 3, 0.02, time.monotonic() + 1e3, failed)
-    assert found == {"quick": [0.01] * 3} and list(failed) == ["broken"]
+    assert found == {"quick": [0.01] * 3} and list(failed) == ["broken", "breaks later"]
     runs = {"quick": quick, "slow": slow}
     assert measure_in_turn(runs, 3, 0.02, time.monotonic() + 1e3) == {
         "quick": [0.01],
@@ -245,8 +259,7 @@ def test_the_fastest_products_and_the_seeds_that_are_free_are_chosen():
     runs += [{"precision": "float32", "num_seeds": 4, "error": "no"}]
     chosen = {"precision": "bfloat16", "num_seeds": 4, "steps a second": 81.0}
     assert accelerator_training.fastest(runs) == chosen
-    with pytest.raises(RuntimeError, match="no rate"):
-        accelerator_training.fastest(runs[-1:])
+    assert accelerator_training.fastest(runs[-1:]) == accelerator_training.UNMEASURED
 
 
 def test_a_row_is_cut_to_what_there_is_time_for(context, monkeypatch):
@@ -259,3 +272,35 @@ def test_a_row_is_cut_to_what_there_is_time_for(context, monkeypatch):
     (ready,) = seen
     assert ready.task.steps_per_epoch == 3 and ready.config.run.max_minutes == 10 / 60
     assert not ready.task.test_evaluations and not pathlib.Path(ready.config.run.workdir).exists()
+
+
+def test_a_torch_process_that_hangs_or_babbles_is_an_error(monkeypatch):
+    monkeypatch.setattr(rnn, "ANSWER_SECONDS", 0.5)
+    popen = subprocess.Popen
+    for program, message in (
+        ("import time; time.sleep(60)", "torch did not answer within 0.5 s"),
+        ("print('hello', flush=True); input(); input()", "torch's process said 'hello"),
+    ):
+        monkeypatch.setattr(
+            rnn.subprocess,
+            "Popen",
+            lambda command, program=program, **options: popen(
+                [sys.executable, "-c", program], **options
+            ),
+        )
+        with contextlib.closing(rnn.Torch("cpu")) as torch:
+            with pytest.raises(RuntimeError, match=message):
+                torch.ask(peer="LSTM")
+            torch._process.kill()
+            torch._process.wait()
+            with pytest.raises(RuntimeError, match="torch process ended"):
+                torch.ask(peer="LSTM")
+
+
+@pytest.mark.parametrize("files", [{}, {"ptb/ptb.train.txt": "another text"}])
+def test_without_the_penn_treebank_another_text_is_used(files, context, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZONEOUT_RAW_DATA", str(tmp_path))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    assert accelerator_training.config(context, "LSTM").data.dataset == "stdlib"

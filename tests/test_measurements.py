@@ -13,6 +13,7 @@ PROGRAMS = {
     "benchmarks.accelerator": "benchmarks/accelerator",
     "benchmarks.choices": "benchmarks/choices",
     "benchmarks.chunks": "benchmarks/chunks",
+    "benchmarks.linear": "benchmarks/linear",
     "benchmarks.outside_compiled": "benchmarks/outside_compiled",
     "benchmarks.rnn": "benchmarks/rnn",
     "benchmarks.rounding": "benchmarks/rounding",
