@@ -202,6 +202,7 @@ def compiled(peer: Callable[[], Peer], of: str, shape: Shape, precision: str) ->
 
 def torch_runs(context: Context, group: Group, shape: Shape) -> dict[str, Callable[[int], float]]:
     """Returns torch's peers by name, on torch's device."""
+    context.torch.deadline = context.deadline
     asked = context.torch.ask(shape=list(shape[:5]), kind=group.cell, precisions=precisions())
     return {name: TorchRun(context, name, group.of) for name in asked["peers"]}
 

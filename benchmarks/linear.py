@@ -82,7 +82,9 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     def shown(found):
         milliseconds = found["milliseconds"]
         time = f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:,.0f}"
-        return f"{time} ms, {found['ratio']:.2f}, {found['temporary_bytes'] / 1e6:,.0f} MB"
+        size = found["temporary_bytes"]
+        size = "–" if size is None else f"{size / 1e6:,.0f}"
+        return f"{time} ms, {found['ratio']:.2f}, {size} MB"
 
     names = next(iter(results.values()))
     lines = [[name, *(shown(found[name]) for found in results.values())] for name in names]

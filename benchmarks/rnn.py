@@ -114,9 +114,8 @@ class Program:
         self._run = self._lowered.compile(compiler_options=options)
         self.facts = {
             "compile_seconds": self._lowering + time.perf_counter() - start,
+            "temporary_bytes": getattr(self._run.memory_analysis(), "temp_size_in_bytes", None),
         }
-        if analysis := self._run.memory_analysis():  # not every backend has it
-            self.facts["temporary_bytes"] = analysis.temp_size_in_bytes
         return self
 
     def __call__(self, calls: int) -> float:
@@ -128,7 +127,13 @@ class Program:
 
 
 class Torch:
-    """The process that runs torch's peers, with one thread per core."""
+    """The process that runs torch's peers, with one thread per core.
+
+    Attributes:
+      deadline: time of `time.monotonic` by which an answer must come.
+    """
+
+    deadline = math.inf
 
     def __init__(self, device: str):
         command = [sys.executable, "-m", "benchmarks.torch_peers", str(cores()), device]
@@ -146,13 +151,15 @@ class Torch:
             raise RuntimeError("torch process ended")
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], ANSWER_SECONDS)[0]:
-            self._process.kill()
-            raise RuntimeError(f"torch did not answer within {ANSWER_SECONDS} s")
+        seconds = min(ANSWER_SECONDS, max(self.deadline - time.monotonic(), 1))
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            self._stop()
+            raise RuntimeError(f"torch did not answer within {seconds:.0f} s")
         line = self._process.stdout.readline() or '{"error": "torch process ended"}'
         try:
             answer = json.loads(line)
         except json.JSONDecodeError as error:
+            self._stop()  # the answer to this order would be taken for that to the next one
             raise RuntimeError(f"torch's process said {line[:200]!r}") from error
         if "error" in answer:
             raise RuntimeError(answer["error"])
@@ -167,8 +174,11 @@ class Torch:
         try:
             self._process.communicate(timeout=10)
         except (subprocess.TimeoutExpired, BrokenPipeError):
-            self._process.kill()
-            self._process.wait()
+            self._stop()
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 @contextlib.contextmanager

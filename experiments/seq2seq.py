@@ -16,7 +16,7 @@ multiplied by 0.95 whenever the error rises.
 Two defaults differ from the authors' code: preset `repository` has, as in that code, layers that
 output their new state before zoneout, and 40 epochs. The evaluation also differs, in all presets.
 Preset `laptop` has 400 epochs of up to three digits. With `--no_two_networks` one network is both
-encoder and decoder; it learns more slowly.
+encoder and decoder; it needs more epochs.
 
 Metrics: `error` is the share of answers with any wrong symbol, over `eval_size` additions of up to
 the current number of digits. Each has an operand above 10, and training never draws any of them.

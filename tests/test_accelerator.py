@@ -275,12 +275,12 @@ def test_a_row_is_cut_to_what_there_is_time_for(context, monkeypatch):
 
 
 def test_a_torch_process_that_hangs_or_babbles_is_an_error(monkeypatch):
-    monkeypatch.setattr(rnn, "ANSWER_SECONDS", 0.5)
     popen = subprocess.Popen
-    for program, message in (
-        ("import time; time.sleep(60)", "torch did not answer within 0.5 s"),
-        ("print('hello', flush=True); input(); input()", "torch's process said 'hello"),
+    for program, seconds, message in (
+        ("import time; time.sleep(60)", 1, "torch did not answer within 1 s"),
+        ("print('hello', flush=True); input(); input()", 60, "torch's process said 'hello"),
     ):
+        monkeypatch.setattr(rnn, "ANSWER_SECONDS", seconds)
         monkeypatch.setattr(
             rnn.subprocess,
             "Popen",
@@ -291,8 +291,6 @@ def test_a_torch_process_that_hangs_or_babbles_is_an_error(monkeypatch):
         with contextlib.closing(rnn.Torch("cpu")) as torch:
             with pytest.raises(RuntimeError, match=message):
                 torch.ask(peer="LSTM")
-            torch._process.kill()
-            torch._process.wait()
             with pytest.raises(RuntimeError, match="torch process ended"):
                 torch.ask(peer="LSTM")
 
@@ -304,3 +302,23 @@ def test_without_the_penn_treebank_another_text_is_used(files, context, tmp_path
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
     assert accelerator_training.config(context, "LSTM").data.dataset == "stdlib"
+
+
+def test_compile_times_do_not_come_from_a_cache(tmp_path):
+    def compile_one(number):
+        jax.clear_caches()
+        jax.jit(lambda x: x * number + 1)(np.float32(1))
+        return len(list(tmp_path.iterdir()))
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+        jax.config.update(name, value)
+    try:
+        with accelerator.uncached():
+            assert compile_one(2) == 0
+        assert compile_one(3) > 0  # the user's cache is in use again
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        accelerator.compilation_cache.reset_cache()

@@ -213,16 +213,25 @@ def test_update_masks_in_bfloat16_and_strict(mode):
     assert ys.dtype == jnp.bfloat16
 
 
-class Doubled(RNN):
+class Doubled:
     """Computes another product."""
 
     def product(self, x, kernel):
         return 2 * super().product(x, kernel)
 
 
-def test_another_product_has_its_own_gradient():
-    cell, xs = Doubled(F, H), jax.random.normal(KEY, (T, B, F))
-    params = cell.init(KEY)
+class DoubledRNN(Doubled, RNN):
+    """A plain RNN with another product."""
+
+
+class DoubledGRU(Doubled, GRU):
+    """A GRU with another product."""
+
+
+@pytest.mark.parametrize("cell", [DoubledRNN(F, H), DoubledGRU(F, H, reset_after=True)])
+def test_another_product_has_its_own_gradient(cell):
+    params, xs = cell.init(KEY), jax.random.normal(KEY, (T, B, F))
+    unroll(cell, params, xs, zoneout=Zoneout(hidden_drop=0.5), key=KEY)  # still has this mask
 
     def loss(params, implementation):
         return jnp.sum(jnp.sin(unroll(cell, params, xs, implementation=implementation)[1]))
@@ -346,10 +355,20 @@ BATCH_NORM = LSTM(F, H, normalization="batch", max_steps=T)
         (
             lambda: step(GRU(F, H), masks=Masks(states=jnp.ones((T, B, H)))),
             ValueError,
-            r"mask of states must be \[4, 5\] or broadcast to it, got \(7, 4, 5\)",
+            r"mask of states must be \(4, 5\) or broadcast to it, got \(7, 4, 5\)",
         ),
         (lambda: step(GRU(F, H), stats={"junk": 1}), ValueError, "batch-normalized cells only"),
-        (lambda: step(BATCH_NORM, stats={}), ValueError, "stats must be input_mean .* got none"),
+        (lambda: step(BATCH_NORM, stats={}), ValueError, "stats must be input_mean .* got dict"),
+        (lambda: step(BATCH_NORM, stats=[1]), ValueError, "stats must be input_mean .* got list"),
+        (
+            lambda: step(
+                BATCH_NORM, stats=LSTM(F, 2, normalization="batch", max_steps=T).init_stats()
+            ),
+            ValueError,
+            r"stats must be input_mean \[max_steps, 20\], .*got input_mean \(7, 8\)",
+        ),
+        (lambda: faces.ZoneoutCell(Started(F, H), rngs=nnx.Rngs(0)), TypeError, "overrides init"),
+        (lambda: step(Halved(F, H)), TypeError, r"Halved.update must return the pair"),
         (
             lambda: unroll(
                 RNN(F, H),

@@ -237,6 +237,17 @@ def export_of(**options):
     return export.export(jax.jit(lambda xs: unroll(cell, params, xs, **options)))(xs)
 
 
+def test_known_lengths_with_any_number_of_steps():
+    lengths = jnp.array(LENGTHS)
+    exported, cell = export_of(seq_lengths=lengths), RNN(F, H)
+    xs = jax.random.normal(KEY, (T + 2, B, F))
+    params = cell.init(jax.random.key(0))
+    wanted = unroll(cell, params, xs, seq_lengths=lengths)[1]
+    np.testing.assert_allclose(exported.call(xs)[1], wanted, rtol=0, atol=1e-6)
+    clipped = unroll(cell, params, xs[:2], seq_lengths=jnp.minimum(lengths, 2))[1]
+    np.testing.assert_allclose(exported.call(xs[:2])[1], clipped, rtol=0, atol=1e-6)
+
+
 def call(factory, **options):
     cell = factory(F, H)
     return unroll(cell, cell.init(jax.random.key(0)), jnp.ones((T, B, F)), **options)

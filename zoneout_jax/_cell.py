@@ -14,6 +14,7 @@ from zoneout_jax._checks import (
     check_stats,
     check_step_mask,
     checked_carry,
+    checked_pair,
     described,
 )
 from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks
@@ -87,7 +88,8 @@ class Cell:
 
     Raises:
       ValueError: a size below one, an unknown name of an activation, no "h" in `carry_names`.
-      TypeError: a type that is not of real numbers, a size that is not an integer.
+      TypeError: a type that is not of real numbers, a size that is not an integer, an initializer
+        that is not a function, names in a string.
     """
 
     in_features: int
@@ -165,7 +167,7 @@ class Cell:
     @property
     def drops_hidden(self) -> bool:
         """True if the cell can use the mask `hidden`, which `advance` applies to the operand."""
-        return self.one_product
+        return type(self).advance is Cell.advance
 
     @property
     def plain_projection(self) -> bool:
@@ -243,6 +245,18 @@ class Cell:
             arrays[name] = jnp.broadcast_to(row[None], arrays[name].shape)
         return tuple(arrays.values()) if len(arrays) > 1 else arrays["h"]
 
+    def carry_shapes(self, params: Params, batch_dims: tuple[int, ...]) -> Carry:
+        """Returns shapes and types of a carry `[*batch_dims, H]`, as `jax.ShapeDtypeStruct`."""
+        if type(self).initial_carry is Cell.initial_carry:  # known without tracing it
+            shapes = [(1, self.size(name)) for name in self.carry_names]
+            one: Any = [jax.ShapeDtypeStruct(shape, self.state_dtype) for shape in shapes]
+            one = tuple(one) if len(one) > 1 else one[0]
+        else:
+            one = jax.eval_shape(lambda p: self.initial_carry(p, 1), params)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((*batch_dims, *a.shape[1:]), a.dtype), one
+        )
+
     def hidden(self, carry: Carry) -> jax.Array:
         """Returns the hidden state h of a carry."""
         return carry[self.carry_names.index("h")] if len(self.carry_names) > 1 else carry
@@ -306,22 +320,23 @@ class Cell:
           The new carry and the output `[B, H]`.
 
         Raises:
-          ValueError: inputs, carry, masks or statistics whose shapes do not fit; a mask that the
-            cell does not use.
-          TypeError: masks that are not `Masks`.
+          ValueError: inputs, carry, masks or statistics whose shapes or types do not fit; a mask
+            that the cell does not use.
+          TypeError: parameters that are not a dict; masks that are not `Masks`.
         """
         given = self.known_masks(Masks() if masks is None else masks)
         self.check_params(params)
         x = jnp.asarray(x)
-        if x.ndim != 2 or x.shape[-1] != self.input_width:
+        if x.shape[-1:] != (self.input_width,):
             raise ValueError(f"x must be [B, {self.input_width}], got {x.shape}")
         for name, mask in given.items():
-            check_step_mask(name, mask, (x.shape[0], self.size(name)))
+            check_step_mask(name, mask, (*x.shape[:-1], self.size(name)))
         masks = Masks(**{name: jnp.asarray(mask) for name, mask in given.items()})
-        carry = checked_carry(self, params, carry, x.shape[0])
+        carry = checked_carry(carry, self.carry_shapes(params, x.shape[:-1]))
         check_stats(self, stats)
         normalize = (BatchNormalizer(jnp.asarray(number), stats),) if self.statistics else ()
-        return self.advance(params, carry, self.project(params, x), masks, *normalize)
+        new = self.advance(params, carry, self.project(params, x), masks, *normalize)
+        return checked_pair(self, new)
 
     @property
     def _named_only(self) -> bool:

@@ -1,5 +1,6 @@
 """Checks of arguments."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,29 +37,36 @@ def check_stats(cell: Any, stats: Any) -> None:
         return
     if not cell.statistics:
         raise ValueError("stats are for batch-normalized cells only")
-    sizes = cell.statistics.items()
-    wanted = {f"{name}_{what}": size for name, size in sizes for what in ("mean", "var")}
-    given = {name: jnp.shape(value)[-1:] for name, value in stats.items()}
-    if given != {name: (size,) for name, size in wanted.items()}:
-        raise ValueError(
-            f"stats must be {', '.join(f'{n} [max_steps, {size}]' for n, size in wanted.items())},"
-            f" as `init_stats` makes them; got {', '.join(given) or 'none'}"
-        )
+    sizes = {f"{n}_{what}": size for n, size in cell.statistics.items() for what in ("mean", "var")}
+    given = dict(stats) if isinstance(stats, Mapping) else {}
+    shapes = {name: jnp.shape(value) for name, value in given.items()}
+    fit = all(len(shape) == 2 and shape[1] == sizes.get(name) for name, shape in shapes.items())
+    if shapes.keys() != sizes.keys() or not fit:
+        wanted = ", ".join(f"{name} [max_steps, {size}]" for name, size in sizes.items())
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or described(stats)
+        raise ValueError(f"stats must be {wanted}, as `init_stats` makes them; got {found}")
 
 
-def check_step_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
-    """Raises ValueError unless the mask of a step is `[B, H]` or broadcasts to it."""
+def check_step_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the mask of a step has the shape or broadcasts to it."""
     given = jnp.shape(mask)
     fits = all(m in (1, n) for m, n in zip(given[::-1], shape[::-1], strict=False))
-    if len(given) > 2 or not fits:
-        raise ValueError(
-            f"mask of {name} must be [{shape[0]}, {shape[1]}] or broadcast to it, got {given}"
+    if len(given) > len(shape) or not fits:
+        raise ValueError(f"mask of {name} must be {shape} or broadcast to it, got {given}")
+
+
+def checked_pair(cell: Any, result: Any) -> Any:
+    """Returns the result of `update`; TypeError unless it is a pair."""
+    if not (isinstance(result, tuple | list) and len(result) == 2):
+        raise TypeError(
+            f"{type(cell).__name__}.update must return the pair (carry, output), got"
+            f" {described(result)}"
         )
+    return result
 
 
-def checked_carry(cell: Any, params: Any, carry: Any, batch: int) -> Any:
-    """Returns the carry as arrays; ValueError unless structure, shapes and types are the cell's."""
-    wanted = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
+def checked_carry(carry: Any, wanted: Any) -> Any:
+    """Returns the carry as arrays; ValueError unless structure, shapes and types are as wanted."""
     one: Any = jax.tree.structure(carry)
     if one == jax.tree.structure(wanted):
         # NumPy's default type is wider than JAX's.

@@ -95,7 +95,7 @@ def required(key: jax.Array | None, what: str) -> jax.Array:
 
 
 def checked_key(key: jax.Array) -> jax.Array:
-    """Returns the key; raises TypeError unless it is a random key."""
+    """Returns the key; raises an error unless it is one random key."""
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"key must be a random key, such as jax.random.key(0); got {key!r}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim:

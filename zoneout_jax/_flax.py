@@ -11,11 +11,12 @@ from flax import linen
 from flax.errors import InvalidRngError
 
 from zoneout_jax._cell import Carry, Cell, Params, check_cell
+from zoneout_jax._checks import checked_carry
 from zoneout_jax._draw import draw_masks
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._lengths import Lengths
 from zoneout_jax._normalization import BatchNormalizer, Stats, update_stats
-from zoneout_jax._sharding import batch_offset, check_spread, spread_as, varying_axes
+from zoneout_jax._sharding import batch_offset, check_spread, spread_as
 from zoneout_jax._unroll import unroll
 from zoneout_jax._zoneout import Zoneout
 
@@ -161,6 +162,7 @@ def run_step(
         population = stats if mode.deterministic else None
         number = jnp.asarray(number)
         normalize = [BatchNormalizer(number, population, axis_name=module.axis_name)]
+        carry = checked_carry(carry, cell.carry_shapes(params, (batch,)))
         carry, y = cell.advance(params, carry, cell.project(params, x), masks, *normalize)
     else:
         carry, y = cell.step(params, carry, x, masks)
@@ -244,25 +246,14 @@ def start_carry(
     batch_dims: Sequence[int],
     carry_init: Initializer | None,
     key: Callable[[], jax.Array],
-    xs: jax.Array | None = None,
 ) -> Carry:
-    """Returns the initial carry: learned, drawn or zeros.
-
-    Raises:
-      ValueError: a key that is the same on all devices that share the batch of `xs`.
-    """
+    """Returns the initial carry: learned, drawn or zeros."""
     carry = jax.tree.map(
         lambda a: jnp.broadcast_to(a[0], (*batch_dims, a.shape[-1])), cell.initial_carry(params, 1)
     )
     if carry_init is not None:
         arrays = dict(zip(cell.carry_names, jax.tree.leaves(carry), strict=True))
-        drawn = key()
-        if xs is not None and varying_axes(xs) - varying_axes(drawn):
-            raise ValueError(
-                "carry_init would draw the same carries on all devices that share the batch: fold"
-                " jax.lax.axis_index into the key, or pass initial_carry"
-            )
-        keys = jax.random.split(drawn, len(cell.state_names))
+        keys = jax.random.split(key(), len(cell.state_names))
         for k, name in zip(keys, cell.state_names, strict=True):
             arrays[name] = carry_init(k, arrays[name].shape, cell.state_dtype)
         carry = jax.tree.unflatten(jax.tree.structure(carry), arrays.values())

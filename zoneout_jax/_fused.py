@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax._cell import ACTIVATIONS, Carry, Cell, Gates, Params, combine, function, vectors
-from zoneout_jax._checks import described
+from zoneout_jax._checks import checked_pair
 from zoneout_jax._normalization import AxisName, BatchNormalizer, Stats
 from zoneout_jax._sharding import explicit_sharding
 from zoneout_jax._zoneout import Masks
@@ -317,18 +317,13 @@ scan_fused.defvjp(_scan_forward, _scan_backward)
 
 def _checked_result(cell: Cell, result: Any, carry: Carry) -> tuple[Carry, Any]:
     """Returns the new carry and the output; raises TypeError unless `update` returned both."""
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise TypeError(
-            f"{type(cell).__name__}.update must return the pair (carry, output), got"
-            f" {described(result)}"
-        )
-    new, _ = result
+    new, output = checked_pair(cell, result)
     given, wanted = (
         jax.tree.map(lambda a: f"{a.dtype.name}{list(a.shape)}", tree) for tree in (new, carry)
     )
     if given != wanted:
         raise TypeError(f"{type(cell).__name__}.update must return a carry {wanted}, got {given}")
-    return result
+    return new, output
 
 
 def _replicated(operand: jax.Array) -> jax.sharding.NamedSharding | None:

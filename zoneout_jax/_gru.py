@@ -90,7 +90,7 @@ class GRU(Cell):
     @property
     def one_product(self) -> bool:
         """True if a step has a single product."""
-        return self.reset_after and self.drops_hidden
+        return self.reset_after and self.drops_hidden and type(self).product is Cell.product
 
     @property
     def drops_hidden(self) -> bool:

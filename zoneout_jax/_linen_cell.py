@@ -11,6 +11,7 @@ from zoneout_jax import _flax
 from zoneout_jax._cell import Activation, Carry, Cell, Output
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import AxisName, Stats
+from zoneout_jax._sharding import key_of_device
 from zoneout_jax._zoneout import Zoneout
 
 
@@ -57,8 +58,7 @@ class BaseCell(nn.RNNCellBase):
     ) -> tuple[Carry, Any]:
         """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None and not self.learned_carry:
-            cell, dims = self.pure(xs.shape[-1]), xs.shape[1:-1]
-            carry = _flax.start_carry(cell, {}, dims, self.carry_init, lambda: init_key, xs)
+            carry = self.initialize_carry(key_of_device(xs, init_key), xs.shape[1:])
         return self._apply(
             xs,
             _flax.run_sequence,

@@ -12,6 +12,7 @@ from zoneout_jax import _flax
 from zoneout_jax._cell import Carry, Cell
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import AxisName, Stats
+from zoneout_jax._sharding import key_of_device
 from zoneout_jax._zoneout import Zoneout
 
 Streams = nnx.Rngs | nnx.RngStream | jax.Array
@@ -174,7 +175,13 @@ class ZoneoutCell(NoisyCell):
     ) -> tuple[Carry, Any]:
         """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None:
-            carry = _flax.start_carry(self.pure, {}, xs.shape[1:-1], self.carry_init, starts, xs)
+            carry = _flax.start_carry(
+                self.pure,
+                {},
+                xs.shape[1:-1],
+                self.carry_init,
+                lambda: key_of_device(xs, starts()),
+            )
         return self._apply(_flax.run_sequence, xs, carry, **options)
 
     def _apply(

@@ -68,6 +68,16 @@ def varying_axes(leaf: jax.Array) -> frozenset[str]:
     return getattr(kind, "vma", frozenset())  # older JAX, as 0.7.0
 
 
+def key_of_device(xs: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns another key on each device of the mapped axes that inputs vary over, unless it does.
+
+    Carries that are drawn then differ between all examples. (Masks belong to examples instead.)
+    """
+    for axis in sorted(varying_axes(xs) - varying_axes(key)):
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return key
+
+
 def vary_alike(tree: Any) -> Any:
     """Marks all arrays as varying over every mapped axis that any of them varies over.
 

@@ -85,7 +85,7 @@ def unroll(
         Recurrent batch normalization needs the noise where all examples have the same input, which
         leaves no variance. A `carry` that you pass gets no noise.
       seq_lengths: integers `[B]`. After the end of a sequence, the carry does not change and the
-        outputs are zero. Traced lengths above T count as T.
+        outputs are zero. Lengths above T count as T where they, or T, are not known.
       resets: booleans `[T, B]`, True for the first step of each episode. Before that step the carry
         is set to the cell's initial carry, with noise if `carry_noise` asks for it. A `carry` that
         you pass is used up to the first reset. With `reverse`, True still marks the first element
@@ -119,10 +119,11 @@ def unroll(
     Raises:
       ValueError: inputs, carry, masks, lengths, resets or results of `emit` whose shapes do not
         fit; rates or masks that the cell does not use; training without a key; evaluation without
-        statistics; resets of a batch-normalized cell, whose statistics belong to step numbers.
-      TypeError: a `cell` that is not a `Cell`; masks that are not `Masks`; a rate that is a
-        schedule; a `key` that is not a random key; lengths that are not integers; resets that are
-        not booleans.
+        statistics; resets of a batch-normalized cell, whose statistics belong to step numbers; an
+        array of keys.
+      TypeError: a `cell` that is not a `Cell`; parameters that are not a dict; masks that are not
+        `Masks`; a rate that is a schedule; a `key` that is not a random key; lengths that are not
+        integers; resets that are not booleans.
 
     Example:
       >>> cell = LSTM(3, 4)
@@ -171,7 +172,7 @@ def unroll(
         start = for_each_example(xs, cell.initial_carry(params, 1))
         if carry_noise and not deterministic:
             start = add_noise(cell, start, carry_noise, required(key, "noise"), offset())
-    carry = checked_carry(cell, params, start if carry is None else carry, batch)
+    carry = checked_carry(start if carry is None else carry, cell.carry_shapes(params, (batch,)))
     carry, start = spread_as(xs, 1, (carry, start if resets is not None else None), 0)
     if masks is None:
         masks = draw_masks(cell, zoneout, key, deterministic, steps, batch, offset)

@@ -141,10 +141,10 @@ def trained(task, state, noise, steps):
 
 
 SETTINGS = [
+    {"two_networks": False},
     {},
-    {"two_networks": True},
+    {"two_networks": False, "output": "candidate"},
     {"output": "candidate"},
-    {"two_networks": True, "output": "candidate"},
 ]
 
 
