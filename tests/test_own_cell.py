@@ -317,6 +317,13 @@ class Started(RNN):
         return super().init(key)
 
 
+class Moving(RNN):
+    """Has a parameter with the name of an attribute of modules."""
+
+    def parameters(self):
+        return super().parameters() | {"momentum": super().parameters()["bias"]}
+
+
 class Halved(RNN):
     """Returns no output."""
 
@@ -369,6 +376,11 @@ BATCH_NORM = LSTM(F, H, normalization="batch", max_steps=T)
         ),
         (lambda: faces.ZoneoutCell(Started(F, H), rngs=nnx.Rngs(0)), TypeError, "overrides init"),
         (lambda: step(Halved(F, H)), TypeError, r"Halved.update must return the pair"),
+        (
+            lambda: faces.ZoneoutCell(Moving(F, H), rngs=nnx.Rngs(0)),
+            ValueError,
+            "a parameter of Moving is named momentum, as is an attribute",
+        ),
         (
             lambda: unroll(
                 RNN(F, H),

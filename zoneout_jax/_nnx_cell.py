@@ -105,6 +105,11 @@ class ZoneoutCell(NoisyCell):
         self.axis_name = axis_name
         _flax.check_carry_init(self, cell.learned_carry)
         for name, (init, shape) in cell.parameters().items():
+            if hasattr(self, name):
+                raise ValueError(
+                    f"a parameter of {type(cell).__name__} is named {name}, as is an attribute of"
+                    " modules; give it another name"
+                )
             setattr(self, name, nnx.Param(init(rngs.params(), shape, cell.param_dtype)))
         for name, value in cell.init_stats().items():
             setattr(self, name, nnx.BatchStat(value))
