@@ -322,7 +322,7 @@ def test_a_step_leaves_the_level_alone(algorithm):
     """The optimizer sees weights only, and the loss hands on what it was given."""
     task = seq2seq.build(smoke(algorithm=algorithm, weight_decay=0.1, clip_norm=1.0))
     state = task.first_state(jax.random.key(0))
-    assert set(state.params) == {"layers", "readout"}
+    assert set(state.params) == {"encoder", "layers", "readout"}
 
     def on_a_device(examples):
         batch = Batch(task.data, examples)
