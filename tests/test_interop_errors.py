@@ -196,6 +196,23 @@ def test_errors(convert, given, message):
         convert(given)
 
 
+@pytest.mark.parametrize(
+    ("convert", "advice"),
+    [
+        (interop.from_torch, "as module.state_dict"),
+        (interop.from_equinox, "vars.cell. of"),
+        (interop.from_keras, "weights must be layer.get_weights"),
+    ],
+)
+def test_a_module_in_place_of_its_weights(convert, advice):
+    with pytest.raises(TypeError, match=f"{advice}.*got tests"):
+        convert(SomeModule())
+
+
+class SomeModule:
+    """A layer of another library."""
+
+
 def test_layers_and_cells_of_torch_are_not_mixed_up():
     params = LSTM(F, H).init(jax.random.key(0))
     with pytest.raises(TypeError, match=r"to_torch\(\[params\]\)"):

@@ -744,7 +744,8 @@ class Nothing(LinearCell):
             "LRU has no bias: leave bias_init out",
         ),
         (lambda: LRU(F, H, r_min=0.9, r_max=0.5), ValueError, "got r_min=0.9, r_max=0.5"),
-        (lambda: LRU(F, H, r_max=0.0), ValueError, "r_max above 0; got r_min=0.0, r_max=0.0"),
+        (lambda: LRU(F, H, r_max=0.0), ValueError, "r_max above 0.*r_max=0.0"),
+        (lambda: LRU(F, H, r_min=1.0), ValueError, "r_min below 1; got r_min=1.0, r_max=1.0"),
         (
             lambda: run(Flat(F, H), implementation="scan"),
             ValueError,

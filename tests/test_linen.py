@@ -199,7 +199,7 @@ def test_parameters_are_made_once():
     [
         (lambda v: ZoneoutRNN([]).init(jax.random.key(0), XS), "at least one cell"),
         (
-            lambda v: ZoneoutRNN([ZoneoutLSTMCell(H)] * 2).init(
+            lambda v: ZoneoutRNN([ZoneoutLSTMCell(H), ZoneoutLSTMCell(H)]).init(
                 jax.random.key(0), XS, initial_carry=jnp.zeros((B, H))
             ),
             "initial_carry must be a sequence of 2",

@@ -38,6 +38,8 @@ def test_norm_stabilizer_equals_a_loop(lengths):
         total += sum(changes) / len(changes) if changes else 0
     lengths = None if lengths is None else jnp.array(lengths)
     np.testing.assert_allclose(norm_stabilizer(states, lengths), total / B, rtol=1e-12)
+    of_flax = norm_stabilizer(jnp.swapaxes(states, 0, 1), lengths, time_major=False)
+    np.testing.assert_allclose(of_flax, total / B, rtol=1e-12)
     test_util.check_grads(lambda s: norm_stabilizer(s, lengths), (states,), 1, ["rev"], 1e-6, 1e-6)
 
 
@@ -124,10 +126,14 @@ def test_activations_and_their_changes_equal_a_loop(function, squares, lengths):
         np.testing.assert_allclose(wanted, squares(np.asarray(outputs)).mean(), rtol=1e-12)
     lengths = None if lengths is None else jnp.array(lengths)
     np.testing.assert_allclose(function(outputs, lengths), wanted, rtol=1e-12)
+    of_flax = function(jnp.swapaxes(outputs, 0, 1), lengths, time_major=False)
+    np.testing.assert_allclose(of_flax, wanted, rtol=1e-12)
     test_util.check_grads(lambda h: function(h, lengths), (outputs,), 1, ["rev"], 1e-6, 1e-6)
     least = 1 if function is activation_regularization else 2
     with pytest.raises(ValueError, match=f"with T of at least {least}, got"):
         function(outputs[: least - 1])
+    with pytest.raises(ValueError, match=r"states must be \[B, T, H\] with T"):
+        function(outputs[:, : least - 1], time_major=False)
 
 
 KERNEL = np.linspace(1.0, 2.0, 60_000, dtype=np.float32).reshape(300, 200)
@@ -212,6 +218,8 @@ def test_dropout(locked):
     found = dropout(xs, jax.random.key(3), 0.3, locked=locked)
     gone = np.asarray(found == 0)
     np.testing.assert_allclose(found, np.where(gone, 0, xs / 0.7), rtol=1e-6)
+    of_flax = dropout(xs.swapaxes(0, 1), jax.random.key(3), 0.3, locked=locked, time_major=False)
+    np.testing.assert_array_equal(of_flax, found.swapaxes(0, 1))
     if locked:
         assert np.all(gone == gone[:1])
         gone = gone[:1]
@@ -254,6 +262,11 @@ def test_dropout(locked):
         (lambda key: weight_drop({"recurrent": jnp.ones(3)}, key, 1.5), ValueError, "got 1.5"),
         (lambda key: weight_drop({"recurrent": jnp.ones(3)}, 0, 0.5), TypeError, "a random key"),
         (lambda key: dropout(jnp.ones((2, 3)), key, 0.5), ValueError, "xs must be .T, B, F."),
+        (
+            lambda key: dropout(jnp.ones((2, 3)), key, 0.5, time_major=False),
+            ValueError,
+            "xs must be .B, T, F.",
+        ),
         (lambda key: dropout(jnp.ones((2, 3, 4)), key, "0.5"), TypeError, "must be a number in"),
         (lambda key: dropout(jnp.ones((2, 3, 4)), None, 0.5), TypeError, "a random key.*got None"),
         (lambda key: dropout(jnp.ones((2, 3, 4)), key, 0.5, axis_name="i"), ValueError, "'i' is"),

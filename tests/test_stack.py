@@ -268,6 +268,9 @@ def linen_cells(*sizes):
     return [linen.ZoneoutGRUCell(size) for size in sizes]
 
 
+ONE_CELL = linen.ZoneoutGRUCell(H)
+
+
 def linen_layer(*arguments, xs=XS, call=None, **options):
     layer = linen.ZoneoutRNN(*arguments, **options)
     return layer.init(jax.random.key(0), xs, **(call or {}))
@@ -321,10 +324,19 @@ def linen_layer(*arguments, xs=XS, call=None, **options):
         ),
         (
             lambda: faces.ZoneoutRNN(
-                [faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0))] * 2, dropout=lambda step: 0.1
+                [faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0)) for _ in range(2)],
+                dropout=lambda step: 0.1,
             ),
             TypeError,
             "rate of dropout must be a number",
+        ),
+        *(
+            (make, ValueError, "got the same cell more than once, which would share its weights")
+            for make in (
+                lambda: faces.ZoneoutRNN([faces.ZoneoutGRUCell(F, F, rngs=nnx.Rngs(0))] * 2),
+                lambda: linen_layer([linen.ZoneoutGRUCell(H)] * 2),
+                lambda: linen_layer(ONE_CELL, backward=ONE_CELL),
+            )
         ),
         (
             lambda: encoder()(XS, emit=lambda carry, y: y),

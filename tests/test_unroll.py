@@ -63,6 +63,8 @@ def test_emit_of_any_rank_with_lengths(name, reverse):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), full, wanted)
     with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
         run(lambda carry, y: y.sum(0), lengths)
+    with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
+        run(lambda carry, y: carry[1][0], None)  # the state of the first example only
 
 
 @pytest.mark.parametrize(("steps", "chunk"), [(1, 1), (9, 3), (10, 2), (11, 3)])

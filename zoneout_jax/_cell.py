@@ -376,9 +376,13 @@ class Cell:
         names = (*self.mask_names, *(("hidden",) if self.drops_hidden else ()))
         for name in given:
             if name not in names:
-                known = " and ".join(names)
+                known, rate = (
+                    " and ".join(names),
+                    {"update": "update_drop", "hidden": "hidden_drop"},
+                )
                 raise ValueError(
-                    f"{type(self).__name__} has no {name} to mask, only {known}; leave it None"
+                    f"{type(self).__name__} has no {name} to mask, only {known}; leave"
+                    f" {rate.get(name, name)} None"
                 )
         return given
 

@@ -96,10 +96,5 @@ def without_padding(y: jax.Array, valid: jax.Array) -> jax.Array:
     """Sets the results of `emit` to zero in padding."""
     if y.ndim == 1:
         return y  # scalars belong to the whole batch
-    if y.shape[:2] != valid.shape[:2]:
-        raise ValueError(
-            f"with seq_lengths, emit must return arrays [{valid.shape[1]}, ...], one row for each"
-            f" example, or scalars; got {y.shape[1:]}"
-        )
     valid = valid.reshape(valid.shape[:2] + (1,) * (y.ndim - 2))
     return jnp.where(valid, y, jnp.zeros_like(y))

@@ -241,6 +241,10 @@ class RGLRU(LinearCell):
     blocks in the order r, i, x, and `decay` [H], which is Λ. A learned carry adds `initial_h` [H].
     LeCun's initializer makes the kernel; σ(Λ)^8 starts uniform in [0.9, 0.999].
 
+    This is the paper's unit. The authors' library, recurrentgemma, differs: its gates are block
+    diagonal; σ(Λ) itself starts in [0.9, 0.999], uniform in its square; and at the first step of a
+    document 1 replaces √(1 − a²).
+
     Attributes:
       in_features, hidden_features, kernel_init, bias_init, learned_carry, param_dtype, dtype: as
         for `Cell`.
@@ -299,7 +303,8 @@ class LRU(LinearCell):
     a matrix, as in the paper's equations, because F and H may differ.)
 
     Attributes:
-      r_min, r_max: radii of the ring, 0 ≤ r_min ≤ r_max ≤ 1, r_max above 0.
+      r_min, r_max: radii of the ring, 0 ≤ r_min ≤ r_max ≤ 1, r_max above 0, r_min below 1 (where
+        λ does not decay, inputs are scaled by 0).
       max_phase: largest angle of λ, in radians.
       kernel_init: initializer of each part of `input`.
       in_features, hidden_features, learned_carry, param_dtype, dtype: as for `Cell`.
@@ -318,9 +323,9 @@ class LRU(LinearCell):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._has_no("bias_init")
-        if not 0 <= self.r_min <= self.r_max <= 1 or self.r_max == 0:
+        if not 0 <= self.r_min <= self.r_max <= 1 or self.r_max == 0 or self.r_min == 1:
             raise ValueError(
-                "radii must be 0 ≤ r_min ≤ r_max ≤ 1, r_max above 0; got"
+                "radii must be 0 ≤ r_min ≤ r_max ≤ 1, r_max above 0, r_min below 1; got"
                 f" r_min={self.r_min}, r_max={self.r_max}"
             )
         if self.max_phase <= 0:

@@ -15,7 +15,9 @@ from zoneout_jax._zoneout import Zoneout, check_rate
 Tree = TypeVar("Tree")
 
 
-def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> jax.Array:
+def norm_stabilizer(
+    states: jax.Array, seq_lengths: Lengths | None = None, *, time_major: bool = True
+) -> jax.Array:
     """Measures how much the norms of states change over time.
 
         mean over examples of  Σ_t (‖h_t‖ − ‖h_{t−1}‖)² / (T − 1)
@@ -27,6 +29,7 @@ def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> ja
       states: hidden states or memory cells `[T, B, H]`.
       seq_lengths: integers `[B]`; the length of each example replaces T. Examples with fewer than
         two steps count as 0; lengths above T count as T.
+      time_major: False for `[B, T, H]`, as Flax layers return them.
 
     Returns:
       A scalar.
@@ -39,13 +42,15 @@ def norm_stabilizer(states: jax.Array, seq_lengths: Lengths | None = None) -> ja
       >>> norm_stabilizer(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # norms 5 and 7
       Array(4., dtype=float32)
     """
-    squared = jnp.sum(_squared(_checked_states(states, 2)), -1)
+    squared = jnp.sum(_squared(_checked_states(states, 2, time_major)), -1)
     # The square root has no derivative at zero, where states often start.
     norms = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return _mean(jnp.square(norms[1:] - norms[:-1]), 1, seq_lengths)
 
 
-def activation_regularization(outputs: jax.Array, seq_lengths: Lengths | None = None) -> jax.Array:
+def activation_regularization(
+    outputs: jax.Array, seq_lengths: Lengths | None = None, *, time_major: bool = True
+) -> jax.Array:
     """Measures how large outputs are (AR).
 
         mean over examples of  Σ_t ‖h_t‖² / (T H)
@@ -58,6 +63,7 @@ def activation_regularization(outputs: jax.Array, seq_lengths: Lengths | None = 
       outputs: `[T, B, H]`, with the dropout that the rest of the model sees.
       seq_lengths: integers `[B]`; the length of each example replaces T. Examples without steps
         count as 0; lengths above T count as T.
+      time_major: False for `[B, T, H]`, as Flax layers return them.
 
     Returns:
       A scalar.
@@ -70,11 +76,11 @@ def activation_regularization(outputs: jax.Array, seq_lengths: Lengths | None = 
       >>> activation_regularization(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))  # (25 + 49) / 4
       Array(18.5, dtype=float32)
     """
-    return _mean(jnp.mean(_squared(_checked_states(outputs, 1)), -1), 0, seq_lengths)
+    return _mean(jnp.mean(_squared(_checked_states(outputs, 1, time_major)), -1), 0, seq_lengths)
 
 
 def temporal_activation_regularization(
-    outputs: jax.Array, seq_lengths: Lengths | None = None
+    outputs: jax.Array, seq_lengths: Lengths | None = None, *, time_major: bool = True
 ) -> jax.Array:
     """Measures how much outputs change from step to step (TAR).
 
@@ -87,6 +93,7 @@ def temporal_activation_regularization(
       outputs: `[T, B, H]`, as `unroll` returns them.
       seq_lengths: integers `[B]`; the length of each example replaces T. Examples with fewer than
         two steps count as 0; lengths above T count as T.
+      time_major: False for `[B, T, H]`, as Flax layers return them.
 
     Returns:
       A scalar.
@@ -99,7 +106,7 @@ def temporal_activation_regularization(
       >>> temporal_activation_regularization(jnp.array([[[3.0, 4.0]], [[0.0, 7.0]]]))
       Array(9., dtype=float32)
     """
-    outputs = _checked_states(outputs, 2)
+    outputs = _checked_states(outputs, 2, time_major)
     return _mean(jnp.mean(_squared(outputs[1:] - outputs[:-1]), -1), 1, seq_lengths)
 
 
@@ -198,6 +205,7 @@ def dropout(
     rate: jax.Array | float,
     *,
     locked: bool = False,
+    time_major: bool = True,
     axis_name: AxisName | None = None,
 ) -> jax.Array:
     """Drops features of sequences: of inputs, of outputs, between layers.
@@ -214,6 +222,7 @@ def dropout(
       key: a JAX random key, used for nothing else.
       rate: probability of dropping a feature, rounded to a multiple of 2⁻¹⁶.
       locked: use one mask for all steps.
+      time_major: False for `[B, T, F]`, as Flax layers take them.
       axis_name: name of the mapped axis that the batch is spread over, if any.
 
     Returns:
@@ -233,7 +242,10 @@ def dropout(
     check_number("dropout", rate)
     xs = jnp.asarray(xs)
     if xs.ndim != 3:
-        raise ValueError(f"xs must be [T, B, F] (time first), got {xs.shape}")
+        raise ValueError(f"xs must be {'[T, B, F]' if time_major else '[B, T, F]'}, got {xs.shape}")
+    if not time_major:
+        options: Any = {"locked": locked, "axis_name": axis_name}
+        return jnp.swapaxes(dropout(jnp.swapaxes(xs, 0, 1), key, rate, **options), 0, 1)
     check_spread(xs, checked_key(key), axis_name)
     steps, batch, features = xs.shape
     spec, offset = Zoneout(states=rate, static=locked), batch_offset(axis_name, batch)
@@ -263,12 +275,13 @@ def _name(path: tuple[Any, ...]) -> str:
     return "".join((names[:-1] if boxed else names)[-1:])
 
 
-def _checked_states(states: jax.Array, least: int) -> jax.Array:
-    """Returns states; raises ValueError unless they are `[T, B, H]` with T of at least `least`."""
-    states = jnp.asarray(states)
-    if states.ndim != 3 or states.shape[0] < least:
-        raise ValueError(f"states must be [T, B, H] with T of at least {least}, got {states.shape}")
-    return states
+def _checked_states(states: jax.Array, least: int, time_major: bool) -> jax.Array:
+    """Returns states `[T, B, H]`; raises ValueError unless T is at least `least`."""
+    states, time = jnp.asarray(states), 0 if time_major else 1
+    if states.ndim != 3 or states.shape[time] < least:
+        axes = "[T, B, H]" if time_major else "[B, T, H]"
+        raise ValueError(f"states must be {axes} with T of at least {least}, got {states.shape}")
+    return states if time_major else jnp.swapaxes(states, 0, 1)
 
 
 def _squared(x: jax.Array) -> jax.Array:

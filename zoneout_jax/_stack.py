@@ -37,6 +37,12 @@ def pair_up(cell: Any, backward: Any, kind: type) -> tuple[Layers, bool]:
             raise TypeError(
                 f"ZoneoutRNN of {module} takes cells of that module, got {described(one)}"
             )
+    given = (*cells, *(others if backward is not None else ()))
+    if len({id(one) for one in given}) < len(given):
+        raise ValueError(
+            "ZoneoutRNN got the same cell more than once, which would share its weights; make a"
+            " cell for each layer and direction"
+        )
     if backward is None:
         return [(one,) for one in cells], is_single
     if is_single == isinstance(backward, Sequence) or len(cells) != len(others):

@@ -96,7 +96,8 @@ def unroll(
         padding stays where it is.
       emit: function of each step, whose result `emit(carry, output)` replaces the output; `carry`
         is the carry after the step. It returns arrays `[B, ...]`, or scalars for the whole batch,
-        which padding does not set to zero. `lambda carry, y: (y, carry[0])` adds the memory cells.
+        which padding does not set to zero. `lambda carry, y: (y, carry[0])` adds the memory cells
+        of an LSTM.
       chunk: number of steps in a chunk. Only the carry of each chunk is stored for the backward
         pass, which computes the rest again. "auto" is about √T, so that memory grows with √T
         instead of T: the largest divisor of T from √T down to √T/2, or √T rounded down. None stores
@@ -274,7 +275,14 @@ def _run(how, scan, emit, params, constants, carry, inputs):
     carry, (ys, found) = scan(how, params, carry, inputs, constants)
     carry, ys = how.turned((carry, ys))
     if emit is not None:
+        batch = ys[1].shape[1]
         ys = jax.vmap(emit)(*ys)
+        for leaf in jax.tree.leaves(ys):
+            if leaf.ndim > 1 and leaf.shape[1] != batch:
+                raise ValueError(
+                    f"emit must return arrays [{batch}, ...], one row for each example, or scalars;"
+                    f" got {leaf.shape[1:]}"
+                )
         if valid is not None:
             ys = jax.tree.map(lambda y: without_padding(y, valid), ys)
     return carry, (ys, found)

@@ -9,6 +9,7 @@ from zoneout_jax.interop._weights import (
     GATES,
     Arrays,
     Library,
+    check_mapping,
     check_shape,
     concatenate,
     select,
@@ -33,7 +34,9 @@ def from_equinox(fields: Mapping[str, Any]) -> Arrays:
 
     Raises:
       ValueError: unknown names, or shapes that do not fit together.
+      TypeError: `fields` that is not a dict, such as the cell itself.
     """
+    check_mapping(fields, "Equinox's LSTMCell or GRUCell")
     given = {name: a for name, a in fields.items() if name not in SETTINGS and a is not None}
     names = ("weight_ih", "weight_hh", "bias", "bias_n")
     found = select(given, "", "Equinox's LSTMCell or GRUCell", "|".join(names), KNOWN, names[:2])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from zoneout_jax._checks import described
 from zoneout_jax.interop._weights import Arrays, Library, check_shape, modules, to_array
 
 KERAS = Library("Keras", {4: "ifgo", 3: "zrn", 1: "h"}, reset_after=None)
@@ -25,7 +26,10 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Ar
       ValueError: another number of arrays, such as the six of a `Bidirectional`; shapes that do not
         fit together; a GRU without bias and without `reset_after`, or with one that its bias
         contradicts.
+      TypeError: `weights` that is not a list, such as the layer itself.
     """
+    if not isinstance(weights, Sequence | Mapping):
+        raise TypeError(f"weights must be layer.get_weights(), got {described(weights)}")
     if isinstance(weights, Mapping) or len(weights) not in (2, 3):
         given = [*weights] if isinstance(weights, Mapping) else [np.shape(w) for w in weights]
         raise ValueError(f"not the weights of one Keras layer: got {given}; known are {KNOWN}")

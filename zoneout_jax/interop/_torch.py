@@ -41,6 +41,7 @@ def from_torch(state: Mapping[str, Any], prefix: str = "") -> list[Any]:
 
     Raises:
       ValueError: unknown names, or shapes that do not fit together.
+      TypeError: a `state` that is not a dict, such as the module itself.
     """
     found = select(state, prefix, "torch's nn.LSTM, nn.GRU, nn.RNN or their cells", NAMES, KNOWN)
     arrays = {name: to_array(array) for name, array in found.items()}

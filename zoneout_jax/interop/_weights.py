@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoneout_jax._checks import described
+
 Arrays = dict[str, Any]
 Named = tuple[str, Any]
 """An array and its name in the other library, for messages."""
@@ -152,6 +154,15 @@ class Library:
         )
 
 
+def check_mapping(state: Any, what: str) -> None:
+    """Raises TypeError unless arrays are given by name: a module itself is a likely slip."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"arrays of {what} must come by name, as module.state_dict() of torch and vars(cell) of"
+            f" Equinox give them; got {described(state)}"
+        )
+
+
 def select(
     state: Mapping[str, Any],
     prefix: str,
@@ -172,6 +183,7 @@ def select(
       required: names that must be present.
       separator: separator between the parts of a name.
     """
+    check_mapping(state, what)
     prefix = ended(prefix, separator)
     found = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
     if found and set(required) <= set(found) and all(re.fullmatch(pattern, n) for n in found):
