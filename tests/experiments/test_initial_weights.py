@@ -41,8 +41,8 @@ def words(preset):
     return WORDS.model(WORDS.presets[preset], corpus).init
 
 
-def adders(preset):
-    config = seq2seq.PRESETS[preset]
+def adders(**changes):
+    config = seq2seq.LONG.replace(**changes)
     return lambda key: seq2seq.init(config, seq2seq.language_model_of(config), key)
 
 
@@ -140,11 +140,11 @@ CASES = {
         gradients("batch norm 0.1"),
         lstm(input=0.05, recurrent=0.05) | BATCH_NORM,
     ),
-    "seq2seq": (adders("long"), ADDER),
-    "seq2seq, repository": (
-        adders("repository"),
+    "seq2seq": (
+        adders(),
         ADDER | {f"encoder.{name}": std for name, std in ADDER.items() if "layers" in name},
     ),
+    "seq2seq, one network": (adders(two_networks=False), ADDER),
 }
 
 
