@@ -5,6 +5,7 @@ fusion emitters, since most of the test time is compilation. CONTRIBUTING.md has
 code as it is compiled for users.
 """
 
+import gc
 import importlib.metadata
 import os
 
@@ -25,6 +26,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Tracing makes many objects that live on; Python's default would look through them again and again.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")
