@@ -183,7 +183,7 @@ class Torch:
 
 @contextlib.contextmanager
 def torch_process() -> Iterator[Torch | None]:
-    """Runs torch's process on JAX's device; yields None if torch is missing or has no such."""
+    """Runs torch's process on the kind of device of JAX; yields None where torch cannot."""
     device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
     if device is None or importlib.util.find_spec("torch") is None:
         yield None

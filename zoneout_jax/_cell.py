@@ -1,7 +1,7 @@
 """The base class of recurrent cells, and functions that cells share."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -17,20 +17,13 @@ from zoneout_jax._checks import (
     checked_pair,
     described,
 )
+from zoneout_jax._gates import ACTIVATIONS, Activation, Gates, combine, function, scaled
 from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks
 from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
 from zoneout_jax._zoneout import Masks
 
 Params = Mapping[str, Any]
 Carry = Any
-Gates = tuple[jax.Array, ...]
-Activation = str | Callable[[jax.Array], jax.Array]
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +119,7 @@ class Cell:
             if isinstance(value := getattr(type(self), name), str):
                 raise TypeError(f'{name} must be a tuple, such as ("{value}",); got {value!r}')
         if "h" not in self.carry_names:
-            raise ValueError(
-                f'carry_names must hold "h", the hidden state; got {self.carry_names!r}'
-            )
+            raise ValueError(f'carry_names must hold "h", the hidden state; got {self.carry_names}')
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -247,15 +238,16 @@ class Cell:
 
     def carry_shapes(self, params: Params, batch_dims: tuple[int, ...]) -> Carry:
         """Returns shapes and types of a carry `[*batch_dims, H]`, as `jax.ShapeDtypeStruct`."""
-        if type(self).initial_carry is Cell.initial_carry:  # known without tracing it
-            shapes = [(1, self.size(name)) for name in self.carry_names]
-            one: Any = [jax.ShapeDtypeStruct(shape, self.state_dtype) for shape in shapes]
-            one = tuple(one) if len(one) > 1 else one[0]
-        else:
+        if type(self).initial_carry is not Cell.initial_carry:
             one = jax.eval_shape(lambda p: self.initial_carry(p, 1), params)
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((*batch_dims, *a.shape[1:]), a.dtype), one
+            return jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct((*batch_dims, *a.shape[1:]), a.dtype), one
+            )
+        arrays = tuple(
+            jax.ShapeDtypeStruct((*batch_dims, self.size(name)), self.state_dtype)
+            for name in self.carry_names
         )
+        return arrays if len(arrays) > 1 else arrays[0]
 
     def hidden(self, carry: Carry) -> jax.Array:
         """Returns the hidden state h of a carry."""
@@ -376,13 +368,10 @@ class Cell:
         names = (*self.mask_names, *(("hidden",) if self.drops_hidden else ()))
         for name in given:
             if name not in names:
-                known, rate = (
-                    " and ".join(names),
-                    {"update": "update_drop", "hidden": "hidden_drop"},
-                )
+                option = {"update": "update_drop", "hidden": "hidden_drop"}.get(name, name)
                 raise ValueError(
-                    f"{type(self).__name__} has no {name} to mask, only {known}; leave"
-                    f" {rate.get(name, name)} None"
+                    f"{type(self).__name__} has no {name} to mask, only {' and '.join(names)};"
+                    f" leave {option} None"
                 )
         return given
 
@@ -399,23 +388,6 @@ Output = Literal["state", "candidate"]
 """The output of a cell: its zoned-out state, or the candidate before zoneout."""
 
 
-def combine(
-    gates: tuple[Activation | None, ...], products: Any, projected: Any
-) -> tuple[Gates, Gates]:
-    """Adds projections to products of blocks with an activation; returns the others separately."""
-    blocks = list(zip(gates, products, projected, strict=True))
-    values = tuple(product if name is None else product + x for name, product, x in blocks)
-    return values, tuple(x for name, _, x in blocks if name is None)
-
-
-def function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
-    """Returns the function that an activation names or is."""
-    if isinstance(activation, str):
-        check_choice("an activation", activation, tuple(ACTIVATIONS))
-        return ACTIVATIONS[activation]
-    return activation
-
-
 def vectors(params: Params, dtype: Any) -> dict[str, Any]:
     """Returns the parameters that `update` reads: no kernels, vectors as rows `[1, n]`."""
     rest = {name: p for name, p in params.items() if name not in ("input", "recurrent")}
@@ -425,8 +397,3 @@ def vectors(params: Params, dtype: Any) -> dict[str, Any]:
 def as_row(vector: jax.Array, ndim: int) -> jax.Array:
     """Adds leading axes of size one to a vector."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
-
-
-def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
-    """Multiplies by a mask of booleans or numbers; without a mask, returns `x`."""
-    return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoneout_jax._cell import ACTIVATIONS, Carry, Cell, Gates, Params, combine, function, vectors
+from zoneout_jax._cell import Carry, Cell, Params, vectors
 from zoneout_jax._checks import checked_pair
+from zoneout_jax._gates import ACTIVATIONS, Gates, combine, function
 from zoneout_jax._normalization import AxisName, BatchNormalizer, Stats
 from zoneout_jax._sharding import explicit_sharding
 from zoneout_jax._zoneout import Masks

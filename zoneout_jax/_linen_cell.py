@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from zoneout_jax import _flax
-from zoneout_jax._cell import Activation, Carry, Cell, Output
+from zoneout_jax._cell import Carry, Cell, Output
+from zoneout_jax._gates import Activation
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import AxisName, Stats
 from zoneout_jax._sharding import key_of_device

@@ -6,17 +6,9 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from zoneout_jax._cell import (
-    Activation,
-    Carry,
-    Cell,
-    Gates,
-    Output,
-    Params,
-    function,
-    scaled,
-)
+from zoneout_jax._cell import Carry, Cell, Output, Params
 from zoneout_jax._checks import check_choice, check_sizes
+from zoneout_jax._gates import Activation, Gates, function, scaled
 from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks, on_arrays
 from zoneout_jax._normalization import BatchNormalizer, normalized
 from zoneout_jax._zoneout import Masks, zoneout

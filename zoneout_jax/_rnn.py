@@ -5,17 +5,9 @@ from typing import Any
 
 import jax
 
-from zoneout_jax._cell import (
-    Activation,
-    Carry,
-    Cell,
-    Gates,
-    Output,
-    Params,
-    function,
-    vectors,
-)
+from zoneout_jax._cell import Carry, Cell, Output, Params, vectors
 from zoneout_jax._checks import check_choice
+from zoneout_jax._gates import Activation, Gates, function
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._zoneout import Masks, zoneout
 

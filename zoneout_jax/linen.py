@@ -7,7 +7,7 @@ hold parameters, statistics and random streams. The equations are in the pure ce
 
 from typing import Literal
 
-from zoneout_jax._cell import Activation
+from zoneout_jax._gates import Activation
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM

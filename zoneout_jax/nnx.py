@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from zoneout_jax._cell import Activation, Cell, Output
+from zoneout_jax._cell import Cell, Output
+from zoneout_jax._gates import Activation
 from zoneout_jax._gru import GRU
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._linear import LRU, RGLRU, MinGRU, MinLSTM

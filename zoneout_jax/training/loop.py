@@ -284,12 +284,11 @@ class _Fit:
             if progress.skipped[n]:
                 entry["skipped"] = progress.skipped[n]
             entries.append(entry)
-        best_of_others = [best for n, best in enumerate(progress.best_epoch) if n not in dead]
-        if dead and not any(best_of_others):
-            raise Diverged(f"no step of epoch {epoch} had a finite loss and gradient")
+        nothing = f"no step of epoch {epoch} had a finite loss and gradient"
+        if dead and not any(best for n, best in enumerate(progress.best_epoch) if n not in dead):
+            raise Diverged(nothing)
         for n in dead:  # others continue; this one counts as not improving
-            model = label(self.members[n])
-            self.bar.say(f"{model}: no step of epoch {epoch} had a finite loss and gradient")
+            self.bar.say(f"{label(self.members[n])}: {nothing}")
         if task.describe and self.first and self.bar.is_time():
             self._describe(task.describe, self.placement.get((params, model_state)))
         if self.end_epoch:
