@@ -43,7 +43,8 @@ def blocks():
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("block", [*blocks()])
-def test_blocks_run_in_an_empty_file(block):
+def test_blocks_run_in_an_empty_file(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "block", "exec"), {"__name__": "block"})
 
 

@@ -21,7 +21,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs/own_task.md"
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     """The program as a module."""
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    _, program = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     file = tmp_path_factory.mktemp("own") / "mine.py"
     file.write_text(program)
     spec = importlib.util.spec_from_file_location("mine", file)
