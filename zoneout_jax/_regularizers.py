@@ -167,8 +167,9 @@ def weight_drop(params: Tree, key: jax.Array, rate: jax.Array | float) -> Tree:
 
     Args:
       params: a pytree that holds recurrent kernels under the name "recurrent": parameters of one or
-        more pure cells, variables of Linen, `nnx.state(model, nnx.Param)`. Other leaves do not
-        change.
+        more pure cells, variables of Linen, `nnx.state(model, nnx.Param)`. In an `IndRNN` this name
+        is the vector v: a unit whose entry is dropped does not see its own state. Other leaves do
+        not change.
       key: a JAX random key, the same on all devices that share a batch.
       rate: probability of dropping an entry (0.5 in the authors' language models).
 
