@@ -194,7 +194,7 @@ def linear_blocks(config: Any) -> Network:
             if key is not None:
                 mode["key"] = jax.random.fold_in(key, number)
             normed = block["scale"] * jax.nn.standardize(xs)
-            _, ys = unroll(cell, block["cell"], normed, **mode)
+            _, ys = unroll(cell, block["cell"], normed, chunk="auto", **mode)  # faster on CPUs
             ys = jax.nn.gelu(ys)
             xs = xs + ys * jax.nn.sigmoid(apply(block["gate"], ys))
         return (jnp.mean(xs, 0),)
