@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.arrays import normal
 from tests.test_cells import some_stats
 from zoneout_jax import LSTM, RNN, Masks, Zoneout, linen, unroll, update_stats
 from zoneout_jax import nnx as faces
@@ -15,7 +16,7 @@ from zoneout_jax._draw import add_noise
 T, B, F, H = 6, 8, 3, 5
 CELL = LSTM(F, H, normalization="batch", max_steps=T)
 PARAMS = CELL.init(jax.random.key(0))
-XS = jax.random.normal(jax.random.key(1), (T, B, F))
+XS = normal(1, (T, B, F))
 
 
 def population(stats, batches=1, xs=XS):
@@ -116,7 +117,7 @@ def test_padding_changes_nothing_in_reverse(deterministic):
     # The statistics of a step must not depend on how far the batch is padded.
     lengths = jnp.array([6, 6, 4, 4, 2, 2, 2, 1])
     cell = LSTM(F, H, normalization="batch", max_steps=T + 3)
-    stats = some_stats(cell, jax.random.key(9))
+    stats = some_stats(cell, 9)
     # Only states have a mask, so that a flip of the mask changes the outputs.
     states = Zoneout(states=0.5).sample(jax.random.key(4), T, B, H).states
     options = {

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import test_util
 
 from tests import oracles
+from tests.arrays import normal, normal_like, shaken
 from zoneout_jax import GRU, LSTM, RNN, IndRNN, Zoneout, _linen_cell, linen, unroll
 from zoneout_jax import nnx as faces
 from zoneout_jax._draw import draw_masks
@@ -103,11 +104,7 @@ def build(name, dtype):
     """Returns a cell, parameters unlike their special initial values, and inputs."""
     kind, options = CELLS[name]
     cell = FACTORIES[kind](F, H, param_dtype=dtype, **options)
-    keys = iter(jax.random.split(jax.random.key(0), 12))
-    params = jax.tree.map(
-        lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype), cell.init(next(keys))
-    )
-    return cell, params, jax.random.normal(next(keys), (T, B, F), dtype)
+    return cell, shaken(1, cell.init(jax.random.key(0))), normal(2, (T, B, F), dtype)
 
 
 def spec_for(cell, name):
@@ -211,7 +208,7 @@ def test_gradients_by_finite_differences(name, masks, lengths):
     sampled = sample(cell, spec_for(cell, masks)) if masks != "plain" else None
     lengths = None if lengths is None else jnp.array(lengths)
     # Each output has its own weight, so that errors cannot cancel.
-    weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), jnp.float64)
+    weights = normal(3, (T, B, cell.output_features), jnp.float64)
 
     def loss(params, xs, **options):
         ys = unroll(cell, params, xs, masks=sampled, seq_lengths=lengths, **options)[1]
@@ -335,7 +332,7 @@ def test_faces_equal_the_pure_functions(name, masks, deterministic, monkeypatch)
 def test_stacked_layers(name):
     # Two layers in one ZoneoutRNN equal two ZoneoutRNNs, in both faces.
     first, second = (make_faces(name, Zoneout(states=0.3)) for _ in range(2))
-    xs = jax.random.normal(jax.random.key(1), (B, T, F))
+    xs = normal(1, (B, T, F))
     stack = linen.ZoneoutRNN((first[0], second[0]), deterministic=True, return_carry=True)
     variables = stack.init(jax.random.key(2), xs)
     carries, ys = stack.apply(variables, xs)
@@ -349,16 +346,10 @@ def test_stacked_layers(name):
     np.testing.assert_allclose(ys, wanted, rtol=0, atol=1e-6)
 
 
-def some_stats(cell, key):
+def some_stats(cell, seed):
     """Makes population statistics that all differ."""
-    stats = cell.init_stats()
-    keys = dict(zip(stats, jax.random.split(key, len(stats)), strict=True))
-    return {
-        name: jax.random.normal(keys[name], s.shape)
-        if "mean" in name
-        else jax.random.uniform(keys[name], s.shape) + 0.5
-        for name, s in stats.items()
-    }
+    drawn = normal_like(seed, cell.init_stats())
+    return {name: s if "mean" in name else 0.5 + abs(s) for name, s in drawn.items()}
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in CELLS])
@@ -367,7 +358,7 @@ def test_streaming_equals_the_whole(name):
     spec = spec_for(cell, "all")
     stats = None
     if cell.statistics:
-        stats = some_stats(cell, jax.random.key(5))
+        stats = some_stats(cell, 5)
     whole_carry, whole = unroll(cell, params, xs, zoneout=spec, deterministic=True, stats=stats)
     step = jax.jit(
         lambda x, carry, t: unroll(

@@ -12,6 +12,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 from jax import test_util
 
+from tests.arrays import normal, shaken
 from tests.oracles import sigmoid
 from zoneout_jax import Zoneout, _linen_conv, linen
 from zoneout_jax import nnx as faces
@@ -21,7 +22,7 @@ MAP, KERNEL = (4, 3), (3, 2)
 UNITS = 4 * 3 * C
 KEY = jax.random.key(7)
 SPEC = Zoneout(cells=0.5, states=0.3, update_drop=0.4)
-XS = jax.random.normal(jax.random.key(0), (B, T, *MAP, F))
+XS = normal(0, (B, T, *MAP, F))
 LENGTHS = jnp.array([4, 2, 3])
 SPLIT = {"params": False, "zoneout": True}
 
@@ -48,8 +49,7 @@ def in_linen(**options):
 def variables(dtype):
     """Makes nonzero variables for `nn.RNN` around the cell, with Flax's own cell."""
     made = nn.RNN(nn.ConvLSTMCell(C, KERNEL, param_dtype=dtype)).init(KEY, XS.astype(dtype))
-    keys = iter(jax.random.split(KEY, 8))
-    return jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype), made)
+    return shaken(1, made)
 
 
 def in_nnx(dtype=jnp.float32, **options):
@@ -135,9 +135,8 @@ SPECS = {
 )
 def test_a_step_equals_numpy(name, deterministic, monkeypatch):
     spec, params = SPECS[name], variables(jnp.float64)["params"]["cell"]
-    keys = jax.random.split(KEY, 3)
     shapes = ((B, *MAP, F), (B, *MAP, C), (B, *MAP, C))
-    x, *carry = (jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, shapes, strict=True))
+    x, *carry = (normal(n, shape, jnp.float64) for n, shape in enumerate(shapes))
     carry = tuple(carry)
     masks = spec.expected() if deterministic else spec.sample(KEY, 1, B, UNITS)
 
@@ -163,7 +162,7 @@ def test_a_step_equals_numpy(name, deterministic, monkeypatch):
 def test_gradients_by_finite_differences():
     params, x = variables(jnp.float64)["params"]["cell"], XS[:, 0].astype(jnp.float64)
     cell = in_linen(param_dtype=jnp.float64, zoneout=SPEC, deterministic=False)
-    carry = tuple(jax.random.normal(k, (B, *MAP, C), jnp.float64) for k in jax.random.split(KEY))
+    carry = tuple(normal(n, (B, *MAP, C), jnp.float64) for n in (1, 2))
 
     @jax.jit
     def run(params, carry, x):
@@ -194,7 +193,7 @@ def by_nnx(spec, xs, key, **options):
 def test_masks(run):
     variables(jnp.float32)  # made outside of the compiled function
     run = jax.jit(functools.partial(run, Zoneout(states=0.3)))
-    xs = jax.random.normal(KEY, (40, 6, *MAP, F))
+    xs = normal(1, (40, 6, *MAP, F))
     found = kept(run(xs, KEY))
     np.testing.assert_array_equal(kept(run(xs, KEY)), found)
     # 7,200 draws: 4 standard deviations.
@@ -210,7 +209,7 @@ def test_masks(run):
 
 @slow
 def test_devices_draw_the_masks_of_the_whole_batch():
-    xs = jax.random.normal(KEY, (4, T, *MAP, F))
+    xs = normal(1, (4, T, *MAP, F))
     wanted = by_linen(SPEC, xs, KEY)
     run = functools.partial(by_linen, SPEC, key=KEY, axis_name="data")
     got = jax.pmap(run, axis_name="data")(xs.reshape(2, 2, *xs.shape[1:]))

@@ -8,12 +8,13 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from tests.arrays import normal
 from zoneout_jax import LSTM, Zoneout, block_orthogonal, linen
 from zoneout_jax import nnx as faces
 
 B, T, F, H = 3, 6, 4, 8
 SPEC = Zoneout(cells=0.5, states=0.3)
-XS = jax.random.normal(jax.random.key(0), (B, T, F))
+XS = normal(0, (B, T, F))
 
 
 class InLinen:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests.arrays import normal
 from tests.test_cells import (
     CELLS,
     KEY,
@@ -56,7 +57,7 @@ def assert_equals_the_scan(name, masks, lengths, reverse, dtype, tolerance):
         pytest.skip("the cell has none of these masks")
     sampled = jax.tree.map(lambda m: m if m.dtype == bool else m.astype(dtype), sample(cell, spec))
     soft = {n: m for n, m in sampled._asdict().items() if m is not None and m.dtype != bool}
-    weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), dtype)
+    weights = normal(3, (T, B, cell.output_features), dtype)
 
     def loss(arguments, implementation):
         params, xs, carry, soft = arguments
@@ -163,7 +164,7 @@ def test_large_layers_take_the_form_that_is_faster_here():
     assert module._is_better_transposed(cell, 32) == (jax.default_backend() == "cpu")
     assert not module._is_better_transposed(cell, 20)
     params = cell.init(jax.random.key(0))
-    xs = jax.random.normal(jax.random.key(1), (3, 16, 50))
+    xs = normal(1, (3, 16, 50))
     spec = Zoneout(cells=0.5, states=0.05, update_drop=0.1)
 
     def run(params, implementation, precision=None):
@@ -264,7 +265,7 @@ def test_emit_may_close_over_what_is_differentiated(form, chunk):
         carry, (logits, cells) = unroll(cell, params, xs, emit=emit, **options)
         return jnp.sum(jnp.sin(logits)) + jnp.sum(cells) + jnp.sum(carry[0]), (logits, cells)
 
-    readout = jax.random.normal(jax.random.key(0), (H, 2))
+    readout = normal(0, (H, 2))
     one, other = (
         jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)(readout, params, i)
         for i in ("fused", "scan")
@@ -324,7 +325,7 @@ def test_shard_map_gives_the_numbers_of_one_device(name, implementation):
 def test_forward_mode_through_the_linen_face(layer):
     cell = linen.ZoneoutLSTMCell(H)
     rnn = linen.ZoneoutRNN(cell, implementation="scan") if layer == "ZoneoutRNN" else nn.RNN(cell)
-    xs = jax.random.normal(jax.random.key(0), (B, T, F))
+    xs = normal(0, (B, T, F))
     variables = rnn.init(jax.random.key(1), xs)
 
     def loss(variables):

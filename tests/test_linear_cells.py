@@ -12,6 +12,7 @@ from flax import nnx
 from jax import export, test_util
 from jax.sharding import PartitionSpec as P
 
+from tests.arrays import normal, shaken
 from tests.oracles import sigmoid
 from tests.test_cells import KEY, LENGTHS, MASKS, B, F, H, T, run_steps, run_unroll, spec_for
 from zoneout_jax import (
@@ -103,12 +104,7 @@ def build(name, dtype):
     """Returns a cell, parameters unlike their special initial values, and inputs."""
     kind, features, options, _ = CELLS[name]
     cell = kind(features, H, param_dtype=dtype, **options)
-    keys = iter(jax.random.split(jax.random.key(0), 12))
-    params = {
-        n: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype)
-        for n, p in cell.init(next(keys)).items()
-    }
-    return cell, params, jax.random.normal(next(keys), (T, B, features), dtype)
+    return cell, shaken(1, cell.init(jax.random.key(0))), normal(2, (T, B, features), dtype)
 
 
 def run_numpy(name, params, xs, masks, lengths, reverse):
@@ -177,12 +173,11 @@ def test_forward_equals_numpy(name, masks, runner):
 def losses(name, dtype, lengths=LENGTHS, reverse=False):
     """Returns a loss of everything that has gradients, and its arguments."""
     cell, params, xs = build(name, dtype)
-    keys = jax.random.split(jax.random.key(4), 4)
-    weights = jax.random.normal(keys[0], (T, B, H), dtype)
-    carry = jax.random.normal(keys[1], (B, H), cell.state_dtype)
+    weights, carry = normal(3, (T, B, H), dtype), normal(4, (B, H), cell.state_dtype)
+    rng = np.random.default_rng(5)
     masks = Masks(
-        states=jax.random.uniform(keys[2], (T, B, H), dtype),
-        update=jax.random.uniform(keys[3], (1, 1, H), dtype),
+        states=jnp.asarray(rng.uniform(size=(T, B, H)).astype(dtype)),
+        update=jnp.asarray(rng.uniform(size=(1, 1, H)).astype(dtype)),
     )
 
     def loss(params, xs, carry, masks, **options):
@@ -268,8 +263,7 @@ def test_vmap_over_seeds(name):
 )
 def test_short_and_empty(name, steps, batch):
     cell, params, _ = build(name, jnp.float32)
-    xs = jax.random.normal(KEY, (steps, batch, F))
-    carry = jax.random.normal(KEY, (batch, H), cell.state_dtype)
+    xs, carry = normal(1, (steps, batch, F)), normal(2, (batch, H), cell.state_dtype)
     options = {"zoneout": Zoneout(states=0.3), "key": KEY, "seq_lengths": jnp.full(batch, steps)}
 
     def loss(params, carry, **more):
@@ -370,7 +364,7 @@ def test_long_sequences_with_gates_near_their_ends(shift):
     steps = 5000
     narrow, wide = (MinGRU(1, 4, param_dtype=dtype) for dtype in (jnp.float32, jnp.float64))
     params = wide.init(KEY) | {"bias": jnp.array([shift] * 4 + [1.0] * 4)}
-    xs = jax.random.normal(KEY, (steps, 1, 1), jnp.float32)
+    xs = normal(1, (steps, 1, 1))
     got = jax.jit(lambda p: unroll(narrow, p, xs)[1])(params)
     wanted = jax.jit(lambda p: unroll(wide, p, xs, **IN_STEPS)[1])(params)
     close(got, wanted, 1e-5, 2e-5)
@@ -384,11 +378,7 @@ def mean_and_expectation(cell, spec, samples=100_000, steps=5):
 
     Each example of one large batch has its own masks, on the same inputs.
     """
-    params = {
-        n: p + 0.5 * jax.random.normal(jax.random.fold_in(KEY, n_), p.shape)
-        for n_, (n, p) in enumerate(cell.init(KEY).items())
-    }
-    xs = jax.random.normal(jax.random.key(2), (steps, 1, cell.in_features))
+    params, xs = shaken(1, cell.init(KEY)), normal(2, (steps, 1, cell.in_features))
     run = jax.jit(functools.partial(unroll, cell), static_argnames="deterministic")
     _, wanted = run(params, xs, zoneout=spec, deterministic=True)
     many = jnp.broadcast_to(xs, (steps, samples, cell.in_features))
@@ -432,7 +422,7 @@ def test_it_is_not_where_gates_see_the_state_or_masks_stay(cell, spec):
 
 STEMS = {"MinGRU": MinGRU, "MinLSTM": MinLSTM, "RGLRU": RGLRU, "LRU": LRU}
 SPEC = Zoneout(states=0.4, update_drop=0.2)
-XS = jax.random.normal(jax.random.key(0), (B, T, F))
+XS = normal(0, (B, T, F))
 
 
 def in_flax(stem, *, implementation=None, **options):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
+from tests.arrays import normal
 from zoneout_jax import LSTM, Zoneout, unroll
 from zoneout_jax.linen import ZoneoutLSTMCell, ZoneoutRNN
 
 B, T, F, H = 3, 6, 4, 5
 SPEC = Zoneout(cells=0.5, states=0.3)
 SPLIT = {"params": False, "zoneout": True}
-XS = jax.random.normal(jax.random.key(0), (B, T, F))
+XS = normal(0, (B, T, F))
 LENGTHS = jnp.array([6, 2, 4])
 
 
@@ -116,7 +117,7 @@ def test_masks_differ_over_time_and_by_key(layer):
 def test_directions_have_masks_of_their_own():
     cell = ZoneoutLSTMCell(50, zoneout=Zoneout(states=0.5), deterministic=False)
     rnn = nn.Bidirectional(ZoneoutRNN(cell), ZoneoutRNN(cell.clone()))
-    xs = jax.random.normal(jax.random.key(0), (20, 30, F))
+    xs = normal(0, (20, 30, F))
     variables = rnn.init({"params": jax.random.key(1), "zoneout": jax.random.key(2)}, xs)
     ys = np.asarray(rnn.apply(variables, xs, rngs={"zoneout": jax.random.key(3)}))
     forward = ys[:, 1:-1, :50] == ys[:, :-2, :50]
@@ -152,7 +153,7 @@ def test_chunks_and_unroll_change_no_numbers():
 
 def test_axis_name_serves_devices_and_needs_none_elsewhere():
     cell = ZoneoutLSTMCell(H, zoneout=SPEC, axis_name="data")
-    xs = jax.random.normal(jax.random.key(0), (4, T, F))
+    xs = normal(0, (4, T, F))
     rngs = {"zoneout": jax.random.key(3)}
     variables = ZoneoutRNN(cell).init(jax.random.key(1), xs)
     ZoneoutRNN(cell).apply(variables, xs, deterministic=True)

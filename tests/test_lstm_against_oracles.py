@@ -7,6 +7,7 @@ import pytest
 from jax import test_util
 
 from tests import oracles
+from tests.arrays import normal, shaken
 from zoneout_jax import LSTM, Masks, Zoneout, unroll
 
 T, B, F, H = 7, 3, 4, 5
@@ -16,11 +17,7 @@ BY_DIFFERENCES = {"order": 1, "modes": ["rev"], "atol": 1e-6, "rtol": 1e-6, "eps
 def model(learned_carry=False, dtype=jnp.float64):
     """Returns a cell, parameters unlike their special initial values, and inputs."""
     cell = LSTM(F, H, learned_carry=learned_carry, param_dtype=dtype)
-    keys = iter(jax.random.split(jax.random.key(0), 9))
-    params = jax.tree.map(
-        lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, p.dtype), cell.init(next(keys))
-    )
-    return cell, params, jax.random.normal(next(keys), (T, B, F), dtype)
+    return cell, shaken(1, cell.init(jax.random.key(0))), normal(2, (T, B, F), dtype)
 
 
 SPECS = {
@@ -88,7 +85,7 @@ def test_two_halves_are_the_whole():
 def test_gradients_by_finite_differences(name, lengths, reverse):
     cell, params, xs = model()
     masks = SPECS[name].sample(jax.random.key(3), T, B, H)
-    carry = tuple(jax.random.normal(jax.random.key(n), (B, H), jnp.float64) for n in (1, 2))
+    carry = tuple(normal(n, (B, H), jnp.float64) for n in (3, 4))
     lengths = None if lengths is None else jnp.array(lengths)
 
     def run(params, xs, carry):
@@ -101,8 +98,7 @@ def test_gradients_by_finite_differences(name, lengths, reverse):
 @pytest.mark.parametrize("shape", [(), (1, B, H), (T, B, H)])
 def test_gradients_through_masks_by_finite_differences(shape):
     cell, params, xs = model()
-    keys = jax.random.split(jax.random.key(5), 3)
-    masks = Masks(*(jax.random.uniform(k, shape, jnp.float64) for k in keys))
+    masks = Masks(*jnp.asarray(np.random.default_rng(5).uniform(size=(3, *shape))))
 
     def run(masks):
         return unroll(cell, params, xs, masks=masks)[1]
@@ -147,7 +143,7 @@ def test_rates_are_traced():
 def test_devices_draw_the_masks_of_the_whole_batch():
     cell = LSTM(F, H)
     params = cell.init(jax.random.key(0))
-    xs = jax.random.normal(jax.random.key(1), (T, 8, F))
+    xs = normal(1, (T, 8, F))
     spec, key = SPECS["all"], jax.random.key(2)
     wanted = unroll(cell, params, xs, zoneout=spec, key=key)[1]
     for devices in (2, 4, 8):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.arrays import normal
 from zoneout_jax import Zoneout, interop, linen
 from zoneout_jax.nnx import ZoneoutGRUCell, ZoneoutLSTMCell, ZoneoutRNN, ZoneoutSimpleCell
 
 B, T, F, H = 3, 6, 4, 5
 SPEC = Zoneout(cells=0.5, states=0.3)
-XS = jax.random.normal(jax.random.key(0), (B, T, F))
+XS = normal(0, (B, T, F))
 LENGTHS = jnp.array([6, 2, 4])
 
 
@@ -160,7 +161,7 @@ def test_layers_have_masks_of_their_own(face, monkeypatch):
 
 def test_any_batch_dimensions():
     rnn = layer(return_carry=True)
-    xs = jax.random.normal(jax.random.key(1), (2, 3, T, F))
+    xs = normal(1, (2, 3, T, F))
     carry, ys = rnn(xs, deterministic=True, seq_lengths=jnp.full((2, 3), 4))
     assert carry[0].shape == (2, 3, H) and ys.shape == (2, 3, T, H)
     wanted = rnn(xs[1], deterministic=True, seq_lengths=jnp.full(3, 4))[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.arrays import normal, shaken
 from tests.oracles import sigmoid
 from tests.test_cells import KEY, LENGTHS, B, F, H, T
 from zoneout_jax import (
@@ -62,12 +63,7 @@ CELLS = {
 def make(name, dtype=jnp.float32):
     """Returns the cell, nonzero parameters, and inputs."""
     cell = NAMES[name](F, H, param_dtype=dtype)
-    keys = iter(jax.random.split(jax.random.key(0), 12))
-    params = {
-        n: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype)
-        for n, p in cell.init(next(keys)).items()
-    }
-    return cell, params, jax.random.normal(next(keys), (T, B, F), dtype)
+    return cell, shaken(1, cell.init(KEY)), normal(2, (T, B, F), dtype)
 
 
 @pytest.mark.usefixtures("x64")
@@ -129,7 +125,7 @@ def test_in_flax(name):
 def test_any_activation(kind, function):
     cell = kind(F, H, activation_fn=function)
     params = cell.init(jax.random.key(0))
-    xs = jax.random.normal(jax.random.key(1), (T, B, F))
+    xs = normal(1, (T, B, F))
 
     def loss(params, implementation):
         return jnp.sum(jnp.sin(unroll(cell, params, xs, implementation=implementation)[1]))
@@ -179,7 +175,7 @@ def test_update_masks_resets_and_reverse(reverse):
     cell = CoupledLSTM(F, H, param_dtype=jnp.float64)
     params = cell.init(KEY)
     xs, resets = (
-        jax.random.normal(KEY, (T, B, F), jnp.float64),
+        normal(1, (T, B, F), jnp.float64),
         jax.random.bernoulli(KEY, 0.3, (T, B)),
     )
     masks = Zoneout(cells=0.5, states=0.3, update_drop=0.4).sample(KEY, T, B, H)
@@ -230,7 +226,7 @@ class DoubledGRU(Doubled, GRU):
 
 @pytest.mark.parametrize("cell", [DoubledRNN(F, H), DoubledGRU(F, H, reset_after=True)])
 def test_another_product_has_its_own_gradient(cell):
-    params, xs = cell.init(KEY), jax.random.normal(KEY, (T, B, F))
+    params, xs = cell.init(KEY), normal(1, (T, B, F))
     unroll(cell, params, xs, zoneout=Zoneout(hidden_drop=0.5), key=KEY)  # still has this mask
 
     def loss(params, implementation):
@@ -247,7 +243,7 @@ def softmax(x):
 @pytest.mark.parametrize("cell", [GRU(3, 512, gate_fn=softmax), RNN(3, 512, activation_fn=softmax)])
 def test_activations_that_mix_units(cell):
     assert not cell.elementwise and type(cell)(3, 512).elementwise
-    params, xs = cell.init(KEY), jax.random.normal(KEY, (3, 16, 3))
+    params, xs = cell.init(KEY), normal(1, (3, 16, 3))
     one, other = (unroll(cell, params, xs, implementation=i)[1] for i in ("fused", "scan"))
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import test_util
 from jax.sharding import PartitionSpec as P
 
+from tests.arrays import normal
 from zoneout_jax import (
     LSTM,
     Zoneout,
@@ -29,7 +30,7 @@ T, B, H = 6, 3, 4
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("lengths", [None, (6, 3, 1), (9, 3, 1)])
 def test_norm_stabilizer_equals_a_loop(lengths):
-    states = jax.random.normal(jax.random.key(0), (T, B, H), jnp.float64)
+    states = normal(0, (T, B, H), jnp.float64)
     total = 0.0
     for b in range(B):
         norms = [np.sqrt(np.sum(np.asarray(states[t, b]) ** 2)) for t in range(T)]
@@ -53,7 +54,7 @@ def test_norm_stabilizer_of_zeros_has_a_gradient():
 def test_memory_cells_by_emit():
     cell = LSTM(3, H)
     params = cell.init(jax.random.key(0))
-    xs = jax.random.normal(jax.random.key(1), (T, B, 3))
+    xs = normal(1, (T, B, 3))
     options = {"zoneout": Zoneout(cells=0.5), "key": jax.random.key(2)}
     lengths = jnp.array([6, 3, 0])
     carry, (ys, cells) = unroll(
@@ -119,7 +120,7 @@ def square_of_changes(h):
     ],
 )
 def test_activations_and_their_changes_equal_a_loop(function, squares, lengths):
-    outputs = jax.random.normal(jax.random.key(0), (T, B, H), jnp.float64)
+    outputs = normal(0, (T, B, H), jnp.float64)
     parts = [squares(np.asarray(outputs)[: (lengths or (T,) * B)[b], b]) for b in range(B)]
     wanted = np.mean([part.mean() if part.size else 0 for part in parts])
     if lengths is None:  # then the result is the mean over everything, as in the authors' code
@@ -183,7 +184,7 @@ def test_weight_drop(name):
 
 
 def test_weight_drop_in_flax_and_in_a_gradient():
-    xs, key = jax.random.normal(jax.random.key(1), (2, T, 3)), jax.random.key(2)
+    xs, key = normal(1, (2, T, 3)), jax.random.key(2)
     model = faces.ZoneoutRNN(faces.ZoneoutGRUCell(3, H, rngs=nnx.Rngs(0)))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     variables = {"params": nnx.to_pure_dict(params)}
@@ -291,7 +292,7 @@ def test_errors(call, error, message):
     [norm_stabilizer, activation_regularization, temporal_activation_regularization],
 )
 def test_complex_states_count_by_their_absolute_values(measure):
-    h = jax.lax.complex(*jax.random.normal(jax.random.key(1), (2, 4, 3, 5)))
+    h = normal(1, (4, 3, 5), jnp.complex64)
     if measure is norm_stabilizer:
         wanted = measure(jnp.abs(h))
     else:

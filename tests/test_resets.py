@@ -10,6 +10,7 @@ from jax import export, test_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.arrays import normal, normal_like, shaken
 from tests.test_cells import KEY, sample, spec_for
 from tests.test_faces import XS, InLinen, InNNX, both
 from zoneout_jax import (
@@ -64,16 +65,9 @@ def build(name, dtype=jnp.float64):
     """Returns a cell with a learned initial carry, its parameters, inputs, and a carry."""
     kind, options = CELLS[name]
     cell = kind(F, H, param_dtype=dtype, learned_carry=True, **options)
-    keys = iter(jax.random.split(jax.random.key(0), 20))
-    params = {
-        n: p + 0.3 * jax.random.normal(next(keys), p.shape, dtype)
-        for n, p in cell.init(next(keys)).items()
-    }
-    carry = jax.tree.map(
-        lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype),
-        cell.initial_carry(params, B),
-    )
-    return cell, params, jax.random.normal(next(keys), (T, B, F), dtype), carry
+    params = shaken(1, cell.init(jax.random.key(0)))
+    carry = normal_like(2, cell.initial_carry(params, B))
+    return cell, params, normal(3, (T, B, F), dtype), carry
 
 
 def apart(cell, params, xs, carry, masks, lengths, reverse):
@@ -121,7 +115,7 @@ def differentiated(run, name, masks):
     cell, params, xs, carry = build(name)
     sampled = sample(cell, spec_for(cell, masks))
     soft = {n: m.astype(xs.dtype) for n, m in sampled._asdict().items() if m is not None}
-    weights = jax.random.normal(jax.random.key(3), (T, B, cell.output_features), xs.dtype)
+    weights = normal(4, (T, B, cell.output_features), xs.dtype)
 
     def loss(params, xs, carry, soft):
         last, ys = run(cell, params, xs, carry, Masks(**soft))
@@ -200,7 +194,7 @@ def test_equals_each_episode_apart(name, masks, run, lengths, reverse, monkeypat
 def test_gradients_by_finite_differences(name, modes):
     cell, params, xs, carry = build(name)
     masks = spec_for(cell, "all").sample(KEY, T, B, H)
-    weights = jax.random.normal(jax.random.key(3), (T, B, H), xs.dtype)
+    weights = normal(4, (T, B, H), xs.dtype)
 
     @jax.jit
     def loss(params, xs, carry):

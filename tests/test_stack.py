@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from tests.arrays import normal
 from zoneout_jax import GRU, LSTM, LinearCell, Zoneout, interop, linen, unroll
 from zoneout_jax import nnx as faces
 
@@ -17,7 +18,7 @@ B, T, F, H = 3, 6, 4, 5
 LENGTHS = np.array([6, 2, 4])
 RESETS = np.zeros((B, T), bool)
 RESETS[[0, 0, 2], [2, 5, 3]] = True
-XS = jax.random.normal(jax.random.key(0), (B, T, F))
+XS = normal(0, (B, T, F))
 SPECS = [Zoneout(states=0.3), Zoneout(states=0.1)]
 """Specs of the layers."""
 WAYS = ("cell", "backward")

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax import export
 
+from tests.arrays import normal
 from tests.test_cells import BATCH, KEY, LENGTHS, B, F, H, T, build
 from zoneout_jax import GRU, LSTM, RNN, Masks, MinGRU, Zoneout, _unroll, linen, unroll
 from zoneout_jax import nnx as faces
@@ -72,7 +73,7 @@ def test_chunks_of_the_root_of_the_steps(steps, chunk, monkeypatch):
     seen, run = [], _unroll._run_chunks
     monkeypatch.setattr(_unroll, "_run_chunks", lambda *a: seen.append(a[4]) or run(*a))
     cell = LSTM(F, H)
-    params, xs = cell.init(KEY), jax.random.normal(KEY, (steps, B, F))
+    params, xs = cell.init(KEY), normal(1, (steps, B, F))
 
     def loss(params, chunk):
         return jnp.sum(jnp.sin(unroll(cell, params, xs, chunk=chunk)[1]))
@@ -242,7 +243,7 @@ def export_of(**options):
 def test_known_lengths_with_any_number_of_steps():
     lengths = jnp.array(LENGTHS)
     exported, cell = export_of(seq_lengths=lengths), RNN(F, H)
-    xs = jax.random.normal(KEY, (T + 2, B, F))
+    xs = normal(1, (T + 2, B, F))
     params = cell.init(jax.random.key(0))
     wanted = unroll(cell, params, xs, seq_lengths=lengths)[1]
     np.testing.assert_allclose(exported.call(xs)[1], wanted, rtol=0, atol=1e-6)
