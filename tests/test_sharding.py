@@ -145,7 +145,8 @@ def test_equal_masks_on_every_device_are_refused():
     def folded(xs, key):
         return run(xs, jax.random.fold_in(key, jax.lax.axis_index("data")))
 
-    assert len({np.asarray(spread(folded)(xs, KEY)[:, b]).tobytes() for b in range(16)}) == 16
+    ys = np.asarray(spread(folded)(xs, KEY))
+    assert len({ys[:, example].tobytes() for example in range(16)}) == 16
     with pytest.raises(ValueError, match="axis_name='data' is not mapped here"):
         run(xs, KEY, axis_name="data")
     # An unused key may be the same on all devices; the key of noise on the carry may not.
@@ -168,7 +169,7 @@ def test_equal_masks_on_every_device_are_refused():
                 in_specs=specs,
                 out_specs=specs,
             )
-            np.testing.assert_allclose(f(xs), whole, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(jax.jit(f)(xs), whole, rtol=0, atol=1e-6)
 
 
 def test_batch_statistics_need_the_axis():

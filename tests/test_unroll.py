@@ -1,6 +1,9 @@
 """`unroll`: lengths, outputs of each step, empty arrays, bad arguments."""
 
+import dataclasses
 import functools
+import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +69,35 @@ def test_emit_of_any_rank_with_lengths(name, reverse):
         run(lambda carry, y: y.sum(0), lengths)
     with pytest.raises(ValueError, match=r"emit must return arrays .4, \.\.\..*got .5,."):
         run(lambda carry, y: carry[1][0], None)  # the state of the first example only
+
+
+@pytest.mark.parametrize("kind", [LSTM, MinGRU])
+def test_a_second_call_outside_of_jit_compiles_nothing(kind, caplog):
+    spec, xs = Zoneout(states=0.5), normal(1, (T, B, F))
+
+    def gradient():
+        cell = kind(F, H)  # equal to the cell of the first call, but another object
+        params = cell.init(KEY)
+        loss = jax.grad(lambda p: jnp.sum(unroll(cell, p, xs, zoneout=spec, key=KEY)[1]))
+        return loss(params)
+
+    first = gradient()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        second = gradient()
+        assert not caplog.records
+        jax.jit(lambda x: x + 1)(1.0)
+        assert caplog.records
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_settings_that_cannot_be_hashed_are_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Listed(RNN):
+        sizes: Any = None
+
+    cell = Listed(F, H, sizes=[1])
+    with pytest.raises(TypeError, match="settings of .*Listed must be hashable: .*list"):
+        unroll(cell, cell.init(KEY), jnp.ones((T, B, F)))
 
 
 @pytest.mark.parametrize(("steps", "chunk"), [(1, 1), (9, 3), (10, 2), (11, 3)])

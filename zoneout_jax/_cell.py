@@ -17,7 +17,7 @@ from zoneout_jax._checks import (
     checked_pair,
     described,
 )
-from zoneout_jax._gates import ACTIVATIONS, Activation, Gates, combine, function, scaled
+from zoneout_jax._gates import ACTIVATIONS, Activation, Gates, as_row, combine, function, scaled
 from zoneout_jax._initializers import Initializer, block_orthogonal, in_blocks
 from zoneout_jax._normalization import BatchNormalizer, Stats, init_stats, statistics_dtype
 from zoneout_jax._zoneout import Masks
@@ -377,11 +377,15 @@ class Cell:
 
 
 def check_cell(cell: Any) -> None:
-    """Raises TypeError unless a value is a pure cell."""
+    """Raises TypeError unless a value is a pure cell with hashable settings."""
     if not isinstance(cell, Cell):
         raise TypeError(
             f"cell must be a cell of zoneout_jax, such as LSTM(3, 5); got {described(cell)}"
         )
+    try:
+        hash(cell)
+    except TypeError as error:
+        raise TypeError(f"settings of {described(cell)} must be hashable: {error}") from error
 
 
 Output = Literal["state", "candidate"]
@@ -392,8 +396,3 @@ def vectors(params: Params, dtype: Any) -> dict[str, Any]:
     """Returns the parameters that `update` reads: no kernels, vectors as rows `[1, n]`."""
     rest = {name: p for name, p in params.items() if name not in ("input", "recurrent")}
     return jax.tree.map(lambda p: p.astype(dtype)[None] if jnp.ndim(p) == 1 else p, rest)
-
-
-def as_row(vector: jax.Array, ndim: int) -> jax.Array:
-    """Adds leading axes of size one to a vector."""
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)

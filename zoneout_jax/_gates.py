@@ -39,3 +39,8 @@ def function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
 def scaled(mask: ArrayLike | None, x: jax.Array) -> jax.Array:
     """Multiplies by a mask of booleans or numbers; without a mask, returns `x`."""
     return x if mask is None else jnp.asarray(mask).astype(x.dtype) * x
+
+
+def as_row(vector: jax.Array, ndim: int) -> jax.Array:
+    """Adds leading axes of size one to a vector."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from zoneout_jax._cell import Carry, Cell, Output, Params, as_row
+from zoneout_jax._cell import Carry, Cell, Output, Params
 from zoneout_jax._checks import check_choice
-from zoneout_jax._gates import Activation, Gates, function, scaled
+from zoneout_jax._gates import Activation, Gates, as_row, function, scaled
 from zoneout_jax._initializers import Initializer
 from zoneout_jax._normalization import normalized
 from zoneout_jax._zoneout import Masks, zoneout

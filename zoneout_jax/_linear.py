@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from zoneout_jax._cell import Carry, Cell, Params, as_row
-from zoneout_jax._gates import Activation, Gates, function, scaled
+from zoneout_jax._cell import Carry, Cell, Params
+from zoneout_jax._gates import Activation, Gates, as_row, function, scaled
 from zoneout_jax._initializers import Initializer, in_blocks, wide
 from zoneout_jax._zoneout import Masks, zoneout
 

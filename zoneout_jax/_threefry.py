@@ -6,6 +6,8 @@ for each group of rounds. Here the rounds are elementwise code, which the compil
 comparison that makes a mask, so random words are never stored.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,7 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
+@functools.partial(jax.jit, inline=True)  # or every operation would be a program of its own
 def threefry2x32(
     key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:

@@ -207,7 +207,7 @@ def unroll(
         own_input=fused and _multiplies_own_input(cell),
     )
     runner = scan_associative if implementation == "associative" else scan
-    run = functools.partial(_run, how, scan_fused if fused else runner, emit)
+    run = functools.partial(_run, emit, how, scan_fused if fused else runner)
     constants = Constants(constant, stats if deterministic else None, start)
     inputs: Any = Inputs(jnp.asarray(xs), varying, valid, starts, number)
     params, carry, constants, inputs = vary_alike((params, carry, constants, inputs))
@@ -258,9 +258,28 @@ def _checked_chunk(chunk: Chunk, steps: Any) -> int | None:
     return next((k for k in range(root, root // 2, -1) if steps % k == 0), root)
 
 
-def _run(how, scan, emit, params, constants, carry, inputs):
+def _run(emit, how, scan, params, constants, carry, inputs):
+    """Runs the cell over inputs, and applies `emit` to all steps."""
+    carry, (ys, found) = _run_cell(how, scan, params, constants, carry, inputs)
+    if emit is not None:
+        batch = ys[1].shape[1]
+        ys = jax.vmap(emit)(*ys)
+        for leaf in jax.tree.leaves(ys):
+            if leaf.ndim > 1 and leaf.shape[1] != batch:
+                raise ValueError(
+                    f"emit must return arrays [{batch}, ...], one row for each example, or scalars;"
+                    f" got {leaf.shape[1:]}"
+                )
+        if inputs.valid is not None:
+            ys = jax.tree.map(lambda y: without_padding(y, inputs.valid), ys)
+    return carry, (ys, found)
+
+
+# Compiled also where `unroll` is called outside of `jit`, or each call would compile its own loop.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_cell(how, scan, params, constants, carry, inputs):
     """Runs the cell over inputs, in the layout that `how` asks for."""
-    cell, valid = how.cell, inputs.valid
+    cell = how.cell
     if how.own_input:
         xs = inputs.xs.astype(cell.param_dtype)  # each step multiplies its own input
     else:
@@ -274,17 +293,6 @@ def _run(how, scan, emit, params, constants, carry, inputs):
         inputs = how.turned(inputs._replace(number=None))
     carry, (ys, found) = scan(how, params, carry, inputs, constants)
     carry, ys = how.turned((carry, ys))
-    if emit is not None:
-        batch = ys[1].shape[1]
-        ys = jax.vmap(emit)(*ys)
-        for leaf in jax.tree.leaves(ys):
-            if leaf.ndim > 1 and leaf.shape[1] != batch:
-                raise ValueError(
-                    f"emit must return arrays [{batch}, ...], one row for each example, or scalars;"
-                    f" got {leaf.shape[1:]}"
-                )
-        if valid is not None:
-            ys = jax.tree.map(lambda y: without_padding(y, valid), ys)
     return carry, (ys, found)
 
 
