@@ -173,7 +173,7 @@ class Together:
             subprocess.Popen(
                 [sys.executable, *self.command[1:], f"--process_id={n}"],
                 cwd=ROOT,
-                env=environment(1, workdir.parent / "cache") | {"PYTHONPATH": str(ROOT)},
+                env=environment(1) | {"PYTHONPATH": str(ROOT)},
                 stdout=log.open("w"),
                 stderr=subprocess.STDOUT,
             )

@@ -30,11 +30,11 @@ EXPERIMENT = char_ptb.EXPERIMENT
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def command(*flags, devices=1, cache=None):
-    """Starts the experiment in a process, with a folder of compiled code if given."""
+def command(*flags, devices=1):
+    """A process that runs the experiment."""
     words = [sys.executable, "-m", "experiments.char_ptb", *flags]
     return subprocess.Popen(
-        words, cwd=ROOT, env=environment(devices, cache), stderr=subprocess.PIPE, text=True
+        words, cwd=ROOT, env=environment(devices), stderr=subprocess.PIPE, text=True
     )
 
 
@@ -236,24 +236,24 @@ CUT_OFF = (*SMOKE, "--z_prob_cells=0.5", "--epochs=4", *SAVING)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The directory of a run that was not cut off, and the compiled code of the run."""
-    workdir, cache = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cache")
-    assert command(*CUT_OFF, f"--workdir={workdir}", cache=cache).wait() == 0
-    return workdir, cache
+    """The directory of a run that was not cut off."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert command(*CUT_OFF, f"--workdir={workdir}").wait() == 0
+    return workdir
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_cut_off_goes_on_to_the_last_bit(number, whole, tmp_path):
-    (whole, cache), cut = whole, tmp_path / "cut"
-    process = command(*CUT_OFF, f"--workdir={cut}", cache=cache)
+    cut = tmp_path / "cut"
+    process = command(*CUT_OFF, f"--workdir={cut}")
     while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait() == (143 if number == signal.SIGTERM else -number)
     assert not (cut / "result.json").exists()
-    assert command(*CUT_OFF, f"--workdir={cut}", cache=cache).wait() == 0
+    assert command(*CUT_OFF, f"--workdir={cut}").wait() == 0
     assert json.loads((cut / "result.json").read_text())["resumed"] == 1
     assert metrics(cut) == metrics(whole)
 
