@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.language_model import LanguageModel, check_layers, language_model
+from experiments.lib.language_model import LanguageModel, check_layers, check_steps, language_model
 from experiments.lib.settings import MaskConfig, ModelConfig, OptimizerConfig, RegularizerConfig
 from experiments.lib.texts import TextConfig, carried_evaluation
 from zoneout_jax.data import Corpus, gather, stream_chunks
@@ -144,6 +144,7 @@ class Config(Settings):
     def __post_init__(self):
         super().__post_init__()
         check_layers(self)
+        check_steps(self, self.data.seq_length)
 
 
 PAPER = Config()
@@ -233,7 +234,7 @@ def build(config: Config) -> Task:
         optimizer = optax.chain(optax.scale(length), optimizer)
     carried = functools.partial(carried_evaluation, words, streams=config.data.eval_streams)
     return Task(
-        name=f"word_ptb on {corpus.name}",
+        name=f"word_ptb on {config.data.title(corpus)}",
         init=words.init,
         optimizer=optimizer,
         loss=loss,

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,14 +89,38 @@ def test_a_second_call_outside_of_jit_compiles_nothing(kind, caplog):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_settings_that_cannot_be_hashed_are_refused():
-    @dataclasses.dataclass(frozen=True)
-    class Listed(RNN):
-        sizes: Any = None
+def test_functions_of_the_user_may_change_between_calls():
+    class Slope:
+        value = 0.1
 
-    cell = Listed(F, H, sizes=[1])
-    with pytest.raises(TypeError, match="settings of .*Listed must be hashable: .*list"):
-        unroll(cell, cell.init(KEY), jnp.ones((T, B, F)))
+        def __call__(self, x):
+            return self.value * x
+
+    slope = Slope()
+    cell, xs = RNN(F, H, activation_fn=slope), normal(1, (T, B, F))
+    params = cell.init(KEY)
+    before = unroll(cell, params, xs)[1]
+    slope.value = 0.9
+    fresh = unroll(RNN(F, H, activation_fn=lambda x: 0.9 * x), params, xs)[1]
+    assert not np.array_equal(before, fresh)
+    np.testing.assert_array_equal(unroll(cell, params, xs)[1], fresh)
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Leaky(RNN):
+        leak: float = 0.0
+
+        def __eq__(self, other):
+            return isinstance(other, Leaky)
+
+        def __hash__(self):
+            return 0
+
+        def update(self, params, carry, gates, *rest):
+            h = self.leak * carry + (1 - self.leak) * gates[0]
+            return h, h
+
+    one, other = (unroll(Leaky(F, H, leak=leak), params, xs)[1] for leak in (0.1, 0.9))
+    assert not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(("steps", "chunk"), [(1, 1), (9, 3), (10, 2), (11, 3)])

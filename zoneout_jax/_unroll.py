@@ -202,7 +202,7 @@ def unroll(
         reverse and flipped is None,
         unroll,
         emit_carry=emit is not None,
-        axis_name=axis_name,
+        axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
         transposed=fused and _is_better_transposed(cell, batch),
         own_input=fused and _multiplies_own_input(cell),
     )
@@ -260,7 +260,8 @@ def _checked_chunk(chunk: Chunk, steps: Any) -> int | None:
 
 def _run(emit, how, scan, params, constants, carry, inputs):
     """Runs the cell over inputs, and applies `emit` to all steps."""
-    carry, (ys, found) = _run_cell(how, scan, params, constants, carry, inputs)
+    run = _run_compiled if _is_known(how.cell) else _run_cell
+    carry, (ys, found) = run(how, scan, params, constants, carry, inputs)
     if emit is not None:
         batch = ys[1].shape[1]
         ys = jax.vmap(emit)(*ys)
@@ -275,8 +276,12 @@ def _run(emit, how, scan, params, constants, carry, inputs):
     return carry, (ys, found)
 
 
-# Compiled also where `unroll` is called outside of `jit`, or each call would compile its own loop.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _is_known(cell: Cell) -> bool:
+    """True if equal cells compute the same: not so for a user's classes and functions."""
+    functions = (*cell.gates, getattr(cell, "activation_fn", None))
+    return type(cell).__module__.startswith("zoneout_jax.") and not any(map(callable, functions))
+
+
 def _run_cell(how, scan, params, constants, carry, inputs):
     """Runs the cell over inputs, in the layout that `how` asks for."""
     cell = how.cell
@@ -294,6 +299,10 @@ def _run_cell(how, scan, params, constants, carry, inputs):
     carry, (ys, found) = scan(how, params, carry, inputs, constants)
     carry, ys = how.turned((carry, ys))
     return carry, (ys, found)
+
+
+# Where `unroll` is called outside of `jit`, each call would compile its own loop without this.
+_run_compiled = jax.jit(_run_cell, static_argnums=(0, 1))
 
 
 def _is_better_transposed(cell: Cell, batch: int) -> bool:

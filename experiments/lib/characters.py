@@ -11,6 +11,7 @@ from experiments.lib.language_model import (
     LanguageModel,
     LanguageModelConfig,
     check_layers,
+    check_steps,
     language_model,
 )
 from experiments.lib.settings import OptimizerConfig, RegularizerConfig
@@ -98,11 +99,7 @@ class CharacterConfig(LanguageModelConfig, Protocol):
 def check(config: CharacterConfig) -> None:
     """Raises ValueError for settings that do not fit together."""
     check_layers(config)
-    if config.regularizers.norm_cost_coeff and config.data.seq_length < 3:
-        raise ValueError(
-            "norm_cost_coeff compares the states of successive predictions: seq_length must be at "
-            f"least 3, got {config.data.seq_length}"
-        )
+    check_steps(config, config.data.seq_length - 1)
 
 
 def model(config: CharacterConfig, corpus: Corpus) -> LanguageModel:
@@ -148,7 +145,7 @@ def build(config: CharacterConfig, name: str) -> Task:
     carried = functools.partial(carried_evaluation, characters, streams=config.data.eval_streams)
     rate = config.optimizer.learning_rate or LEARNING_RATES[config.model.rnn_type]
     return Task(
-        name=f"{name} on {corpus.name}",
+        name=f"{name} on {config.data.title(corpus)}",
         init=characters.init,
         optimizer=config.optimizer.optimizer(rate),
         loss=loss,

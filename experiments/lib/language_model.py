@@ -54,6 +54,15 @@ class LanguageModelConfig(Protocol):
         """The settings of the run, for its precision."""
 
 
+def check_steps(config: Any, steps: int) -> None:
+    """Raises ValueError if a sequence has too few steps for the norm stabilizer."""
+    if config.regularizers.norm_cost_coeff and steps < 2:
+        raise ValueError(
+            "norm_cost_coeff compares the states of successive predictions: seq_length must be at "
+            f"least {config.data.seq_length + 2 - steps}, got {config.data.seq_length}"
+        )
+
+
 def check_layers(config: LanguageModelConfig) -> None:
     """Raises ValueError for settings that the layers cannot use."""
     check_sweep(config)

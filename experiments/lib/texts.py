@@ -79,6 +79,13 @@ class TextConfig(DataConfig):
             "test": cut("eval_size", self.eval_size, corpus.test),
         }
 
+    def title(self, corpus: Corpus) -> str:
+        """Returns the name of the corpus, and how much is read of a user's text."""
+        whole, size = len(corpus.train), self.train_size
+        if self.dataset in self.corpora or size is None or size >= whole:
+            return corpus.name
+        return f"{corpus.name}, the first {size:,} of {whole:,} symbols for training"
+
 
 def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> Evaluation:
     """Makes the evaluation of the loss over a whole text, with a carried state.

@@ -105,10 +105,12 @@ def test_settings_that_do_not_fit(flags, words, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_norm_stabilizer_without_a_change_to_look_at(capsys):
+@pytest.mark.parametrize(("experiment", "length"), [(CHAR, 2), (WORDS, 1)])
+def test_a_norm_stabilizer_without_a_change_to_look_at(experiment, length, capsys):
     with pytest.raises(SystemExit) as end:
-        CHAR.main(["--preset=smoke", "--norm_cost_coeff=1", "--seq_length=2"])
-    assert end.value.code == 2 and "seq_length must be at least 3" in capsys.readouterr().err
+        experiment.main(["--preset=smoke", "--norm_cost_coeff=1", f"--seq_length={length}"])
+    words = f"seq_length must be at least {length + 1}, got {length}"
+    assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 CHANGES = {

@@ -1,5 +1,7 @@
 """Language models of a text of the user's own."""
 
+import re
+
 import pytest
 
 from experiments import char_ptb, sample, word_ptb
@@ -15,7 +17,9 @@ def test_training_going_on_and_sampling(experiment, tmp_path, capsys):
     flags = ["--preset=smoke", f"--dataset={path}", f"--workdir={run}"]
     experiment.main(flags)
     said = capsys.readouterr().out
-    assert "on own.txt" in said and "paper:" not in said
+    size = experiment.presets["smoke"].data.train_size
+    assert re.search(f"on own.txt.*, the first {size:,} of [0-9,]+ symbols for training:", said)
+    assert "paper:" not in said
     prompt = "so" if experiment is CHAR else "so it"
     sample.main([str(run), f"--prompt={prompt}", "--length=5"])
     assert capsys.readouterr().out.startswith(prompt)

@@ -63,7 +63,7 @@ def test_a_run_is_opened_again_with_its_settings_alone(tmp_path):
         ({"seed": 0, "sizes": (1, 2)}, "rate is 0.5 there, None here"),
     ):
         with pytest.raises(ValueError, match=words):
-            RunDirectory(tmp_path, settings)
+            RunDirectory(tmp_path, settings).add({})
 
 
 def test_directories_that_are_no_run(tmp_path):

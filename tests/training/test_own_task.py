@@ -31,6 +31,29 @@ def mine(tmp_path_factory):
     del sys.modules["mine"]
 
 
+def test_the_short_program_continues_and_notices_other_settings(tmp_path, monkeypatch):
+    short, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    def result(**changes):
+        program = short.replace("RunConfig(epochs=3)", "RunConfig(**settings)")
+        settings = {"epochs": 1} | changes
+        found = {"__name__": "mine", "settings": settings}
+        exec(compile(program, "mine", "exec"), found)
+        return found["result"]
+
+    assert result()["epochs"] == 1 and result()["resumed"] == 0
+    more = result(epochs=2)
+    assert more["epochs"] == 2 and more["resumed"] == 1
+    for changes, words in (
+        ({"epochs": 1}, "a run of 2 epochs, more than 1"),
+        ({"epochs": 2, "seed": 1}, "seed is 0 there, 1 here"),
+        ({"epochs": 2, "precision": "bfloat16"}, "precision is 'float32' there"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            result(**changes)
+
+
 def run(mine, folder, *flags, build=None):
     argv = [f"--workdir={folder}", *flags]
     return launch("waves", mine.Config(), build or mine.build, "about", argv)
@@ -70,8 +93,18 @@ def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
         ("--hidden_features=0", "hidden_features must be at least 1, got 0"),
         ("--batch_size=7", "cannot be split evenly over the 8 devices"),
         ("--sweep=z_prob_states=0.5,1.5", "z_prob_states must be in [0, 1], got 1.5"),
-        ("--sweep=z_prob_cells=0.5", "that are real numbers, got z_prob_cells"),
-        ("--sweep=hidden_features=4,8", "that are real numbers, got hidden_features"),
+        (
+            "--sweep=z_prob_cells=0.5",
+            "which are in [0, 1]; got z_prob_cells",
+        ),
+        (
+            "--sweep=hidden_features=4,8",
+            "which are in [0, 1]; got hidden_features",
+        ),
+        (
+            "--sweep=checkpoint_minutes=0.5,1",
+            "which are in [0, 1]; got checkpoint_minutes",
+        ),
     ],
 )
 def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):

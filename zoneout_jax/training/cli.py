@@ -20,7 +20,7 @@ from zoneout_jax.training.errors import RunError, Stopped, fail, one_line
 from zoneout_jax.training.flags import command, parse, parse_preset
 from zoneout_jax.training.loop import fit
 from zoneout_jax.training.run_directory import RunDirectory
-from zoneout_jax.training.settings import Settings
+from zoneout_jax.training.settings import Range, Settings, check_range
 from zoneout_jax.training.stop import StopRequest
 from zoneout_jax.training.sweep import parse_sweep
 from zoneout_jax.training.task import Task
@@ -43,8 +43,8 @@ class Config(Protocol):
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
 
-    def check(self, name: str, value: float) -> None:
-        """Raises ValueError if a setting must not have this value."""
+    def range_of(self, name: str) -> Range | None:
+        """The range of a setting, if it has one."""
 
 
 def launch(
@@ -190,12 +190,13 @@ def prepare(
 
 
 def _check_sweep(config: Config) -> None:
-    """Raises ValueError unless a sweep names real settings and gives them allowed values."""
+    """Raises ValueError unless a sweep names rates and gives them allowed values."""
     for name, rates in parse_sweep(config.run.sweep).items():
-        if not isinstance(config.flat().get(name), float):  # a size cannot change while it runs
-            raise ValueError(f"sweep must name settings that are real numbers, got {name}")
+        allowed = config.range_of(name)
+        if allowed is None or (allowed.low, allowed.high) != (0, 1):
+            raise ValueError(f"sweep must name rates of masks, which are in [0, 1]; got {name}")
         for rate in rates:
-            config.check(name, rate)
+            check_range(name, rate, allowed)
 
 
 def path(name: str, config: Config, start: Config) -> pathlib.Path:

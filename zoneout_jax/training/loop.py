@@ -59,12 +59,14 @@ def fit(
       metrics of each seed.
 
     Raises:
+      ValueError: the directory holds a run with other settings in `config`.
       Stopped: the run was stopped, and its checkpoint is written.
       RunError: the workdir is in use, a file cannot be written, no checkpoint can be read, or a
         loss or gradient is not finite.
       KeyboardInterrupt: a second SIGINT arrived.
     """
     identity = task.identity()
+    processes.run_on_host0(lambda: run.add(config.identity()))
     processes.run_on_host0(lambda: check_task(run.path, identity))
     done = processes.run_on_host0(lambda: None if run.extends() else run.result())
     if done is not None:
@@ -168,7 +170,8 @@ class _Fit:
             self._save_if_due(asked)
         self._save(wait=True)
         epochs = ", ".join(map(str, progress.best_epoch))
-        self.bar.say(f"best validation at epoch {epochs}; test evaluations next")
+        tests = "; test evaluations next" * bool(self.task.test_evaluations)
+        self.bar.say(f"best validation at epoch {epochs}{tests}")
         return self._finish()
 
     def _going(self) -> list[bool]:
@@ -286,7 +289,7 @@ class _Fit:
             entries.append(entry)
         nothing = f"no step of epoch {epoch} had a finite loss and gradient"
         if dead and not any(best for n, best in enumerate(progress.best_epoch) if n not in dead):
-            raise Diverged(nothing)
+            raise Diverged(f"{nothing}; start again with other settings, such as a lower rate")
         for n in dead:  # others continue; this one counts as not improving
             self.bar.say(f"{label(self.members[n])}: {nothing}")
         if task.describe and self.first and self.bar.is_time():

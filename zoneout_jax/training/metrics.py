@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import math
 import os
 import pathlib
 import time
@@ -69,7 +70,7 @@ class MetricLog:
 
         suffix = "".join(f"/{name}{entry[name]}" for name in self._labels if name in entry)
         for name, value in entry.items():
-            if name not in ("step", "epoch", *self._labels):
+            if name not in ("step", "epoch", *self._labels) and math.isfinite(value):
                 summary = scalar(name + suffix, value)
                 event = Event(wall_time=time.time(), step=entry["step"], summary=summary)
                 self._events.write_event(event)

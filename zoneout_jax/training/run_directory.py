@@ -11,7 +11,7 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from zoneout_jax._files import replacing
@@ -26,6 +26,16 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as JSON reads them; raises TypeError if it cannot hold one."""
+    for name, value in settings.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise TypeError(f"setting {name} must be what JSON can hold: {error}") from error
+    return dict(json.loads(json.dumps(dict(settings))))
 
 
 @contextlib.contextmanager
@@ -156,7 +166,7 @@ class RunDirectory:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: str | os.PathLike[str],
         settings: Mapping[str, Any],
         resume: bool = True,
         experiment: str | None = None,
@@ -172,9 +182,10 @@ class RunDirectory:
         Raises:
           ValueError: `path` is not a directory, holds a run with other settings, holds files but no
             run, or is not empty although `resume` is False.
+          TypeError: JSON cannot hold a setting.
         """
-        self.path, self._settings = path, json.loads(json.dumps(settings))
-        self._experiment = experiment
+        self.path = path = pathlib.Path(path)
+        self._settings, self._experiment = as_json(settings), experiment
         if path.exists() and not path.is_dir():
             raise ValueError(f"workdir {path} is a file; give another --workdir")
         if not path.exists() or all(
@@ -189,10 +200,20 @@ class RunDirectory:
                 f"workdir {path} is not empty and holds no run; give another --workdir"
             )
         if is_begun(path):
+            self._compare(self._settings)  # `fit` adds further settings
+
+    def add(self, settings: Mapping[str, Any]) -> None:
+        """Adds settings; raises ValueError if a run in the directory has others."""
+        self._settings |= as_json(settings)
+        if is_begun(self.path):
             self._compare()
 
-    def _compare(self) -> None:
-        """Raises ValueError if the directory holds a run with other settings or more epochs."""
+    def _compare(self, names: Iterable[str] | None = None) -> None:
+        """Raises ValueError if the directory holds a run with other settings or more epochs.
+
+        Args:
+          names: names of the settings to compare; by default all.
+        """
         there = read_begun(self.path)["settings"]
         here, done = self._settings.get("epochs"), there.get("epochs")
         if here is not None and done is not None and here < done:
@@ -200,10 +221,10 @@ class RunDirectory:
                 f"workdir {self.path} holds a run of {done} epochs, more than {here}; give another "
                 "--workdir"
             )
-        names = sorted((there.keys() | self._settings.keys()) - {"epochs"})
+        names = {*(there.keys() | self._settings.keys() if names is None else names)} - {"epochs"}
         differing = [
             f"{name} is {there.get(name)!r} there, {self._settings.get(name)!r} here"
-            for name in names
+            for name in sorted(names)
             if there.get(name) != self._settings.get(name)
         ]
         if differing:

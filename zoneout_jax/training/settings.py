@@ -63,10 +63,11 @@ def check_ranges(settings: Any) -> None:
     for name, allowed in ranges(type(settings)).items():
         value = getattr(settings, name)
         for item in value if isinstance(value, tuple) else (value,):
-            _check_range(name, item, allowed)
+            check_range(name, item, allowed)
 
 
-def _check_range(name: str, value: float | None, allowed: Range) -> None:
+def check_range(name: str, value: float | None, allowed: Range) -> None:
+    """Raises ValueError unless a value is None or in a range."""
     if value is not None and value not in allowed:
         unbounded = allowed.high is None and not math.isfinite(value)
         finite = "finite and " if unbounded else ""
@@ -104,20 +105,13 @@ class Settings:
         """Returns the settings that the numbers of a run depend on."""
         return self.flat(incidental=False)
 
-    def check(self, name: str, value: float) -> None:
-        """Raises ValueError if a value is outside the range of a setting.
-
-        Args:
-          name: name of the setting, here or in a part.
-          value: a number.
-        """
+    def range_of(self, name: str) -> Range | None:
+        """Returns the range of a setting, here or in a part; None if it has none."""
         for field in dataclasses.fields(self):
             part = getattr(self, field.name)
             if isinstance(part, Settings) and name in part.flat():
-                part.check(name, value)
-        allowed = ranges(type(self)).get(name)
-        if allowed is not None:
-            _check_range(name, value, allowed)
+                return part.range_of(name)
+        return ranges(type(self)).get(name)
 
     def replace(self, **changes: Any) -> Self:
         """Returns the settings with some values changed by name, also in parts.
