@@ -280,7 +280,12 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     )
     note("loss not finite", code, said, well)
     code, said = runs.run(workdir, *bad, "--on_nan=skip")
-    note("the same with --on_nan=skip", code, said, code == 1 and "no step of epoch" in said)
+    note(
+        "the same with --on_nan=skip",
+        code,
+        said,
+        code == 1 and "start again with other settings" in said,
+    )
 
     workdir = whole.with_name("two")
     long = (*TRAINING, "--epochs=1000", "--patience=1000", f"--workdir={workdir}")

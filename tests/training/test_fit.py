@@ -27,6 +27,7 @@ from tests.training.quadratic import (
     untimed,
 )
 from zoneout_jax.training import (
+    Diverged,
     Evaluation,
     RunError,
     commit,
@@ -128,15 +129,17 @@ def test_a_figure_that_only_stands_still_is_not_better(tmp_path):
     assert (result["best_epoch"], result["epochs"]) == (1, 3)
 
 
-def test_a_validation_that_is_never_a_number_has_no_test_either(tmp_path):
+def test_a_validation_that_is_never_a_number_ends_the_run_with_an_error(tmp_path):
     def broken(params, model_state, batch):
         return params["x"] * jnp.nan, jnp.ones(())
 
     evaluation = Evaluation(broken, np.zeros(1), np.zeros((1, 1), np.int32))
     config = dataclasses.replace(CONFIG, patience=3)
-    result = start(quadratic(validation=evaluation), tmp_path, config)
-    assert result["epochs"] == 3 and result["best_epoch"] == 0
-    assert math.isnan(result["test_cost"])
+    for _ in range(2):  # resuming changes nothing
+        with pytest.raises(Diverged, match="no epoch had a finite validation cost; start again"):
+            start(quadratic(validation=evaluation), tmp_path, config)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and not (tmp_path / "result.json").exists()
 
 
 def test_a_run_that_is_done_is_not_run_again(tmp_path, monkeypatch):

@@ -12,6 +12,10 @@ class RunError(Exception):
         self.exit_code = exit_code
 
 
+ADVICE = "start again with other settings, such as a smaller learning rate"
+"""What to do after a divergence."""
+
+
 class Diverged(RunError):
     """A loss or gradient is not finite."""
 

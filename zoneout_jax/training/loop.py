@@ -15,7 +15,7 @@ import numpy as np
 from zoneout_jax.training import parallel, processes
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig
-from zoneout_jax.training.errors import Diverged, RunError
+from zoneout_jax.training.errors import ADVICE, Diverged, RunError
 from zoneout_jax.training.evaluation import calibrator, evaluator
 from zoneout_jax.training.metrics import Drawing, MetricLog, describe, draw_curves
 from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
@@ -169,6 +169,8 @@ class _Fit:
             self._end_epoch()
             self._save_if_due(asked)
         self._save(wait=True)
+        if not any(progress.best_epoch):
+            raise Diverged(f"no epoch had a finite validation {self.task.metric}; {ADVICE}")
         epochs = ", ".join(map(str, progress.best_epoch))
         tests = "; test evaluations next" * bool(self.task.test_evaluations)
         self.bar.say(f"best validation at epoch {epochs}{tests}")
@@ -289,7 +291,7 @@ class _Fit:
             entries.append(entry)
         nothing = f"no step of epoch {epoch} had a finite loss and gradient"
         if dead and not any(best for n, best in enumerate(progress.best_epoch) if n not in dead):
-            raise Diverged(f"{nothing}; start again with other settings, such as a lower rate")
+            raise Diverged(f"{nothing}; {ADVICE}")
         for n in dead:  # others continue; this one counts as not improving
             self.bar.say(f"{label(self.members[n])}: {nothing}")
         if task.describe and self.first and self.bar.is_time():
@@ -368,7 +370,7 @@ class _Fit:
         start = time.monotonic()
         metrics: dict[str, list[Any]] = {
             f"validation_{name}": [best.get(name, math.inf) for best in progress.best_metrics]
-            for name in [*max(progress.best_metrics, key=len)] or [task.metric]
+            for name in max(progress.best_metrics, key=len)
         }
         for name, evaluation in task.test_evaluations.items():
             for total, means in evaluator(task, evaluation, self.placement)(*best).items():
