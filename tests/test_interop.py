@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.arrays import shaken
 from tests.oracles import over_features, sigmoid
 from zoneout_jax import GRU, LSTM, RNN, IndRNN, interop, unroll
 
@@ -45,10 +46,7 @@ def keras_on_jax(tmp_path_factory):
 
 def noisy(tree, seed=0):
     """Adds noise, so that all values differ."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda a: np.asarray(a) + rng.normal(scale=0.3, size=a.shape).astype(a.dtype), tree
-    )
+    return jax.tree.map(np.array, shaken(seed, tree))
 
 
 def random_params(kind, dtype="float32"):

@@ -70,7 +70,7 @@ class Experiment:
         config, result = launch(self.name, self.presets, self.build, self.about, argv)
         ours = ", ".join(f"{m.replace('_', ' ')} {shown(result, m)}" for m in self.metrics)
         best = ", ".join(f"{name} {result[name]:g}" for name in parse_sweep(config.run.sweep))
-        epochs = {run["best_epoch"]: None for run in result.get("runs", [result])}
+        epochs = dict.fromkeys(run["best_epoch"] for run in result.get("runs", [result]))
         at = f", best at {best}" if best else f", of epoch {' and '.join(map(str, epochs))}"
         print(f"{result['name']}: {ours}{at}{self.paper(config)}")
 

@@ -51,6 +51,12 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
     }
 
 
+def test_a_directory_may_be_a_string_and_settings_must_fit_into_json(tmp_path):
+    assert RunDirectory(str(tmp_path), SETTINGS).path == tmp_path
+    with pytest.raises(TypeError, match="setting dtype must be what JSON can hold: .*type"):
+        RunDirectory(tmp_path, {"seed": 0, "dtype": float})
+
+
 def test_a_run_is_opened_again_with_its_settings_alone(tmp_path):
     first = opened(tmp_path)
     before = first.config_file.stat().st_mtime_ns

@@ -30,12 +30,13 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings as JSON reads them; raises TypeError if it cannot hold one."""
+    found = {}
     for name, value in settings.items():
         try:
-            json.dumps(value)
+            found[name] = json.loads(json.dumps(value))
         except TypeError as error:
             raise TypeError(f"setting {name} must be what JSON can hold: {error}") from error
-    return dict(json.loads(json.dumps(dict(settings))))
+    return found
 
 
 @contextlib.contextmanager
