@@ -26,14 +26,12 @@ from typing import Literal
 
 from experiments.lib import characters
 from experiments.lib.characters import (
+    CharacterConfig,
     CharacterOptimizerConfig,
-    CharacterRegularizerConfig,
     CharacterTextConfig,
 )
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.settings import MaskConfig, ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
-from zoneout_jax.training import RunConfig, Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,21 +54,12 @@ class TextConfig(CharacterTextConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(CharacterConfig):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "small", "laptop", "smoke"] = "paper"
-    """Settings to start from; other flags override them."""
-    model: ModelConfig = ModelConfig()
-    zoneout: MaskConfig = MaskConfig()
-    regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()
     optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(clip_by="update")
     data: TextConfig = TextConfig()
-    run: RunConfig = RunConfig()
-
-    def __post_init__(self):
-        super().__post_init__()
-        characters.check(self)
 
 
 PAPER = Config()

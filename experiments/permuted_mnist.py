@@ -243,9 +243,14 @@ def build(config: Config, sampled: bool = True) -> Task:
 
     calibration = None
     if settings.batch_normalization and settings.popstats == "reestimate":
-        size = min(settings.popstats_size or sizes["train"], sizes["train"])
-        rows = pad_rows(np.arange(size), config.run.batch_size)
+        counted = cut_split(np.arange(sizes["train"]), settings.popstats_size, "popstats_size")
+        rows = pad_rows(counted, config.run.batch_size)
         calibration = Evaluation(population, splits["train"], rows)
+    elif settings.popstats_size != PRESETS[config.preset].model.popstats_size:
+        raise ValueError(
+            "popstats_size has no effect without batch_normalization and popstats=reestimate: "
+            "leave it out"
+        )
     return Task(
         name=f"{'sequential' if config.data.unpermuted else 'permuted'} {images.name}",
         init=init,

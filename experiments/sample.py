@@ -39,6 +39,8 @@ class Options(DataConfig):
 
     workdir: tyro.conf.Positional[pathlib.Path]
     """Run directory of a language model."""
+    dataset: str | None = None
+    """The text of the run, if it was your own and is in another place now."""
     prompt: str = "the "
     """Start of the text."""
     length: Annotated[int, Range(1, 1_000_000)] = 500
@@ -92,6 +94,8 @@ def read_config(options: Options) -> tuple[Experiment, Any]:
         if not isinstance(experiment, Experiment) or experiment.model is None:
             raise ValueError(f"{options.workdir} holds a run of {name}, not of a language model")
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
+        if options.dataset is not None:
+            settings["dataset"] = options.dataset
         config = experiment.presets[settings["preset"]].replace(**settings)
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{options.workdir} is not a run directory: {file}: {error}") from error

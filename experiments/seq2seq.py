@@ -47,8 +47,8 @@ from experiments.lib.adder import (
 from experiments.lib.addition import MIN_DIGITS, AdditionConfig, draw_pairs
 from experiments.lib.addition import text as as_text
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.language_model import LanguageModel, check_layers
-from experiments.lib.settings import MaskConfig, NoiseConfig, OptimizerConfig
+from experiments.lib.language_model import LanguageModel, LanguageModelConfig
+from experiments.lib.settings import OptimizerConfig
 from zoneout_jax.data import pad_rows
 from zoneout_jax.training import (
     AXIS,
@@ -56,7 +56,6 @@ from zoneout_jax.training import (
     Positive,
     Range,
     RunConfig,
-    Settings,
     Task,
     TrainState,
 )
@@ -77,21 +76,17 @@ class AdderOptimizerConfig(OptimizerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(LanguageModelConfig):
     """Settings of the experiment."""
 
     preset: Literal["long", "repository", "laptop", "smoke"] = "long"
-    """Settings to start from; other flags override them."""
     model: AdderConfig = AdderConfig()
-    zoneout: MaskConfig = MaskConfig()
-    regularizers: NoiseConfig = NoiseConfig()
     optimizer: AdderOptimizerConfig = AdderOptimizerConfig()
     data: AdditionConfig = AdditionConfig()
     run: RunConfig = RunConfig(epochs=4000, patience=1_000_000, steps_per_call=100)
 
     def __post_init__(self):
         super().__post_init__()
-        check_layers(self)
         for name in ("z_prob_cells", "z_prob_states", "drop_prob_igates"):
             if getattr(self.zoneout, name) == 1:
                 raise ValueError(f"{name} must be in [0, 1), got 1.0")

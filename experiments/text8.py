@@ -24,14 +24,14 @@ from typing import Annotated, ClassVar, Literal
 
 from experiments.lib import characters
 from experiments.lib.characters import (
+    CharacterConfig,
     CharacterOptimizerConfig,
-    CharacterRegularizerConfig,
     CharacterTextConfig,
 )
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.settings import MaskConfig, ModelConfig
+from experiments.lib.settings import ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
-from zoneout_jax.training import Range, RunConfig, Settings
+from zoneout_jax.training import Range, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,21 +53,14 @@ class TextConfig(CharacterTextConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(CharacterConfig):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
-    """Settings to start from; other flags override them."""
     model: ModelConfig = ModelConfig(hidden_features=2000)
-    zoneout: MaskConfig = MaskConfig()
-    regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()
     optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(learning_rate=1e-3)
     data: TextConfig = TextConfig()
     run: RunConfig = RunConfig(batch_size=128)
-
-    def __post_init__(self):
-        super().__post_init__()
-        characters.check(self)
 
 
 PAPER = Config()

@@ -32,8 +32,13 @@ import jax.numpy as jnp
 import optax
 
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.language_model import LanguageModel, check_layers, check_steps, language_model
-from experiments.lib.settings import MaskConfig, ModelConfig, OptimizerConfig, RegularizerConfig
+from experiments.lib.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    check_steps,
+    language_model,
+)
+from experiments.lib.settings import ModelConfig, OptimizerConfig, RegularizerConfig
 from experiments.lib.texts import TextConfig, carried_evaluation
 from zoneout_jax.data import Corpus, gather, stream_chunks
 from zoneout_jax.training import (
@@ -43,7 +48,6 @@ from zoneout_jax.training import (
     Positive,
     Range,
     RunConfig,
-    Settings,
     Task,
 )
 
@@ -129,13 +133,11 @@ class WordTextConfig(TextConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(LanguageModelConfig):
     """Settings of the experiment; the defaults are the paper's without regularization."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
-    """Settings to start from; other flags override them."""
     model: WordModelConfig = WordModelConfig()
-    zoneout: MaskConfig = MaskConfig()
     regularizers: WordRegularizerConfig = WordRegularizerConfig()
     optimizer: WordOptimizerConfig = WordOptimizerConfig()
     data: WordTextConfig = WordTextConfig()
@@ -143,7 +145,6 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_layers(self)
         check_steps(self, self.data.seq_length)
 
 

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 
 from experiments.lib.language_model import (
     LanguageModel,
     LanguageModelConfig,
-    check_layers,
     check_steps,
     language_model,
 )
@@ -80,26 +79,17 @@ class CharacterOptimizerConfig(OptimizerConfig):
     The rates of presets small and laptop suit the LSTM only."""
 
 
-class CharacterConfig(LanguageModelConfig, Protocol):
-    """Settings of a character-level experiment."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CharacterConfig(LanguageModelConfig):
+    """Settings of a character-level experiment; the defaults are the paper's baseline."""
 
-    @property
-    def data(self) -> CharacterTextConfig:
-        """The text."""
+    regularizers: CharacterRegularizerConfig = CharacterRegularizerConfig()
+    optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig()
+    data: CharacterTextConfig = CharacterTextConfig()
 
-    @property
-    def regularizers(self) -> CharacterRegularizerConfig:
-        """Regularizers other than masks."""
-
-    @property
-    def optimizer(self) -> CharacterOptimizerConfig:
-        """The optimizer."""
-
-
-def check(config: CharacterConfig) -> None:
-    """Raises ValueError for settings that do not fit together."""
-    check_layers(config)
-    check_steps(config, config.data.seq_length - 1)
+    def __post_init__(self):
+        super().__post_init__()
+        check_steps(self, self.data.seq_length - 1)
 
 
 def model(config: CharacterConfig, corpus: Corpus) -> LanguageModel:

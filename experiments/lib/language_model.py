@@ -1,8 +1,9 @@
 """Language models: layers, regularizers, loss."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from experiments.lib.settings import (
     MaskConfig,
     ModelConfig,
     NoiseConfig,
+    OptimizerConfig,
     check_sweep,
     compute_dtype,
 )
@@ -27,31 +29,51 @@ from zoneout_jax import (
     weight_noise,
 )
 from zoneout_jax import dropout as dropout_of
-from zoneout_jax.training import RunConfig
+from zoneout_jax.training import RunConfig, Settings
 
 Readout = dict[str, jax.Array]
 
 TILES = tiled_orthogonal()
 
 
-class LanguageModelConfig(Protocol):
-    """The parts of an experiment's settings that define a language model."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(Settings):
+    """Settings of an experiment with a language model."""
 
-    @property
-    def model(self) -> ModelConfig:
-        """The recurrent layers."""
+    preset: str = "paper"
+    """Settings to start from; other flags override them."""
+    model: ModelConfig = ModelConfig()
+    zoneout: MaskConfig = MaskConfig()
+    regularizers: NoiseConfig = NoiseConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: Settings = Settings()
+    run: RunConfig = RunConfig()
 
-    @property
-    def zoneout(self) -> MaskConfig:
-        """The masks of the layers."""
-
-    @property
-    def regularizers(self) -> NoiseConfig:
-        """Noise on the weights, and the norm stabilizer if there is one."""
-
-    @property
-    def run(self) -> RunConfig:
-        """The settings of the run, for its precision."""
+    def __post_init__(self):
+        super().__post_init__()
+        check_sweep(self)
+        kind, zoneout, regularizers = self.model.rnn_type, self.zoneout, self.regularizers
+        rates = (zoneout.z_prob_cells, zoneout.z_prob_states, zoneout.drop_prob_igates)
+        if not (any(rates) or self.run.sweep):
+            for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
+                if getattr(zoneout, name):
+                    raise ValueError(
+                        f"{name} needs masks: give z_prob_cells, z_prob_states or "
+                        f"drop_prob_igates, or leave {name} out"
+                    )
+        if kind == "LSTM":
+            if not self.run.sweep:
+                zoneout.spec()  # raises if a shared mask has two rates
+            return
+        lacking = {
+            "z_prob_cells": (zoneout.z_prob_cells, "memory cells"),
+            "share_mask": (zoneout.share_mask, "memory cells"),
+            "drop_prob_igates": (zoneout.drop_prob_igates, "gates" if kind == "SRNN" else None),
+            "penalty": (regularizers.penalty, "memory cells" * (regularizers.penalty == "cells")),
+        }
+        for name, (value, what) in lacking.items():
+            if what and value:
+                raise ValueError(f"rnn_type {kind} has no {what}, got {name}={value}; leave it out")
 
 
 def check_steps(config: Any, steps: int) -> None:
@@ -61,33 +83,6 @@ def check_steps(config: Any, steps: int) -> None:
             "norm_cost_coeff compares the states of successive predictions: seq_length must be at "
             f"least {config.data.seq_length + 2 - steps}, got {config.data.seq_length}"
         )
-
-
-def check_layers(config: LanguageModelConfig) -> None:
-    """Raises ValueError for settings that the layers cannot use."""
-    check_sweep(config)
-    kind, zoneout, regularizers = config.model.rnn_type, config.zoneout, config.regularizers
-    rates = (zoneout.z_prob_cells, zoneout.z_prob_states, zoneout.drop_prob_igates)
-    if not (any(rates) or config.run.sweep):
-        for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
-            if getattr(zoneout, name):
-                raise ValueError(
-                    f"{name} needs masks: give z_prob_cells, z_prob_states or drop_prob_igates, or "
-                    f"leave {name} out"
-                )
-    if kind == "LSTM":
-        if not config.run.sweep:
-            zoneout.spec()  # raises if a shared mask has two rates
-        return
-    lacking = {
-        "z_prob_cells": (zoneout.z_prob_cells, "memory cells"),
-        "share_mask": (zoneout.share_mask, "memory cells"),
-        "drop_prob_igates": (zoneout.drop_prob_igates, "gates" if kind == "SRNN" else None),
-        "penalty": (regularizers.penalty, "memory cells" * (regularizers.penalty == "cells")),
-    }
-    for name, (value, what) in lacking.items():
-        if what and value:
-            raise ValueError(f"rnn_type {kind} has no {what}, got {name}={value}; leave it out")
 
 
 class LanguageModel(NamedTuple):

@@ -81,10 +81,11 @@ class TextConfig(DataConfig):
 
     def title(self, corpus: Corpus) -> str:
         """Returns the name of the corpus, and how much is read of a user's text."""
-        whole, size = len(corpus.train), self.train_size
-        if self.dataset in self.corpora or size is None or size >= whole:
+        if self.dataset in self.corpora:
             return corpus.name
-        return f"{corpus.name}, the first {size:,} of {whole:,} symbols for training"
+        whole = len(corpus.train)
+        read = min(self.train_size or whole, whole)
+        return f"{corpus.name}, {read:,} of {whole:,} symbols for training"
 
 
 def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> Evaluation:

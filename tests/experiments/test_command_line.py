@@ -219,3 +219,20 @@ def test_rows_of_the_table_are_flags_that_are_understood():
     for row in CHAR.rows.values():
         parse_preset(CHAR.presets, row.flags, "prog", "")
         assert set(CHAR.published(row)) <= set(CHAR.metrics)
+
+
+@pytest.mark.parametrize(
+    ("start", "flag", "described"),
+    [
+        (char_ptb.PAPER, "--help", False),
+        (char_ptb.PAPER, "--help-verbose", True),
+        (reproduce.Options, "--help", True),
+    ],
+)
+def test_help_fits_a_screen_or_two(start, flag, described, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(start, [flag], "program", "")
+    assert end.value.code == 0
+    output = capsys.readouterr().out
+    assert "--raw_data_dir" in output and ("$ZONEOUT_RAW_DATA" in output) == described
+    assert output.count("\n") < 90 or flag != "--help"

@@ -330,6 +330,15 @@ def test_same_gradient_and_statistics_on_any_number_of_devices(popstats):
         (["--initial_gamma=0", "--batch_normalization"], "initial_gamma must be"),
         (["--initial_gamma=0.5"], "initial_gamma has no effect without batch_normalization"),
         (["--popstats=ema"], "popstats has no effect without batch_normalization"),
+        (["--popstats_size=9"], "popstats_size has no effect without batch_normalization"),
+        (
+            ["--popstats_size=9", "--batch_normalization", "--popstats=ema"],
+            "popstats_size has no effect without",
+        ),
+        (
+            ["--popstats_size=97", "--batch_normalization"],
+            "popstats_size is 97, but the data has only 96; give at most that",
+        ),
         (["--share_mask"], "shared masks need a rate"),
         (["--permutation_seed=1", "--unpermuted"], "unpermuted pixels"),
         (["--popstats=none"], "popstats"),

@@ -76,7 +76,10 @@ def test_flags_beat_the_preset_wherever_they_stand():
         ({"checkpoint_steps": 0}, "checkpoint_steps must be at least 1"),
         ({"max_minutes": 0.0}, "max_minutes must be above 0, got 0.0"),
         ({"max_minutes": float("inf")}, "max_minutes must be finite and above 0, got inf"),
-        ({"coordinator": "a:1"}, "--num_processes --process_id must be given together, num_proc"),
+        (
+            {"coordinator": "a:1"},
+            "coordinator, num_processes, process_id must be given together, num_proc",
+        ),
         ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
         ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "got 'a:65536'"),
         ({"rng_impl": "rbg", "num_seeds": 2}, "rng_impl must be threefry2x32 for several models"),

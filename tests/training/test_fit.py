@@ -161,7 +161,7 @@ def test_a_run_that_is_done_can_be_extended(tmp_path):
     assert untimed(result) == untimed(whole)
     assert history(tmp_path / "extended") == history(tmp_path / "whole")
     assert json.loads((tmp_path / "extended/config.json").read_text())["settings"]["epochs"] == 6
-    with pytest.raises(ValueError, match="holds a run of 6 epochs, more than 4; give another"):
+    with pytest.raises(ValueError, match="holds a run of 6 epochs, more than 4; use another"):
         run("extended", 4)
     with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
         run("extended", 8, seed=1)
@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it(steps_per_call, tmp_p
     config = dataclasses.replace(CONFIG, steps_per_call=steps_per_call)
     with pytest.raises(RunError, match=r"not finite at step 7 \(epoch 2, seed 0\)") as error:
         start(EXPLODES, tmp_path, config)
-    assert error.value.exit_code == 1 and "--on_nan=skip" in str(error.value)
+    assert error.value.exit_code == 1 and "resume with on_nan=skip" in str(error.value)
     assert not (tmp_path / "result.json").exists()
     assert [entry["step"] for entry in history(tmp_path)] == [5]
     batch = json.loads((tmp_path / "not_finite.json").read_text())

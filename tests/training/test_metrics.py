@@ -75,14 +75,14 @@ def test_a_run_is_opened_again_with_its_settings_alone(tmp_path):
 def test_directories_that_are_no_run(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(ValueError, match="file is a file; give another --workdir"):
+    with pytest.raises(ValueError, match="file is a file; use another folder"):
         RunDirectory(file, SETTINGS)
     with pytest.raises(ValueError, match="not empty and holds no run"):
         RunDirectory(tmp_path, SETTINGS)
     empty = tmp_path / "empty"
     empty.mkdir()
     opened(empty, resume=False)
-    with pytest.raises(ValueError, match="not empty; remove it, or leave out --no_resume"):
+    with pytest.raises(ValueError, match="not empty and resume is off; remove it"):
         RunDirectory(empty, SETTINGS, resume=False)
     assert file.read_text() == "mine"
 
@@ -185,7 +185,7 @@ def test_log_says_what_it_cannot_write(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "{}", "[1]", '{"settings": 3}'])
 def test_a_configuration_that_cannot_be_read(content, tmp_path):
     opened(tmp_path).config_file.write_text(content)
-    with pytest.raises(ValueError, match="config.json cannot be read .* give another --workdir"):
+    with pytest.raises(ValueError, match="config.json cannot be read .* use another folder"):
         RunDirectory(tmp_path, SETTINGS)
 
 

@@ -101,7 +101,7 @@ class Checkpoints:
                 return restored
         raise RunError(
             f"no checkpoint in {self._directory} can be read; none was changed: repair them, or "
-            "start again in another --workdir"
+            "start again in another folder"
         )
 
     def close(self) -> None:

@@ -85,8 +85,9 @@ class RunConfig(Settings):
         together = {name: getattr(self, name) for name in PROCESS_FLAGS}
         missing = [name for name, value in together.items() if value is None]
         if missing and len(missing) < len(together):
-            flags = " ".join(f"--{name}" for name in together)
-            raise ValueError(f"{flags} must be given together, {missing[0]} is missing")
+            raise ValueError(
+                f"{', '.join(together)} must be given together, {missing[0]} is missing"
+            )
         if self.coordinator is not None:
             host, _, port = self.coordinator.rpartition(":")
             if not (host and port.isdecimal() and 0 < int(port) < 2**16):

@@ -35,6 +35,9 @@ KINDS = {
 }
 """What tyro calls types, in words."""
 
+SCREEN = 30
+"""Flags that `--help` describes; of more flags it lists only names, types and defaults."""
+
 
 def command() -> str:
     """Returns the command that started the program, without its arguments."""
@@ -51,7 +54,8 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
       start: a dataclass type, or an instance whose values are the defaults.
       argv: arguments; None means `sys.argv[1:]`.
       prog: name of the program in its help.
-      about: description in its help.
+      about: description in its help. With more than `SCREEN` flags, `--help` lists them and
+        `--help-verbose` describes them.
 
     Raises:
       SystemExit: code 2 after one line on standard error for invalid flags, 0 after help.
@@ -68,6 +72,7 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
                 prog=prog,
                 description=about,
                 use_underscores=True,
+                compact_help=len(names(kind)) > SCREEN,
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
                 **defaults,

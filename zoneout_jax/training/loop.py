@@ -117,7 +117,7 @@ class _Fit:
         elif processes.run_on_host0(run.extends):
             raise RunError(
                 f"workdir {run.path} holds a run of fewer epochs, and no checkpoint to resume; "
-                "give another --workdir",
+                "use another folder",
                 exit_code=2,
             )
         self.saved_at = time.monotonic()
@@ -252,7 +252,7 @@ class _Fit:
         raise Diverged(
             f"the loss or its gradient is not finite at step {step:,} (epoch {batch['epoch']}, "
             f"{label(self.members[n])}); the checkpoint holds the state before this step, {path} "
-            "its batch and key: resume with --on_nan=skip, or start again with other settings"
+            "its batch and key: resume with on_nan=skip, or start again with other settings"
         )
 
     def _end_epoch(self) -> None:

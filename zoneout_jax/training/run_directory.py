@@ -97,8 +97,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         return content | {"settings": dict(content["settings"])}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}: {error}); repair it, or give another "
-            "--workdir"
+            f"{file} cannot be read ({type(error).__name__}: {error}); repair it, or use another "
+            "folder"
         ) from error
 
 
@@ -112,7 +112,7 @@ def read_begun(path: pathlib.Path) -> dict[str, Any]:
     if "task" not in config:
         raise ValueError(
             f"workdir {path} holds a run of an older zoneout_jax, whose checkpoints have another"
-            " format; finish it with that version, or give another --workdir"
+            " format; finish it with that version, or use another folder"
         )
     return config
 
@@ -146,7 +146,7 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
             other = "on other data" if name == "data" else "of another model"
             raise RunError(
                 f"workdir {path} holds a run {other} ({name} is {there.get(name)} there, "
-                f"{task.get(name)} here); give another --workdir",
+                f"{task.get(name)} here); use another folder",
                 exit_code=2,
             )
 
@@ -188,18 +188,18 @@ class RunDirectory:
         self.path = path = pathlib.Path(path)
         self._settings, self._experiment = as_json(settings), experiment
         if path.exists() and not path.is_dir():
-            raise ValueError(f"workdir {path} is a file; give another --workdir")
+            raise ValueError(f"workdir {path} is a file; use another folder")
         if not path.exists() or all(
             any(fnmatch.fnmatch(file.name, name) for name in BEFORE_CONFIG)
             for file in path.iterdir()
         ):
             return
         if not resume:
-            raise ValueError(f"workdir {path} is not empty; remove it, or leave out --no_resume")
-        if not self.config_file.exists():
             raise ValueError(
-                f"workdir {path} is not empty and holds no run; give another --workdir"
+                f"workdir {path} is not empty and resume is off; remove it, or use another folder"
             )
+        if not self.config_file.exists():
+            raise ValueError(f"workdir {path} is not empty and holds no run; use another folder")
         if is_begun(path):
             self._compare(self._settings)  # `fit` adds further settings
 
@@ -219,8 +219,8 @@ class RunDirectory:
         here, done = self._settings.get("epochs"), there.get("epochs")
         if here is not None and done is not None and here < done:
             raise ValueError(
-                f"workdir {self.path} holds a run of {done} epochs, more than {here}; give another "
-                "--workdir"
+                f"workdir {self.path} holds a run of {done} epochs, more than {here}; use another "
+                "folder"
             )
         names = {*(there.keys() | self._settings.keys() if names is None else names)} - {"epochs"}
         differing = [
@@ -231,7 +231,7 @@ class RunDirectory:
         if differing:
             raise ValueError(
                 f"workdir {self.path} holds a run of another configuration "
-                f"({'; '.join(differing)}); give another --workdir"
+                f"({'; '.join(differing)}); use another folder"
             )
 
     def extends(self) -> bool:
@@ -309,7 +309,7 @@ class RunDirectory:
             except OSError as error:
                 raise RunError(
                     f"cannot write to workdir {self.path}: {error.strerror or error}; "
-                    "give another --workdir",
+                    "use another folder",
                     exit_code=2,
                 ) from error
             yield
@@ -324,7 +324,7 @@ class RunDirectory:
             lock.seek(0)
             raise RunError(
                 f"workdir {self.path} is in use by another run ({lock.read().strip()}); wait for "
-                "its end, or give another --workdir",
+                "its end, or use another folder",
                 exit_code=2,
             ) from None
         lock.truncate(0)

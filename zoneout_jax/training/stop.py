@@ -43,7 +43,7 @@ class StopRequest:
           step: number of steps done.
         """
         if why == TIME_IS_UP:
-            return Stopped(f"stopped at step {step:,}, as the time of --max_minutes is up", 0)
+            return Stopped(f"stopped at step {step:,}, as max_minutes are over", 0)
         return Stopped(f"stopped by {signal.Signals(why).name} at step {step:,}", 128 + why)
 
     def __enter__(self) -> "StopRequest":

@@ -47,7 +47,7 @@ def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int 
     folder = path / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     if checkpoints is None or checkpoints.latest is None:
-        raise ValueError(f"{path} holds no checkpoint; train first, with --workdir={path}")
+        raise ValueError(f"{path} holds no checkpoint; train a run in it first")
     state = jax.eval_shape(
         lambda key: task.first_state(key, rates_of(models[0])), jax.random.key(0)
     )
