@@ -29,13 +29,13 @@ import tyro
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.lib.experiment import NAMES, Experiment, Study, find
+from experiments.lib.settings import DataConfig
 from zoneout_jax.training import (
     Count,
     Diverged,
     Range,
     RunDirectory,
     RunError,
-    Settings,
     command,
     deviation,
     draw_curves,
@@ -57,12 +57,12 @@ SEEDS = (0, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(Settings):
+class Options(DataConfig):
     """What to rerun."""
 
     experiment: tyro.conf.Positional[Literal[NAMES]]
     """Experiment to rerun."""
-    preset: Literal["paper", "repository", "long", "small", "laptop", "smoke"] | None = None
+    preset: str | None = None
     """Settings: of the paper; of the authors' code (repository); the same for longer (long); a
     small task on the paper's data (small); minutes on a laptop; or seconds (smoke). Not every
     experiment has all of them. The default is its first: the paper's, if the paper has it."""
@@ -80,8 +80,6 @@ class Options(Settings):
     out: pathlib.Path | None = None
     """Folder for runs and tables; by default runs/reproduce/<experiment>-<preset>, or the default
     of an experiment without a table."""
-    raw_data_dir: str | None = None
-    """Folder of raw data files; by default $ZONEOUT_RAW_DATA."""
 
 
 def reproduce(options: Options) -> dict[str, Any]:
@@ -157,7 +155,7 @@ class Table:
         """Returns the settings of a row for consecutive seeds."""
         flags = (f"--preset={self.options.preset}", *self.experiment.rows[name].flags)
         config = parse_preset(self.experiment.presets, flags, self.experiment.name, "")
-        given = {n: getattr(self.options, n) for n in ("epochs", "on_nan", "raw_data_dir")}
+        given = {n: getattr(self.options, n) for n in ("epochs", "on_nan")} | self.options.folders()
         of_seeds = f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}-{seeds[-1]}"
         return config.replace(
             seed=seeds[0],
@@ -297,7 +295,7 @@ def _measurement(options: Options, settings: Any) -> Any:
         "on_nan": options.on_nan,
         "together": options.together,
         "out": options.out,
-        "raw_data_dir": options.raw_data_dir,
+        **options.folders(),
     }
     given = {name: value for name, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(settings)}
@@ -361,7 +359,7 @@ def _arguments(options: Options) -> list[str]:
     arguments = [options.experiment]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name not in ("experiment", "out", "raw_data_dir") and value != field.default:
+        if field.name not in {"experiment", "out", *Options.INCIDENTAL} and value != field.default:
             words = value if isinstance(value, tuple) else (value,)
             arguments += [f"--{field.name}", *map(str, words)]
     return arguments

@@ -128,8 +128,8 @@ def build(config: CharacterConfig, name: str) -> Task:
     validation = len(texts["validation"])
     if validation < length:
         raise ValueError(
-            f"the validation text of {corpus.name} has only {validation} symbols; choose a"
-            " seq_length of at most that, or a longer text"
+            f"the validation text of {corpus.name} has only {validation} symbols, fewer than "
+            f"seq_length {length}; choose a smaller seq_length, a larger eval_size or a longer text"
         )
     starts = chunk_starts(validation, length)
     carried = functools.partial(carried_evaluation, characters, streams=config.data.eval_streams)

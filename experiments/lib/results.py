@@ -11,7 +11,7 @@ from zoneout_jax.training import parse_sweep
 
 COMMITTED = pathlib.Path(__file__).parents[1] / "results"
 NOTES = COMMITTED / "results.json"
-"""Facts that the files of a committed folder lack: `command`, `commit`, `hardware`, `note`, and
+"""What the files of a committed folder lack: `command`, `commit`, `hardware`, `note`, and
 `settings` that had another default, or did not exist, at the time of the run."""
 History = list[dict[str, Any]]
 

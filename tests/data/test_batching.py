@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from zoneout_jax.data import (
@@ -175,6 +176,14 @@ def test_gather_accepts_padding():
     text = np.arange(100, dtype=np.int32)
     tokens = gather(text, pad_rows(np.array([40]), 2)[0], 3)
     np.testing.assert_array_equal(tokens, [[40, 0], [41, 1], [42, 2]])
+
+
+def test_positions_past_the_end_are_no_symbols():
+    """JAX reads the last symbol there, so that a wrong window would train without a word."""
+    tokens = jax.jit(gather, static_argnums=2)(jnp.arange(5, dtype=jnp.uint8), jnp.array([3]), 3)
+    np.testing.assert_array_equal(tokens, [[3], [4], [2**31 - 1]])
+    nats = optax.softmax_cross_entropy_with_integer_labels(jnp.zeros((3, 1, 5)), tokens)
+    np.testing.assert_array_equal(jnp.isfinite(nats), [[True], [True], [False]])
 
 
 @pytest.mark.parametrize(

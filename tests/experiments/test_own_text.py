@@ -60,4 +60,4 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1
     assert "the validation text of own.txt char (" in error
-    assert ") has only 13 symbols; choose a seq_length of at most that, or a longer" in error
+    assert ") has only 13 symbols, fewer than seq_length 20; choose a smaller seq_length" in error

@@ -213,8 +213,9 @@ def gather(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
 
         tokens[t, b] = corpus[starts[b] + t]
 
-    The caller must keep all positions inside the text, because `jit` cannot raise errors. A start
-    of -1, as made by `pad_rows`, reads from 0.
+    `jit` cannot raise errors, so a position past the end of the text gives 2³¹ − 1, which is no
+    symbol: its cross entropy is NaN, which ends a run. A start of -1, as made by `pad_rows`, reads
+    from 0.
 
     Args:
       corpus: integers `[N]`.
@@ -235,4 +236,5 @@ def gather(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
     if not 1 <= length <= corpus.size:
         raise ValueError(f"cannot read {length} symbols from a text of {corpus.size}")
     positions = jnp.maximum(starts, 0)[None, :] + jnp.arange(length, dtype=jnp.int32)[:, None]
-    return corpus[positions].astype(jnp.int32)
+    tokens = corpus[positions].astype(jnp.int32)
+    return jnp.where(positions < corpus.size, tokens, jnp.iinfo(jnp.int32).max)
