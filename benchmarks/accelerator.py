@@ -40,8 +40,8 @@ from zoneout_jax.training import (
     Positive,
     parse_measurement,
     program,
-    replacing,
     write_json,
+    write_text,
 )
 
 MODULE = "benchmarks.accelerator"
@@ -102,8 +102,7 @@ def measure(options: Options, out: pathlib.Path, end: float) -> dict[str, Any]:
 
     def save():
         write_json(out / "accelerator.json", content)
-        with replacing(out / "accelerator.md") as temporary:
-            temporary.write_text(markdown(content))
+        write_text(out / "accelerator.md", markdown(content))
 
     context = Context(options.quick, out, content["parts"], save)
     with contextlib.ExitStack() as stack:

@@ -29,7 +29,7 @@ from zoneout_jax.training import (
     parallel,
     parse_preset,
     prepare,
-    replacing,
+    write_text,
 )
 
 EXPERIMENT = char_ptb.EXPERIMENT
@@ -223,9 +223,8 @@ def train(
         raise RuntimeError(f"no epoch ended in {seconds:.0f} s")
     by_epoch = {entry["epoch"]: entry for entry in times}
     path = context.out / f"char_ptb-{row}.jsonl"
-    with replacing(path) as temporary:
-        lines = [json.dumps(by_epoch[entry["epoch"]] | entry) for entry in history]
-        temporary.write_text("\n".join(lines) + "\n")
+    lines = [json.dumps(by_epoch[entry["epoch"]] | entry) for entry in history]
+    write_text(path, "\n".join(lines) + "\n")
     found |= {"epochs": times[-1]["epoch"], "seconds": times[-1]["seconds"]}
     return history
 

@@ -22,8 +22,7 @@ from zoneout_jax.training import (
     markdown_table,
     parse,
     program,
-    replacing,
-    writing,
+    write_text,
 )
 
 LOG = pathlib.Path(__file__).parent / "results/authors-log/metrics.jsonl"
@@ -86,8 +85,7 @@ def compare(options: Options) -> str:
     log = log[:last]
     table = markdown(log, {name: history[: len(log)] for name, history in runs.items()})
     options.out.mkdir(parents=True, exist_ok=True)
-    with writing(options.out / "table.md"), replacing(options.out / "table.md") as temporary:
-        temporary.write_text(table)
+    write_text(options.out / "table.md", table)
     curves = {"authors' log": [log]} | {name: [history] for name, history in runs.items()}
     draw_curves(options.out / "curves.png", curves, "bpc")
     return table

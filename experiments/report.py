@@ -26,8 +26,7 @@ from zoneout_jax.training import (
     deviation,
     parse,
     program,
-    replacing,
-    writing,
+    write_text,
 )
 
 DASH = "–"
@@ -195,10 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         as_html = options.out.suffix == ".html"
         blocks = page(options.folders, as_html)
         text = to_html(blocks) if as_html else to_markdown(blocks, options.out.resolve())
-        with writing(options.out):
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(options.out) as temporary:
-                temporary.write_text(text)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.out, text)
         print(f"report: {options.out}")
 
 

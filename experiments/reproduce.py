@@ -46,10 +46,9 @@ from zoneout_jax.training import (
     parse_preset,
     prepare,
     program,
-    replacing,
     versions,
     write_json,
-    writing,
+    write_text,
 )
 
 SEEDS = (0, 1, 2)
@@ -215,10 +214,8 @@ class Table:
     def write(self) -> None:
         """Writes `table.json` and `table.md`."""
         content = self.content()
-        with writing(self.out / "table.json"):
-            write_json(self.out / "table.json", content)
-        with writing(self.out / "table.md"), replacing(self.out / "table.md") as temporary:
-            temporary.write_text(markdown(content))
+        write_json(self.out / "table.json", content)
+        write_text(self.out / "table.md", markdown(content))
 
     def content(self) -> dict[str, Any]:
         """Returns the content of `table.json`."""

@@ -38,7 +38,7 @@ def refusal(program, flags, capsys):
 def test_results_go_to_a_new_folder(program, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     clock = types.SimpleNamespace(strftime=lambda form: "now")
-    monkeypatch.setattr("zoneout_jax.training.folders.time", clock)
+    monkeypatch.setattr("zoneout_jax.training.files.time", clock)
     (tmp_path / "runs" / folder / "now").mkdir(parents=True)
     said = refusal(program, [], capsys)
     assert said == f"error: runs/{folder}/now already exists; name a folder with --out\n"

@@ -207,7 +207,7 @@ def test_where_results_go(tmp_path):
 def test_a_measurement_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clock = types.SimpleNamespace(strftime=lambda form: "now")
-    monkeypatch.setattr("zoneout_jax.training.folders.time", clock)
+    monkeypatch.setattr("zoneout_jax.training.files.time", clock)
     folder = new_folder(None, "a/b")
     assert folder == pathlib.Path("runs/a/b/now") and folder.is_dir()
     with pytest.raises(ValueError, match="runs/a/b/now already exists; name a folder with --out"):

@@ -7,12 +7,12 @@ import subprocess
 
 import pytest
 
+from zoneout_jax._files import replacing
 from zoneout_jax.training import (
     RunDirectory,
     RunError,
     commit,
     draw_curves,
-    replacing,
     run_directory,
     shown,
     versions,

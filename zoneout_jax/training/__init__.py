@@ -3,7 +3,6 @@
 from zoneout_jax._needs import needs
 
 with needs("zoneout_jax.training", "training"):
-    from zoneout_jax._files import replacing as replacing
     from zoneout_jax.training.cli import launch as launch
     from zoneout_jax.training.cli import prepare as prepare
     from zoneout_jax.training.cli import program as program
@@ -12,13 +11,16 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.errors import RunError as RunError
     from zoneout_jax.training.errors import Stopped as Stopped
     from zoneout_jax.training.errors import fail as fail
+    from zoneout_jax.training.files import exclusive as exclusive
+    from zoneout_jax.training.files import new_folder as new_folder
+    from zoneout_jax.training.files import output_folder as output_folder
+    from zoneout_jax.training.files import write_json as write_json
+    from zoneout_jax.training.files import write_text as write_text
     from zoneout_jax.training.flags import Measurement as Measurement
     from zoneout_jax.training.flags import command as command
     from zoneout_jax.training.flags import parse as parse
     from zoneout_jax.training.flags import parse_measurement as parse_measurement
     from zoneout_jax.training.flags import parse_preset as parse_preset
-    from zoneout_jax.training.folders import new_folder as new_folder
-    from zoneout_jax.training.folders import output_folder as output_folder
     from zoneout_jax.training.loop import fit as fit
     from zoneout_jax.training.metrics import curves_figure as curves_figure
     from zoneout_jax.training.metrics import deviation as deviation
@@ -31,10 +33,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.progress import Progress as Progress
     from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
     from zoneout_jax.training.run_directory import commit as commit
-    from zoneout_jax.training.run_directory import exclusive as exclusive
     from zoneout_jax.training.run_directory import versions as versions
-    from zoneout_jax.training.run_directory import write_json as write_json
-    from zoneout_jax.training.run_directory import writing as writing
     from zoneout_jax.training.settings import Count as Count
     from zoneout_jax.training.settings import DropRate as DropRate
     from zoneout_jax.training.settings import NotNegative as NotNegative

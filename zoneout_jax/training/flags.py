@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from zoneout_jax.training.errors import fail
-from zoneout_jax.training.folders import new_folder
+from zoneout_jax.training.files import new_folder
 from zoneout_jax.training.settings import Settings
 
 UNREADABLE = re.compile(

@@ -17,6 +17,7 @@ from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.config import RunConfig
 from zoneout_jax.training.errors import ADVICE, Diverged, RunError
 from zoneout_jax.training.evaluation import calibrator, evaluator
+from zoneout_jax.training.files import write_json
 from zoneout_jax.training.metrics import Drawing, MetricLog, describe, draw_curves
 from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
 from zoneout_jax.training.run_directory import (
@@ -24,8 +25,6 @@ from zoneout_jax.training.run_directory import (
     check_task,
     commit,
     versions,
-    write_json,
-    writing,
 )
 from zoneout_jax.training.state import RunProgress, Streams, TrainState
 from zoneout_jax.training.stop import StopRequest
@@ -243,12 +242,7 @@ class _Fit:
             "rng_impl": self.config.rng_impl,
         }
         path = self.run.path / "not_finite.json"
-
-        def write():
-            with writing(path):
-                write_json(path, batch)
-
-        processes.run_on_host0(write)
+        processes.run_on_host0(lambda: write_json(path, batch))
         raise Diverged(
             f"the loss or its gradient is not finite at step {step:,} (epoch {batch['epoch']}, "
             f"{label(self.members[n])}); the checkpoint holds the state before this step, {path} "
@@ -400,6 +394,5 @@ class _Fit:
             if self.config.sweep:
                 tabulated = [n for n in metrics if n not in ("best_epoch", "epochs")]
                 write_sweep(self.run.path, self.config.sweep, result, tabulated, monitor)
-            with writing(self.run.result_file):
-                write_json(self.run.result_file, result)
+            write_json(self.run.result_file, result)
         return result

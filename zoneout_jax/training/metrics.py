@@ -13,7 +13,8 @@ import numpy as np
 
 from zoneout_jax._files import replacing
 from zoneout_jax._needs import needs
-from zoneout_jax.training.run_directory import RunDirectory, writing
+from zoneout_jax.training.files import write_text, writing
+from zoneout_jax.training.run_directory import RunDirectory
 
 
 class MetricLog:
@@ -39,8 +40,7 @@ class MetricLog:
 
         self._run, self._labels = run, labels
         for path, entries in ((run.metrics_file, metrics), (run.times_file, times)):
-            with writing(path), replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
         # Not a SummaryWriter: its thread would hide the error of a full disk.
         with writing(run.path):
             self._events = EventsWriter(str(run.path / "events"))
@@ -155,9 +155,7 @@ def draw_curves(
     splits: Sequence[str] = ("train", "validation"),
 ) -> None:
     """Draws learning curves to a PNG file; see `curves_figure` for the arguments."""
-    figure = curves_figure(curves, metric, splits)
-    with writing(path):
-        save_figure(figure, path)
+    save_figure(curves_figure(curves, metric, splits), path)
 
 
 def curves_figure(
@@ -201,6 +199,6 @@ def curves_figure(
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:
-    """Writes a matplotlib figure to a PNG file, completely or not at all."""
-    with replacing(path) as temporary:
+    """Writes a matplotlib figure to a PNG file as `write_text` does."""
+    with writing(path), replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -14,18 +14,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from zoneout_jax._files import replacing
 from zoneout_jax.training.errors import RunError
+from zoneout_jax.training.files import write_json
 
 BEFORE_CONFIG = (".lock", ".config.json.*.tmp")
 """Files that a run may leave if it is killed at its very start."""
 PACKAGES = ("zoneout_jax", "jax", "optax", "orbax-checkpoint", "numpy")
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file completely or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,25 +31,6 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
         except TypeError as error:
             raise TypeError(f"setting {name} must be what JSON can hold: {error}") from error
     return found
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns an OSError while `path` is written into a RunError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Locks a folder against other callers of this function; waits until it is free."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def versions() -> dict[str, str]:

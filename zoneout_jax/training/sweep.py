@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoneout_jax._files import replacing
 from zoneout_jax._needs import needs
+from zoneout_jax.training.files import write_text
 from zoneout_jax.training.metrics import deviation, markdown_table, save_figure
-from zoneout_jax.training.run_directory import writing
 
 Member = dict[str, Any]
 """What distinguishes the models of a run: the seed, and the rates by name."""
@@ -119,9 +118,7 @@ def write_sweep(
             sd = cell[f"{name}_sd"]
             row.append(f"{cell[name]:.4f}" + ("" if sd is None else f" ± {sd:.4f}"))
         lines.append(row)
-    table = folder / "sweep.md"
-    with writing(table), replacing(table) as temporary:
-        temporary.write_text(markdown_table(header, lines))
+    write_text(folder / "sweep.md", markdown_table(header, lines))
     _draw(folder / "sweep.png", rates, result["cells"], monitor)
 
 
@@ -153,5 +150,4 @@ def _draw(
     axes.grid(alpha=0.3)
     if others:
         axes.legend(fontsize="small")
-    with writing(path):
-        save_figure(figure, path)
+    save_figure(figure, path)
