@@ -61,7 +61,7 @@ def config(context: Context, row: str, **settings: Any) -> char_ptb.Config:
     """Returns the settings of a row of the paper, on the paper's corpus if its files are here."""
     preset = "smoke" if context.quick else "paper"
     flags = [f"--preset={preset}", *EXPERIMENT.rows[row].flags]
-    found = parse_preset(EXPERIMENT.presets, flags, EXPERIMENT.name, "")
+    found = parse_preset(EXPERIMENT.presets, flags)
     if not penn_treebank_is_here():  # a measurement must not wait for a download
         settings["dataset"] = "stdlib"
     settings.setdefault("steps_per_call", context.pick(1, 1, found.run.steps_per_call))

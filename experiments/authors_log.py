@@ -17,7 +17,6 @@ from typing import Any
 import tyro
 
 from zoneout_jax.training import (
-    command,
     draw_curves,
     markdown_table,
     parse,
@@ -43,6 +42,8 @@ class Options:
     def __post_init__(self):
         if not self.runs:
             raise ValueError("no runs are given; give at least one run directory")
+        if len({run.name for run in self.runs}) < len(self.runs):
+            raise ValueError("runs must be directories of different names")
 
 
 def read(file: pathlib.Path) -> History:
@@ -55,6 +56,8 @@ def read(file: pathlib.Path) -> History:
         history = [json.loads(line) for line in file.read_text().splitlines()]
         if not history:
             raise LookupError("no epoch has finished yet")
+        if len({entry["epoch"] for entry in history}) < len(history):
+            raise LookupError("it has several models; give runs of one seed and no sweep")
         return [{name: entry[name] for name in ("epoch", *METRICS)} for entry in history]
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file.parent} is not a run of char_ptb: {file}: {error!r}") from error
@@ -93,7 +96,7 @@ def compare(options: Options) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison from the command line."""
-    options = parse(Options, argv, command(), "Compares runs of char_ptb with the authors' log.")
+    options = parse(Options, argv, "Compares runs of char_ptb with the authors' log.")
     with program(argv):
         print(compare(options))
 

@@ -27,7 +27,7 @@ import functools
 import itertools
 import json
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,8 @@ class Config(DataConfig):
     """Number of validation images, one batch, over which the norms are averaged."""
     out: pathlib.Path | None = None
     """Folder for runs and figures; by default runs/gradient_propagation/<preset>."""
+
+    INCIDENTAL: ClassVar[frozenset[str]] = DataConfig.INCIDENTAL | {"models", "on_nan", "out"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -226,23 +228,16 @@ def measure(options: Config) -> dict[str, Any]:
       ValueError: the data, a run directory or earlier results do not fit the settings.
     """
     out = output_folder(options.out, f"gradient_propagation/{options.preset}")
-    settings = {k: v for k, v in options.identity().items() if k not in ("out", "models", "on_nan")}
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(options.identity()))
     data = out / "gradient_norms.json"
     result = read_result(data, options, settings)
     for name in options.models:
         runs = [measure_model(options, name, seed, out) for seed in options.seeds]
-        norms = {
-            stage: {state: np.mean([run[stage][state] for run in runs], 0) for state in STATES}
-            for stage in STAGES
-        }
-        measured = {"commit": commit(), "versions": versions()} | {
-            stage: {
-                state: {"norms": values.tolist(), "steps_to_a_thousandth": reach(values)}
-                for state, values in norms[stage].items()
-            }
-            for stage in STAGES
-        }
+        measured: dict[str, Any] = {"commit": commit(), "versions": versions()}
+        for stage, state in itertools.product(STAGES, STATES):
+            norms = np.mean([run[stage][state] for run in runs], 0)
+            found = {"norms": norms.tolist(), "steps_to_a_thousandth": reach(norms)}
+            measured.setdefault(stage, {})[state] = found
         with exclusive(out):  # another process may have added other models meanwhile
             result = read_result(data, options, settings)
             result["models"][name] = measured
@@ -251,7 +246,7 @@ def measure(options: Config) -> dict[str, Any]:
             draw(out / "norms.png", result, normalized=False)
         print(f"{name}: steps before the end where the norm has fallen to a thousandth:")
         for state, stage in itertools.product(STATES, STAGES):
-            steps = result["models"][name][stage][state]["steps_to_a_thousandth"]
+            steps = measured[stage][state]["steps_to_a_thousandth"]
             print(f"    ∂L/∂{state}, {stage}: {'nowhere' if steps is None else steps}")
     print(f"data: {data}; figures: normalized.png and norms.png next to it")
     return result

@@ -31,7 +31,6 @@ authors' code); these averages lag behind the weights.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -41,10 +40,10 @@ import optax
 
 from experiments.lib.experiment import Experiment, Row
 from experiments.lib.language_model import readout_init
-from experiments.lib.optimizers import clipped, rmsprop
+from experiments.lib.optimizers import rmsprop
 from experiments.lib.pixels import ModelConfig, linear_blocks, lstm, orthogonal
 from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
-from zoneout_jax import Zoneout, update_stats
+from zoneout_jax import update_stats
 from zoneout_jax.data import (
     Images,
     cut_split,
@@ -76,11 +75,7 @@ class MaskConfig(ZoneoutConfig):
     igate_drop: Probability = 0.0
     """Recurrent dropout: probability that the update of a cell is dropped."""
 
-    RATES: ClassVar[tuple[str, ...]] = (*ZoneoutConfig.RATES, "igate_drop")
-
-    def spec(self, rates: Mapping[str, jax.Array] | None = None) -> Zoneout:
-        """Returns the masks; `rates` of a sweep replace the settings."""
-        return self.masks("igate_drop", rates)
+    RATES: ClassVar[tuple[str, ...]] = ("z_prob_cells", "z_prob_states", "igate_drop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,8 +249,9 @@ def build(config: Config, sampled: bool = True) -> Task:
     return Task(
         name=f"{'sequential' if config.data.unpermuted else 'permuted'} {images.name}",
         init=init,
-        optimizer=clipped(
-            rmsprop(config.optimizer.learning_rate, decay=0.5), config.optimizer.clip_norm
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(config.optimizer.clip_norm),
+            rmsprop(config.optimizer.learning_rate, decay=0.5),
         ),
         loss=loss,
         data=splits["train"],

@@ -21,7 +21,6 @@ from experiments.lib.experiment import NAMES, Experiment, Study, find
 from experiments.lib.pages import Block, Picture, to_html, to_markdown
 from experiments.lib.results import COMMITTED, History, Result, collect, notes
 from zoneout_jax.training import (
-    command,
     curves_figure,
     deviation,
     parse,
@@ -189,7 +188,7 @@ def label(folder: pathlib.Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes the page from the command line."""
-    options = parse(Options, argv, command(), "Makes one page of our and the published results.")
+    options = parse(Options, argv, "Makes one page of our and the published results.")
     with program(argv):
         as_html = options.out.suffix == ".html"
         blocks = page(options.folders, as_html)

@@ -36,7 +36,6 @@ from zoneout_jax.training import (
     Range,
     RunDirectory,
     RunError,
-    command,
     deviation,
     draw_curves,
     fit,
@@ -153,7 +152,7 @@ class Table:
     def config(self, name: str, seeds: Sequence[int]) -> Any:
         """Returns the settings of a row for consecutive seeds."""
         flags = (f"--preset={self.options.preset}", *self.experiment.rows[name].flags)
-        config = parse_preset(self.experiment.presets, flags, self.experiment.name, "")
+        config = parse_preset(self.experiment.presets, flags)
         given = {n: getattr(self.options, n) for n in ("epochs", "on_nan")} | self.options.folders()
         of_seeds = f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}-{seeds[-1]}"
         return config.replace(
@@ -364,7 +363,7 @@ def _arguments(options: Options) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reruns rows from the command line."""
-    options = parse(Options, argv, command(), "Reruns the rows of a table of the paper.")
+    options = parse(Options, argv, "Reruns the rows of a table of the paper.")
     with program(argv), compiled_once():
         reproduce(options)
 

@@ -26,7 +26,6 @@ from zoneout_jax.data import Corpus
 from zoneout_jax.training import (
     NotNegative,
     Range,
-    command,
     parse,
     program,
     read_trained,
@@ -97,7 +96,7 @@ def read_config(options: Options) -> tuple[Experiment, Any]:
         if options.dataset is not None:
             settings["dataset"] = options.dataset
         config = experiment.presets[settings["preset"]].replace(**settings)
-    except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{options.workdir} is not a run directory: {file}: {error}") from error
     return experiment, config.replace(**options.folders())
 
@@ -148,7 +147,7 @@ def encode(text: str, corpus: Corpus, apart: str) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Samples and prints a text from the command line."""
-    options = parse(Options, argv, command(), "Samples text from a language model.")
+    options = parse(Options, argv, "Samples text from a language model.")
     with program(argv):
         print(sample(options))
 

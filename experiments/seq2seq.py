@@ -53,7 +53,6 @@ from zoneout_jax.data import pad_rows
 from zoneout_jax.training import (
     AXIS,
     Evaluation,
-    Positive,
     Range,
     RunConfig,
     Task,
@@ -65,10 +64,6 @@ from zoneout_jax.training import (
 class AdderOptimizerConfig(OptimizerConfig):
     """The optimizer and the decay of its learning rate."""
 
-    learning_rate: Positive = 0.01
-    """Learning rate at the start."""
-    clip_norm: Positive | None = None
-    """Largest global norm; None for no clipping."""
     lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
     """Factor of the learning rate when the error rises at the greatest number of digits."""
     restart: bool = False
@@ -80,8 +75,8 @@ class Config(LanguageModelConfig):
     """Settings of the experiment."""
 
     preset: Literal["long", "repository", "laptop", "smoke"] = "long"
-    model: AdderConfig = AdderConfig()
-    optimizer: AdderOptimizerConfig = AdderOptimizerConfig()
+    model: AdderConfig = AdderConfig(hidden_features=128, num_layers=2)
+    optimizer: AdderOptimizerConfig = AdderOptimizerConfig(learning_rate=0.01, clip_norm=None)
     data: AdditionConfig = AdditionConfig()
     run: RunConfig = RunConfig(epochs=4000, patience=1_000_000, steps_per_call=100)
 

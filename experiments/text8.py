@@ -20,7 +20,7 @@ The metrics are those of `experiments.char_ptb`.
 
 import dataclasses
 import functools
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from experiments.lib import characters
 from experiments.lib.characters import (
@@ -31,7 +31,7 @@ from experiments.lib.characters import (
 from experiments.lib.experiment import Experiment, Row
 from experiments.lib.settings import ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
-from zoneout_jax.training import Range, RunConfig
+from zoneout_jax.training import RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,6 @@ class TextConfig(CharacterTextConfig):
     dataset: str = "text8"
     """Corpus: text8; text8_like, other Wikipedia text in the same form; stdlib, which needs no
     files; or the path of your own UTF-8 text file (90 % training, 5 % validation, 5 % test)."""
-    seq_length: Annotated[int, Range(2)] = 180
-    """Characters in a sequence; all but the first are predicted."""
 
     corpora: ClassVar[tuple[str, ...]] = ("text8", "text8_like", "stdlib")
 
@@ -59,7 +57,7 @@ class Config(CharacterConfig):
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
     model: ModelConfig = ModelConfig(hidden_features=2000)
     optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(learning_rate=1e-3)
-    data: TextConfig = TextConfig()
+    data: TextConfig = TextConfig(seq_length=180)
     run: RunConfig = RunConfig(batch_size=128)
 
 

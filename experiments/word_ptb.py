@@ -25,7 +25,7 @@ Metrics: `validation_perplexity` and `test_perplexity`, with the state carried o
 import dataclasses
 import functools
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,6 @@ from zoneout_jax.training import (
     Count,
     DropRate,
     Positive,
-    Range,
     RunConfig,
     Task,
 )
@@ -56,10 +55,6 @@ from zoneout_jax.training import (
 class WordModelConfig(ModelConfig):
     """Settings of the layers."""
 
-    hidden_features: Count = 1500
-    """Units per layer, and features of an embedding."""
-    num_layers: Annotated[int, Range(1, 100)] = 2
-    """Number of layers."""
     init_width: Positive | None = 0.04
     """Initial weights are uniform within ± this."""
     embedding: bool = True
@@ -85,12 +80,6 @@ class WordRegularizerConfig(RegularizerConfig):
 class WordOptimizerConfig(OptimizerConfig):
     """The optimizer and the decay of its learning rate."""
 
-    algorithm: Literal["adam", "rms_prop", "momentum", "sgd"] = "sgd"
-    """Optimizer."""
-    learning_rate: Positive = 1.0
-    """Learning rate."""
-    clip_norm: Positive | None = 10.0
-    """Largest global norm; None for no clipping."""
     decrease_lr_after_epoch: Count = 14
     """The learning rate falls at the end of each epoch after this one, as in the authors' code;
     with 14, epoch 16 is the first with a lower rate."""
@@ -137,9 +126,11 @@ class Config(LanguageModelConfig):
     """Settings of the experiment; the defaults are the paper's without regularization."""
 
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
-    model: WordModelConfig = WordModelConfig()
+    model: WordModelConfig = WordModelConfig(hidden_features=1500, num_layers=2)
     regularizers: WordRegularizerConfig = WordRegularizerConfig()
-    optimizer: WordOptimizerConfig = WordOptimizerConfig()
+    optimizer: WordOptimizerConfig = WordOptimizerConfig(
+        algorithm="sgd", learning_rate=1.0, clip_norm=10.0
+    )
     data: WordTextConfig = WordTextConfig()
     run: RunConfig = RunConfig(epochs=55, patience=55, batch_size=20)
 
@@ -188,8 +179,7 @@ def model(config: Config, corpus: Corpus) -> LanguageModel:
     return language_model(
         config,
         corpus.vocab_size,
-        embedding_features=settings.hidden_features if settings.embedding else None,
-        looked_up=not settings.embedding,
+        encoding="embedding" if settings.embedding else "rows",
         tied=settings.tied,
         init_width=settings.init_width,
         learned_carry=False,

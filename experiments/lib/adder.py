@@ -1,7 +1,7 @@
 """The model of `experiments.seq2seq`: a language model that reads questions and writes answers."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,13 @@ from experiments.lib.addition import GO, SYMBOLS
 from experiments.lib.language_model import LanguageModel, language_model
 from experiments.lib.settings import ModelConfig
 from zoneout_jax import weight_noise
-from zoneout_jax.training import Count, Positive, Range
+from zoneout_jax.training import Positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdderConfig(ModelConfig):
     """Settings of the encoder and the decoder."""
 
-    hidden_features: Count = 128
-    """Units per layer."""
-    num_layers: Annotated[int, Range(1, 100)] = 2
-    """Number of layers."""
     two_networks: bool = True
     """Use separate weights for the encoder and the decoder."""
     output: Literal["state", "candidate"] = "state"

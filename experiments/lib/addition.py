@@ -64,11 +64,31 @@ class AdditionConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_lengths(self.digits, self.input_length, self.target_length)
+        longest = self.digits + 1  # of an operand, and of a sum: 10^k + 10^k
+        for name, needed in (("input_length", 2 * longest + 1), ("target_length", longest)):
+            length = getattr(self, name)
+            if length < needed:
+                raise ValueError(
+                    f"{name} must be at least {needed} for numbers up to 10^{self.digits}, got "
+                    f"{length}"
+                )
 
     def encode(self, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the questions and answers of operands `[N, 2]`."""
-        return encode(pairs, self.input_length, self.target_length, self.reverse)
+        """Writes additions of operands `[N, 2]` as symbols.
+
+        Returns:
+          Questions `[N, input_length]` and answers `[N, target_length]`.
+        """
+        a, b = pairs[:, :1], pairs[:, 1:]
+        a_length, b_length = _length(a), _length(b)
+        question = a_length + 1 + b_length
+        place = jnp.arange(self.input_length - 1, -1, -1)  # from the right
+        at = jnp.where(place < question, question - 1 - place, place) if self.reverse else place
+        inputs = jnp.where(at < b_length, _digit(b, at), _digit(a, at - b_length - 1))
+        inputs = jnp.where(at == b_length, PLUS, jnp.where(at < question, inputs, PAD))
+        total = a + b
+        place = _length(total) - 1 - jnp.arange(self.target_length)
+        return inputs, jnp.where(place >= 0, _digit(total, place), PAD)
 
 
 def in_part(pair: jax.Array, part: str) -> jax.Array:
@@ -128,31 +148,6 @@ def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part
     return jax.vmap(lambda n: draw_pair(jax.random.fold_in(key, n), digits, part))(numbers)
 
 
-def encode(
-    pairs: jax.Array, input_length: int, target_length: int, reverse: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """Encodes additions as symbols.
-
-    Args:
-      pairs: operands `[N, 2]`.
-      input_length, target_length: symbols per question and per answer; see `check_lengths`.
-      reverse: write the question from right to left, after the padding (Sutskever et al. 2014).
-
-    Returns:
-      Questions `[N, input_length]` and answers `[N, target_length]`.
-    """
-    a, b = pairs[:, :1], pairs[:, 1:]
-    a_length, b_length = _length(a), _length(b)
-    question = a_length + 1 + b_length
-    place = jnp.arange(input_length - 1, -1, -1)  # from the right
-    at = jnp.where(place < question, question - 1 - place, place) if reverse else place
-    inputs = jnp.where(at < b_length, _digit(b, at), _digit(a, at - b_length - 1))
-    inputs = jnp.where(at == b_length, PLUS, jnp.where(at < question, inputs, PAD))
-    total = a + b
-    place = _length(total) - 1 - jnp.arange(target_length)
-    return inputs, jnp.where(place >= 0, _digit(total, place), PAD)
-
-
 def _length(n: jax.Array) -> jax.Array:
     """Counts decimal digits."""
     return 1 + jnp.sum(n[..., None] >= jnp.asarray(_POWERS[1:]), -1)
@@ -162,19 +157,6 @@ def _digit(n: jax.Array, place: jax.Array) -> jax.Array:
     """Returns the symbol at a place, counted from the right."""
     power = jnp.asarray(_POWERS)[jnp.clip(place, 0, len(_POWERS) - 1)]
     return ZERO + n // power % 10
-
-
-def check_lengths(digits: int, input_length: int, target_length: int) -> None:
-    """Raises ValueError unless all additions of operands up to 10^`digits` fit the lengths."""
-    longest = digits + 1  # of an operand, and of a sum: 10^k + 10^k
-    for name, length, needed in (
-        ("input_length", input_length, 2 * longest + 1),
-        ("target_length", target_length, longest),
-    ):
-        if length < needed:
-            raise ValueError(
-                f"{name} must be at least {needed} for numbers up to 10^{digits}, got {length}"
-            )
 
 
 def text(symbols: np.ndarray) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.lib.language_model import LanguageModel
 from zoneout_jax.data import Corpus
-from zoneout_jax.training import Task, command, launch, parse_preset, parse_sweep, program, shown
+from zoneout_jax.training import Task, launch, parse_preset, parse_sweep, program, shown
 
 NAMES = (
     "char_ptb",
@@ -89,7 +89,7 @@ class Experiment:
 
         for name, row in self.rows.items():
             published = " / ".join(f"{value:g}" for value in self.published(row).values())
-            of_row = parse_preset(self.presets, row.flags, self.name, self.about)
+            of_row = parse_preset(self.presets, row.flags)
             if published and settings(of_row) == settings(config):
                 return f"; paper, {name}: {published}"
         return ""
@@ -111,7 +111,7 @@ class Study:
 
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Measures from the command line."""
-        config = parse_preset(self.presets, argv, command(), self.about)
+        config = parse_preset(self.presets, argv, self.about)
         with program(argv):
             self.measure(config)
 

@@ -90,7 +90,7 @@ class LanguageModel(NamedTuple):
 
     Attributes:
       init: `init(key) -> params` with `layers`, `readout` and, if there is one, `embedding`
-        `[V, E]`.
+        `[V, H]`.
       initial_carry: `initial_carry(params, batch) -> carry`, a list with one carry per layer.
       sums: `sums(params, inputs, targets, weights, carry=None, **mode) -> ((total, count), carry)`.
         Inputs, targets and weights w are `[T, B]`; total is Σ w·nats of the targets, count is Σ w,
@@ -114,11 +114,10 @@ def language_model(
     config: LanguageModelConfig,
     vocab_size: int,
     *,
-    embedding_features: int | None = None,
+    encoding: Literal["one_hot", "rows", "embedding"] = "one_hot",
     tied: bool = False,
     init_width: float | None = None,
     learned_carry: bool = True,
-    looked_up: bool = False,
     input_drop: float = 0.0,
     dropout: float = 0.0,
     output: Literal["state", "candidate"] = "state",
@@ -128,32 +127,24 @@ def language_model(
     Args:
       config: settings.
       vocab_size: V, number of symbols.
-      embedding_features: E, size of embeddings; None feeds one-hot vectors to the first layer.
+      encoding: what the first layer reads: one-hot vectors; the rows of its input matrix
+        `[V, kH]`, which equal products with one-hot vectors and suit many symbols; or an embedding
+        `[V, H]`.
       tied: the kernel of the output layer is the transposed embedding (Press and Wolf 2017).
       init_width: all weights are uniform within ± this; None makes them orthogonal, in square tiles
         (see `tiled_orthogonal`), as the authors' code does.
       learned_carry: the initial state is learned; otherwise it is zero.
-      looked_up: look up rows of the first layer's input matrix `[V, kH]`; this equals the product
-        with one-hot vectors, and suits many symbols.
       input_drop: dropout rate of the first layer's inputs.
       dropout: dropout rate between layers and before the output layer (Zaremba et al. 2014).
       output: what a layer outputs: its zoned-out state, or the new state before zoneout.
-
-    Raises:
-      ValueError: tied weights of different sizes; embeddings together with `looked_up`.
     """
-    features = config.model.hidden_features
-    if tied and embedding_features != features:
-        raise ValueError(
-            f"tied weights need embeddings as large as a layer, {features}, got "
-            f"{embedding_features}"
-        )
-    if looked_up and embedding_features:
-        raise ValueError("looked_up and embedding_features exclude each other: choose one of them")
-    first, dtype = embedding_features or vocab_size, compute_dtype(config.run)
+    features, dtype = config.model.hidden_features, compute_dtype(config.run)
+    first = features if encoding == "embedding" else vocab_size
     kernel_init = uniform(init_width) if init_width else TILES
     kind = CELLS[config.model.rnn_type]
-    kinds = [looking_up(kind) if looked_up else kind, *[kind] * (config.model.num_layers - 1)]
+    kinds = [kind] * config.model.num_layers
+    if encoding == "rows":
+        kinds[0] = looking_up(kind)
     cells = [
         kind(
             features if number else first,
@@ -180,11 +171,9 @@ def language_model(
         }
         if tied:
             del params["readout"]["kernel"]
-        if embedding_features:
-            shape, width = (vocab_size, embedding_features), init_width or features**-0.5
-            params["embedding"] = jax.random.uniform(
-                embedding_key, shape, minval=-width, maxval=width
-            )
+        if encoding == "embedding":
+            draw = uniform(init_width or features**-0.5)
+            params["embedding"] = draw(embedding_key, (vocab_size, features))
         return params
 
     def initial_carry(params, batch):
@@ -203,12 +192,12 @@ def language_model(
             )
             return xs * drop(jnp.ones_like(xs[..., :1])) if whole else drop(xs)
 
-        if embedding_features:
+        if encoding == "embedding":
             xs = params["embedding"][inputs]
             xs = dropped(xs, input_drop, 0)
         else:
             kernel = params["layers"][0]["input"]
-            xs = kernel[inputs] if looked_up else jax.nn.one_hot(inputs, vocab_size)
+            xs = kernel[inputs] if encoding == "rows" else jax.nn.one_hot(inputs, vocab_size)
             xs = dropped(xs, input_drop, 0, whole=True)  # drops whole symbols
         of_cells = regularizers.norm_cost_coeff and regularizers.penalty == "cells"
         emit = with_cells if of_cells else None

@@ -1,7 +1,5 @@
 """Optimizers as in Blocks, the library of the authors' code."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,15 +33,3 @@ def rmsprop(
 
     rule = optax.GradientTransformation(init, update)
     return optax.chain(rule, optax.scale_by_learning_rate(learning_rate))
-
-
-def clipped(
-    rule: optax.GradientTransformation,
-    norm: float | None,
-    by: Literal["gradient", "update"] = "gradient",
-) -> optax.GradientTransformation:
-    """Adds clipping of the global norm of gradient or update to an optimizer; None adds nothing."""
-    if not norm:
-        return rule
-    clip = optax.clip_by_global_norm(norm)
-    return optax.chain(clip, rule) if by == "gradient" else optax.chain(rule, clip)

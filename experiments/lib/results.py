@@ -87,8 +87,7 @@ def from_table(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
 def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
     """Yields the result of a run directory; for an unfinished run, its last epoch."""
     folder, config = file.parent, read(file)
-    guesses = (name for part in folder.parts for name in NAMES if part.startswith(name))
-    name = config.get("experiment") or next(guesses, None)
+    name = config.get("experiment")
     experiment = find(name) if name in NAMES else None
     if not isinstance(experiment, Experiment):
         return
@@ -97,12 +96,17 @@ def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
     words = described(experiment, settings)
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    curves: dict[str, list[History]] = {}
+    for entry in history:
+        model = [f"{k} {v:g}" for k, v in entry.items() if k == "seed" or k in settings]
+        label = ", ".join([folder.name, *model])
+        curves.setdefault(label, [[]])[0].append(entry)
     if (folder / "result.json").exists():
         result = read(folder / "result.json")
-    else:
-        result = (history or [{}])[-1]
-        words["state"] = "not done"
-    runs = result.get("runs", [result])
+        runs = result.get("runs", [result])
+    else:  # the last epoch of each seed; nothing of a sweep, whose best rates are not known yet
+        result, words["state"] = {}, "not done"
+        runs = [] if settings.get("sweep") else [run[-1] for (run,) in curves.values()]
     if settings.get("sweep") and "cells" in result:
         best = {name: result[name] for name in parse_sweep(settings["sweep"])}
         runs = [run for run in runs if best.items() <= run.items()]
@@ -113,11 +117,6 @@ def from_run(file: pathlib.Path) -> Iterator[tuple[str, Result]]:
         command.append(as_flag("num_seeds", seeds))
     about = {"command": " ".join(filter(None, command))}
     about |= {k: config[k] for k in ("commit", "versions") if k in config}
-    curves: dict[str, list[History]] = {}
-    for entry in history:
-        model = [f"{k} {v:g}" for k, v in entry.items() if k == "seed" or k in settings]
-        label = ", ".join([folder.name, *model])
-        curves.setdefault(label, [[]])[0].append(entry)
     about |= noted
     yield name, Result(folder=folder, values=values, about=about, curves=curves, **words)
 

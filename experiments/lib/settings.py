@@ -1,6 +1,7 @@
 """Settings that experiments share; flags have the names of the authors' code."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.lib.optimizers import clipped, rmsprop
+from experiments.lib.optimizers import rmsprop
 from zoneout_jax import Zoneout
 from zoneout_jax.training import (
     Count,
@@ -33,30 +34,19 @@ class ZoneoutConfig(Settings):
     share_mask: bool = False
     """Use one mask for cells and states."""
 
-    RATES: ClassVar[tuple[str, ...]] = ("z_prob_cells", "z_prob_states")
-    """Settings that can be swept."""
+    RATES: ClassVar[tuple[str, ...]]
+    """The rates of cells, states and recurrent dropout by name; they can be swept."""
 
-    def masks(
-        self, update_drop: str, rates: Mapping[str, jax.Array] | None = None, **kinds: Any
-    ) -> Zoneout:
+    def spec(self, rates: Mapping[str, jax.Array] | None = None, **kinds: bool) -> Zoneout:
         """Returns the masks. For a rate of 0 no mask is drawn, so it costs nothing.
 
         Args:
-          update_drop: name of the setting that is the rate of recurrent dropout.
           rates: rates of a sweep, by the name of the setting that they replace.
           **kinds: how masks are drawn: `static`, `per_layer`, `gaussian`.
         """
-
-        def rate(name):
-            return rates[name] if rates and name in rates else getattr(self, name) or None
-
-        return Zoneout(
-            cells=rate("z_prob_cells"),
-            states=rate("z_prob_states"),
-            update_drop=rate(update_drop),
-            shared=self.share_mask,
-            **kinds,
-        )
+        given = {name: getattr(self, name) or None for name in self.RATES} | (rates or {})
+        fields = zip(("cells", "states", "update_drop"), given.values(), strict=True)
+        return Zoneout(**dict(fields), shared=self.share_mask, **kinds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,17 +62,12 @@ class MaskConfig(ZoneoutConfig):
     gaussian_mask: bool = False
     """Draw Gaussian masks with the mean and variance of the Bernoulli masks."""
 
-    RATES: ClassVar[tuple[str, ...]] = (*ZoneoutConfig.RATES, "drop_prob_igates")
+    RATES: ClassVar[tuple[str, ...]] = ("z_prob_cells", "z_prob_states", "drop_prob_igates")
 
     def spec(self, rates: Mapping[str, jax.Array] | None = None) -> Zoneout:
         """Returns the masks of a layer; `rates` of a sweep replace the settings."""
-        return self.masks(
-            "drop_prob_igates",
-            rates,
-            static=self.static_mask,
-            per_layer=self.stoch_depth,
-            gaussian=self.gaussian_mask,
-        )
+        kinds = {"static": self.static_mask, "per_layer": self.stoch_depth}
+        return super().spec(rates, gaussian=self.gaussian_mask, **kinds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,15 +139,18 @@ class OptimizerConfig(Settings):
     def optimizer(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         """Makes the optimizer, with clipping and weight decay."""
         rule = {
-            "adam": lambda: optax.adam(learning_rate),
-            "rms_prop": lambda: rmsprop(learning_rate),
-            "momentum": lambda: optax.sgd(learning_rate, self.momentum),
-            "sgd": lambda: optax.sgd(learning_rate),
-        }[self.algorithm]()
-        optimizer = clipped(rule, self.clip_norm, self.clip_by)
+            "adam": optax.adam,
+            "rms_prop": rmsprop,
+            "momentum": functools.partial(optax.sgd, momentum=self.momentum),
+            "sgd": optax.sgd,
+        }[self.algorithm]
+        steps = [rule(learning_rate)]
+        if self.clip_norm:
+            clip = optax.clip_by_global_norm(self.clip_norm)
+            steps.insert(0 if self.clip_by == "gradient" else 1, clip)
         if self.weight_decay:
-            return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
-        return optimizer
+            steps.insert(0, optax.add_decayed_weights(self.weight_decay))
+        return optax.chain(*steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

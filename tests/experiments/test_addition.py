@@ -26,7 +26,8 @@ def letters(symbols):
 @pytest.mark.parametrize(("input_length", "target_length"), [(13, 7), (20, 6)])
 def test_additions_are_written_as_text(input_length, target_length, reverse):
     pairs = np.array(list(itertools.product(NUMBERS, NUMBERS)), np.int32)
-    written = addition.encode(jnp.asarray(pairs), input_length, target_length, reverse)
+    lengths = {"input_length": input_length, "target_length": target_length}
+    written = addition.AdditionConfig(reverse=reverse, **lengths).encode(jnp.asarray(pairs))
     questions, answers = map(np.asarray, written)
     for (a, b), question, answer in zip(pairs, questions, answers, strict=True):
         wanted = by_hand(a, b, input_length, target_length, reverse)
@@ -36,7 +37,8 @@ def test_additions_are_written_as_text(input_length, target_length, reverse):
 
 def test_the_largest_numbers():
     largest = 10**addition.MAX_DIGITS
-    questions, answers = addition.encode(jnp.array([[largest, largest]]), 21, 10)
+    config = addition.AdditionConfig(input_length=21, target_length=10)
+    questions, answers = config.encode(jnp.array([[largest, largest]]))
     assert (letters(questions[0]), letters(answers[0])) == by_hand(largest, largest, 21, 10)
 
 
@@ -119,4 +121,4 @@ def test_a_draw_depends_on_its_own_number_alone(impl):
 )
 def test_lengths_that_are_too_short(lengths, complaint):
     with pytest.raises(ValueError, match=complaint.replace("^", r"\^")):
-        addition.check_lengths(5, *lengths)
+        addition.AdditionConfig(input_length=lengths[0], target_length=lengths[1])

@@ -166,7 +166,7 @@ def test_the_command_in_a_table_can_be_given_again():
     rows = ("plain RNN + zoneout", "LSTM")
     options = reproduce.Options(experiment="char_ptb", preset="smoke", rows=rows, seeds=(3, 4))
     words = shlex.split(shlex.join(reproduce._arguments(options)))
-    assert parse(reproduce.Options, words, "prog", "") == options
+    assert parse(reproduce.Options, words, "") == options
 
 
 def test_reproduce_where_a_file_lies(tmp_path, capsys):
@@ -208,16 +208,16 @@ def listed(settings):
 
 @pytest.mark.parametrize("preset", list(CHAR.presets))
 def test_presets_are_what_they_are_called(preset):
-    config = parse_preset(CHAR.presets, [f"--preset={preset}"], "prog", "")
+    config = parse_preset(CHAR.presets, [f"--preset={preset}"])
     assert config == CHAR.presets[preset] and config.preset == preset
     assert json.loads(json.dumps(config.identity())) == listed(config.identity())
-    changed = parse_preset(CHAR.presets, ["--hidden_features=24", f"--preset={preset}"], "prog", "")
+    changed = parse_preset(CHAR.presets, ["--hidden_features=24", f"--preset={preset}"])
     assert changed == config.replace(hidden_features=24) != config
 
 
 def test_rows_of_the_table_are_flags_that_are_understood():
     for row in CHAR.rows.values():
-        parse_preset(CHAR.presets, row.flags, "prog", "")
+        parse_preset(CHAR.presets, row.flags)
         assert set(CHAR.published(row)) <= set(CHAR.metrics)
 
 
@@ -231,7 +231,7 @@ def test_rows_of_the_table_are_flags_that_are_understood():
 )
 def test_help_fits_a_screen_or_two(start, flag, described, capsys):
     with pytest.raises(SystemExit) as end:
-        parse(start, [flag], "program", "")
+        parse(start, [flag], "")
     assert end.value.code == 0
     output = capsys.readouterr().out
     assert "--raw_data_dir" in output and ("$ZONEOUT_RAW_DATA" in output) == described

@@ -21,7 +21,7 @@ def small(**changes):
     [([], 2), (["--start_digits=3"], 3), (["--start_digits=4", "--digits=3"], 3)],
 )
 def test_the_curriculum_starts_with_some_digits_or_all_there_are(flags, digits):
-    config = parse_preset(seq2seq.PRESETS, [*flags, "--eval_size=8"], "prog", "")
+    config = parse_preset(seq2seq.PRESETS, [*flags, "--eval_size=8"])
     task = seq2seq.build(config.replace(hidden_features=4))
     assert task.first_state(jax.random.key(0)).model_state["digits"] == digits
 

@@ -51,7 +51,7 @@ def test_published_values_are_shown_beside_runs_of_their_rows_alone(changes, wor
 )
 def test_rows_have_the_settings_of_the_paper_and_its_code(name, row, settings):
     experiment = find(name)
-    config = parse_preset(experiment.presets, experiment.rows[row].flags, name, "")
+    config = parse_preset(experiment.presets, experiment.rows[row].flags)
     found = config.identity()
     assert {key: found[key] for key in settings} == settings
 

@@ -36,7 +36,7 @@ def test_flags_of_masks(flag, attribute):
 def test_flags_of_each_row_fit_the_experiment(experiment):
     """Traced only: they are accepted, and the loss has gradients."""
     for row in experiment.rows.values():
-        config = parse_preset(experiment.presets, ["--preset=smoke", *row.flags], "prog", "")
+        config = parse_preset(experiment.presets, ["--preset=smoke", *row.flags])
         task = experiment.build(config)
         state = jax.eval_shape(task.first_state, jax.random.key(0))
         examples = jax.eval_shape(task.epoch_indices, jax.random.key(0))
@@ -68,7 +68,7 @@ def test_flags_of_each_row_fit_the_experiment(experiment):
     ],
 )
 def test_commands_of_the_authors_readme(experiment, flags):
-    config = parse_preset(EXPERIMENTS[experiment].presets, flags.split(), "prog", "")
+    config = parse_preset(EXPERIMENTS[experiment].presets, flags.split())
     for flag in flags.split():
         name, value = flag.strip("-").split("=")
         assert config.flat()[name] == float(value)
@@ -114,7 +114,7 @@ def test_a_norm_stabilizer_without_a_change_to_look_at(experiment, length, capsy
 
 
 CHANGES = {
-    name: parse_preset(CHAR.presets, row.flags, "prog", "")
+    name: parse_preset(CHAR.presets, row.flags)
     for name, row in CHAR.rows.items()
     if not name.startswith(("GRU", "plain RNN", "LSTM"))
 } | {"input dropout": char_ptb.Config().replace(input_drop=0.5)}

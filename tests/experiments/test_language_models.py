@@ -89,7 +89,7 @@ def long_unroll(words, params, text, streams=1):
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SRNN"])
 def test_the_carried_metric_is_one_long_unroll(kind):
     config = smoke(WORDS, rnn_type=kind, num_layers=2, z_prob_states=0.3, hidden_features=8)
-    words = language_model(config, 11, embedding_features=8)
+    words = language_model(config, 11, encoding="embedding")
     params = words.init(jax.random.key(1))
     text = np.random.default_rng(0).integers(0, 11, 734).astype(np.int32)
     evaluation = carried_evaluation(words, text, 3)
@@ -217,14 +217,14 @@ def test_the_norm_stabilizer_is_in_the_gradient_and_not_in_the_metric(penalty):
 
 
 def test_weight_noise_is_for_training_alone():
-    words = language_model(smoke(WORDS, weight_noise=0.5), 7, embedding_features=4)
+    words = language_model(smoke(WORDS, weight_noise=0.5), 7, encoding="embedding")
     params = words.init(jax.random.key(0))
     inputs, weights = jnp.zeros((5, 2), jnp.int32), jnp.ones((5, 2))
 
     def total(**mode):
         return float(words.sums(params, inputs, inputs, weights, **mode)[0][0])
 
-    quiet = language_model(smoke(WORDS), 7, embedding_features=4)
+    quiet = language_model(smoke(WORDS), 7, encoding="embedding")
     (wanted, _), _ = quiet.sums(params, inputs, inputs, weights, deterministic=True)
     assert total(deterministic=True) == float(wanted)
     draws = {total(key=jax.random.key(n)) for n in range(3)}
@@ -235,13 +235,11 @@ def test_tied_weights_are_one_matrix():
     config = smoke(WORDS, tied=True, embedding=True)
     words = WORDS.model(config, config.data.load())
     assert set(words.init(jax.random.key(0))["readout"]) == {"bias"}
-    with pytest.raises(ValueError, match="as large as a layer, 8, got 5"):
-        language_model(config, 7, embedding_features=5, tied=True)
 
 
 def test_tied_logits_are_those_of_the_transposed_embedding():
     config = smoke(WORDS)
-    tied, free = (language_model(config, 7, embedding_features=8, tied=t) for t in (True, False))
+    tied, free = (language_model(config, 7, encoding="embedding", tied=t) for t in (True, False))
     params = tied.init(jax.random.key(0))
     params["readout"]["bias"] = jnp.arange(7.0)
     readout = {"kernel": params["embedding"].T, "bias": params["readout"]["bias"]}
@@ -264,7 +262,7 @@ def test_tied_logits_are_those_of_the_transposed_embedding():
 def test_rows_that_are_looked_up_are_products_with_one_hot_vectors(kind):
     config = smoke(WORDS, rnn_type=kind, num_layers=2, z_prob_states=0.3)
     looked_up, multiplied = (
-        language_model(config, 7, looked_up=choice, input_drop=0.4) for choice in (True, False)
+        language_model(config, 7, encoding=kind, input_drop=0.4) for kind in ("rows", "one_hot")
     )
     params = looked_up.init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, params, multiplied.init(jax.random.key(0)))

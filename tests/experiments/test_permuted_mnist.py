@@ -361,7 +361,7 @@ def test_bad_flags_are_refused_in_one_line(flags, words, tmp_path, capsys):
 
 def test_rows_of_the_table_are_flags_that_are_understood():
     for row in EXPERIMENT.rows.values():
-        config = parse_preset(EXPERIMENT.presets, row.flags, "prog", "")
+        config = parse_preset(EXPERIMENT.presets, row.flags)
         assert isinstance(config.zoneout.spec(), Zoneout)
         assert set(EXPERIMENT.published(row)) <= set(EXPERIMENT.metrics)
     for name, preset in EXPERIMENT.presets.items():

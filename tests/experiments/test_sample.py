@@ -19,7 +19,7 @@ PROMPT = jnp.array([2, 0, 5])
 
 def model():
     config = WORDS.presets["smoke"].replace(z_prob_cells=0.4, num_layers=2)
-    words = language_model(config, 6, embedding_features=5)
+    words = language_model(config, 6, encoding="embedding")
     params = words.init(jax.random.key(0))
     # Sure enough of itself that temperatures matter.
     params["readout"]["kernel"] *= 20

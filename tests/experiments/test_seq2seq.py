@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments import reproduce, seq2seq
-from experiments.lib.addition import draw_pairs, encode, in_part
+from experiments.lib.addition import AdditionConfig, draw_pairs, in_part
 from tests.oracles import sigmoid
 from zoneout_jax import weight_noise
 from zoneout_jax.training import AXIS, Batch, Progress, Streams
@@ -173,7 +173,7 @@ def test_a_hundred_steps_are_those_of_a_loop(settings):
             ]
             pairs_of_masks = ([d.cells for d in drawn], [d.states for d in drawn])
             masks.append([jnp.concatenate(both).astype(float) for both in pairs_of_masks])
-        return *encode(pairs, 13, 7), masks
+        return *AdditionConfig().encode(pairs), masks
 
     first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
     losses = []
@@ -199,7 +199,7 @@ def test_weight_noise_is_one_draw_for_question_and_answer(two_networks):
     adder = seq2seq.language_model_of(smoke(two_networks=two_networks, weight_noise=0.3))
     params = seq2seq.init(smoke(two_networks=two_networks), adder, jax.random.key(0))
     pairs = draw_pairs(jax.random.key(1), jnp.arange(4), 2, "train")
-    key, encoded = jax.random.key(2), encode(pairs, 13, 7)
+    key, encoded = jax.random.key(2), AdditionConfig().encode(pairs)
     noisy = weight_noise(params, jax.random.fold_in(key, 2**31), 0.3)
     found, wanted = (
         seq2seq.training_sums(adder, p, *encoded, key, noise)[0]
@@ -232,7 +232,7 @@ def test_answers_are_those_of_an_independent_decoder(settings):
     params = random_params(seq2seq.build(config))
     rates, output = ZONEOUT.values(), config.model.output
     pairs = draw_pairs(jax.random.key(0), jnp.arange(50), 3, "validation")
-    questions, _ = encode(pairs, 13, 7)
+    questions, _ = AdditionConfig().encode(pairs)
 
     @jax.jit
     def answers(questions):
@@ -303,7 +303,7 @@ def test_nats_are_those_of_a_loop(digits, reverse, monkeypatch):
         (task.validation, task.validation.data[:, digits - 2]),
         (test, test.data),
     ):
-        questions, answers = map(np.asarray, encode(pairs, 13, 7, reverse))
+        questions, answers = map(np.asarray, AdditionConfig(reverse=reverse).encode(pairs))
         rates = [[np.full((20, 20, 16), rate) for rate in ZONEOUT.values()]] * 2
         wanted, _ = loss_and_gradient(in_float64(params), questions, answers, rates)
         metrics, _ = evaluated(evaluation, params, level)

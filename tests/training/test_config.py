@@ -49,7 +49,7 @@ PRESETS = {"paper": PAPER, "smoke": PAPER.replace(preset="smoke", epochs=2, batc
 
 
 def parsed(*flags):
-    return parse_preset(PRESETS, flags, "prog", "about")
+    return parse_preset(PRESETS, flags)
 
 
 def test_flags_beat_the_preset_wherever_they_stand():

@@ -17,7 +17,6 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.files import write_json as write_json
     from zoneout_jax.training.files import write_text as write_text
     from zoneout_jax.training.flags import Measurement as Measurement
-    from zoneout_jax.training.flags import command as command
     from zoneout_jax.training.flags import parse as parse
     from zoneout_jax.training.flags import parse_measurement as parse_measurement
     from zoneout_jax.training.flags import parse_preset as parse_preset

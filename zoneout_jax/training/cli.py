@@ -2,25 +2,23 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import absl.logging
 import jax
 
 from zoneout_jax._files import local_folder
 from zoneout_jax.training import parallel, processes
-from zoneout_jax.training.config import RunConfig
 from zoneout_jax.training.errors import RunError, Stopped, fail, one_line
 from zoneout_jax.training.flags import command, parse, parse_preset
 from zoneout_jax.training.loop import fit
-from zoneout_jax.training.run_directory import RunDirectory
-from zoneout_jax.training.settings import Range, Settings, check_range
+from zoneout_jax.training.run_directory import RunDirectory, as_json
+from zoneout_jax.training.settings import Settings, check_range
 from zoneout_jax.training.stop import StopRequest
 from zoneout_jax.training.sweep import parse_sweep
 from zoneout_jax.training.task import Task
@@ -28,23 +26,6 @@ from zoneout_jax.training.task import Task
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems allow 255."""
 SHARED = ("steps_per_call", "checkpoint_steps", "on_nan", "num_processes")
-
-
-class Config(Protocol):
-    """Settings of an experiment: `Settings` that hold the settings of the run as `run`."""
-
-    @property
-    def run(self) -> RunConfig:
-        """Settings of the run."""
-
-    def identity(self) -> dict[str, Any]:
-        """Settings that the numbers of a run depend on."""
-
-    def flat(self) -> dict[str, Any]:
-        """All settings by name."""
-
-    def range_of(self, name: str) -> Range | None:
-        """The range of a setting, if it has one."""
 
 
 def launch(
@@ -70,16 +51,14 @@ def launch(
       SystemExit: code 2 after one line for bad input, before anything is compiled or written; see
         `exits` for the other codes.
     """
-    called = command()
     start: Any = presets
     if isinstance(presets, Settings):
-        config = parse(presets, argv, called, about)
+        config = parse(presets, argv, about)
     else:
-        config = parse_preset(presets, argv, called, about)
+        config = parse_preset(presets, argv, about)
         start = presets[config.preset]
-    again = f"{called} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     run = config.run
-    with exits(again), contextlib.ExitStack() as stack:
+    with exits(argv), contextlib.ExitStack() as stack:
         try:
             processes.connect(
                 run.coordinator, run.num_processes, run.process_id, run.heartbeat_timeout
@@ -105,20 +84,19 @@ def program(argv: Sequence[str] | None) -> Iterator[None]:
       SystemExit: code 2 for a ValueError or OSError, which means bad input; see `exits` for the
         other codes.
     """
-    arguments = sys.argv[1:] if argv is None else argv
     try:
-        with exits(f"{command()} {shlex.join(arguments)}"):
+        with exits(argv):
             yield
     except (ValueError, OSError) as error:
         fail(error)
 
 
 @contextlib.contextmanager
-def exits(again: str) -> Iterator[None]:
+def exits(argv: Sequence[str] | None) -> Iterator[None]:
     """Ends the program with one line if a run ends early.
 
     Args:
-      again: the command that resumes the run.
+      argv: arguments; None means `sys.argv[1:]`.
 
     Raises:
       SystemExit: code 2 if the run directory is in use or cannot be written to; 1 if the run
@@ -126,6 +104,7 @@ def exits(again: str) -> Iterator[None]:
     """
     # Failures that orbax's threads log are also raised, and printed here in one line.
     absl.logging.set_verbosity(absl.logging.FATAL)
+    again = f"{command()} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     try:
         yield
     except Stopped as stop:
@@ -149,13 +128,13 @@ def exits(again: str) -> Iterator[None]:
 
 
 def prepare(
-    name: str, config: Config, start: Config, build: Callable[[Any], Task]
+    name: str, config: Any, start: Any, build: Callable[[Any], Task]
 ) -> tuple[Task, RunDirectory]:
     """Makes the task and checks the input, before anything is compiled or written.
 
     Args:
       name: name of the experiment.
-      config: its settings.
+      config: its `Settings`, with a part `run`.
       start: settings of the preset; the settings that differ from them name the directory.
       build: makes the task from the settings.
 
@@ -164,14 +143,14 @@ def prepare(
     """
     # These must be the same in all processes. Otherwise the processes would wait for each other
     # for ever, or each would train a different model.
-    shared = config.identity() | {n: getattr(config.run, n) for n in SHARED}
+    shared = as_json(config.identity() | {n: getattr(config.run, n) for n in SHARED})
     first = processes.run_on_host0(lambda: shared)
 
     def check() -> tuple[Task, RunDirectory]:
-        for setting, value in json.loads(json.dumps(shared)).items():
-            if value != json.loads(json.dumps(first))[setting]:
+        for setting, value in shared.items():
+            if value != first.get(setting):
                 raise ValueError(
-                    f"{setting} is {value} here but {first[setting]} in process 0; give all "
+                    f"{setting} is {value} here but {first.get(setting)} in process 0; give all "
                     "processes the same"
                 )
         parallel.check_divides(config.run.batch_size, len(config.run.members))
@@ -189,7 +168,7 @@ def prepare(
     return processes.run_on_all_hosts(check)
 
 
-def _check_sweep(config: Config) -> None:
+def _check_sweep(config: Any) -> None:
     """Raises ValueError unless a sweep names rates and gives them allowed values."""
     for name, rates in parse_sweep(config.run.sweep).items():
         allowed = config.range_of(name)
@@ -199,7 +178,7 @@ def _check_sweep(config: Config) -> None:
             check_range(name, rate, allowed)
 
 
-def path(name: str, config: Config, start: Config) -> pathlib.Path:
+def path(name: str, config: Any, start: Any) -> pathlib.Path:
     """Returns the directory of a run: `workdir`, or a name made of the changed settings.
 
     A long name is cut, and ends with a hash of the whole.

@@ -47,13 +47,12 @@ def command() -> str:
     return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
-def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
+def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
     """Makes a dataclass from flags.
 
     Args:
       start: a dataclass type, or an instance whose values are the defaults.
       argv: arguments; None means `sys.argv[1:]`.
-      prog: name of the program in its help.
       about: description in its help. With more than `SCREEN` flags, `--help` lists them and
         `--help-verbose` describes them.
 
@@ -69,7 +68,7 @@ def parse(start: Any, argv: Sequence[str] | None, prog: str, about: str) -> Any:
             settings, unknown = tyro.cli(
                 kind,
                 args=sys.argv[1:] if argv is None else argv,
-                prog=prog,
+                prog=command(),
                 description=about,
                 use_underscores=True,
                 compact_help=len(names(kind)) > SCREEN,
@@ -137,7 +136,7 @@ def parse_measurement(
     Raises:
       SystemExit: as in `parse`; also code 2 after one line if the folder cannot be created.
     """
-    options = parse(start, argv, f"python -m {module}", about)
+    options = parse(start, argv, about)
     try:
         return options, new_folder(options.out, module.replace(".", "/"))
     except (ValueError, OSError) as error:
@@ -164,13 +163,13 @@ def _sentence(complaint: str) -> str:
 
 
 def parse_preset(
-    presets: Mapping[str, Settings], argv: Sequence[str] | None, prog: str, about: str
+    presets: Mapping[str, Settings], argv: Sequence[str] | None, about: str = ""
 ) -> Any:
     """Makes settings from flags; the defaults are the settings that `--preset` names.
 
     Args:
       presets: settings by name; the first is the default.
-      argv, prog, about: as in `parse`.
+      argv, about: as in `parse`.
 
     Raises:
       SystemExit: as in `parse`.
@@ -184,4 +183,4 @@ def parse_preset(
         fail(error)
     if preset not in presets:
         fail(f"unknown preset {preset!r}; choose one of {', '.join(presets)}")
-    return parse(presets[preset], argv, prog, about)
+    return parse(presets[preset], argv, about)

@@ -72,7 +72,8 @@ def run_on_host0(action: Callable[[], Any]) -> Any:
     if failure is not None:
         raise failure
     if told is not None:
-        raise _told(*told)
+        message, exit_code = told
+        raise ValueError(message) if exit_code is None else RunError(message, exit_code)
     return result
 
 
@@ -97,13 +98,6 @@ def run_on_all_hosts(action: Callable[[], Any]) -> Any:
         if message := bytes(told).rstrip(b"\0").decode(errors="replace"):
             raise ValueError(message)
     return result
-
-
-def _told(message: str, exit_code: int | None) -> Exception:
-    """Returns the error that the other processes raise for one of process 0."""
-    if exit_code is None:
-        return ValueError(message)
-    return RunError(message, exit_code)
 
 
 def broadcast(tree: Any) -> Any:

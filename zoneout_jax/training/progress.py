@@ -1,6 +1,7 @@
 """Progress of a run, shown in the terminal."""
 
 import contextlib
+import datetime
 import pathlib
 import sys
 import time
@@ -61,7 +62,8 @@ class Progress:
             self._bar.update(self._task, completed=step, text=text)
         elif self._shown and now - self._last_line >= self.LINE_SECONDS:
             self._last_line = now
-            left = f", {_clock((self._total - step) / rate)} left" if rate else ""
+            seconds = round((self._total - step) / rate) if rate else 0
+            left = f", {datetime.timedelta(seconds=seconds)} left" if rate else ""
             self.say(f"step {step:,} of at most {self._total:,}: {text}{left}")
 
     def is_time(self) -> bool:
@@ -78,12 +80,6 @@ class Progress:
             self._bar.console.print(f"{self._label}: {line}", highlight=False, markup=False)
         elif self._shown:
             print(f"{self._label}: {line}", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 _peak_before_reset = 0

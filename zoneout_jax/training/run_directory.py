@@ -138,6 +138,9 @@ class RunDirectory:
     curves.png       learning curves
     not_finite.json  the batch that ended the run, if a loss or gradient was not finite
     result.json      the result, when the run is done
+
+    Attributes:
+      path: the directory; `config_file`, `metrics_file`, `times_file` and `result_file` are in it.
     """
 
     def __init__(
@@ -161,6 +164,8 @@ class RunDirectory:
           TypeError: JSON cannot hold a setting.
         """
         self.path = path = pathlib.Path(path)
+        self.config_file, self.result_file = path / "config.json", path / "result.json"
+        self.metrics_file, self.times_file = path / "metrics.jsonl", path / "times.jsonl"
         self._settings, self._experiment = as_json(settings), experiment
         if path.exists() and not path.is_dir():
             raise ValueError(f"workdir {path} is a file; use another folder")
@@ -223,33 +228,13 @@ class RunDirectory:
 
     def changed_versions(self) -> list[str]:
         """Lists what has another version now than when the run began, in a few words each."""
-        content = json.loads(self.config_file.read_text())
+        content = read_config(self.path)
         there = content.get("versions", {}) | {"commit": content.get("commit")}
         return [
             f"{name} {there[name]} then, {now} now"
             for name, now in (versions() | {"commit": commit()}).items()
             if there.get(name) not in (None, now)
         ]
-
-    @property
-    def config_file(self) -> pathlib.Path:
-        """File of the settings and versions."""
-        return self.path / "config.json"
-
-    @property
-    def metrics_file(self) -> pathlib.Path:
-        """File with one JSON object per epoch (and seed)."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result_file(self) -> pathlib.Path:
-        """File of the result."""
-        return self.path / "result.json"
-
-    @property
-    def times_file(self) -> pathlib.Path:
-        """File with one JSON object per epoch."""
-        return self.path / "times.jsonl"
 
     @contextlib.contextmanager
     def opened(self, task: Mapping[str, str]) -> Iterator[None]:

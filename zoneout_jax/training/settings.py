@@ -58,14 +58,6 @@ def ranges(settings: Any) -> dict[str, Range]:
     }
 
 
-def check_ranges(settings: Any) -> None:
-    """Raises ValueError unless each field of a dataclass is None or in its range."""
-    for name, allowed in ranges(type(settings)).items():
-        value = getattr(settings, name)
-        for item in value if isinstance(value, tuple) else (value,):
-            check_range(name, item, allowed)
-
-
 def check_range(name: str, value: float | None, allowed: Range) -> None:
     """Raises ValueError unless a value is None or in a range."""
     if value is not None and value not in allowed:
@@ -88,7 +80,10 @@ class Settings:
     """Settings that no number of a run depends on; they may change when it resumes."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        for name, allowed in ranges(type(self)).items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                check_range(name, item, allowed)
 
     def flat(self, incidental: bool = True) -> dict[str, Any]:
         """Returns all settings by name, also of parts; `incidental=False` drops incidental ones."""

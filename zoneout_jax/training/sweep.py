@@ -8,7 +8,7 @@ from typing import Any
 
 from zoneout_jax._needs import needs
 from zoneout_jax.training.files import write_text
-from zoneout_jax.training.metrics import deviation, markdown_table, save_figure
+from zoneout_jax.training.metrics import deviation, markdown_table, save_figure, shown
 
 Member = dict[str, Any]
 """What distinguishes the models of a run: the seed, and the rates by name."""
@@ -113,11 +113,9 @@ def write_sweep(
     header = [*rates, *(name.replace("_", " ") for name in metrics)]
     lines = []
     for cell in result["cells"]:
-        row = [f"{cell[name]:g}" for name in rates]
-        for name in metrics:
-            sd = cell[f"{name}_sd"]
-            row.append(f"{cell[name]:.4f}" + ("" if sd is None else f" ± {sd:.4f}"))
-        lines.append(row)
+        lines.append(
+            [f"{cell[name]:g}" for name in rates] + [shown(cell, name) for name in metrics]
+        )
     write_text(folder / "sweep.md", markdown_table(header, lines))
     _draw(folder / "sweep.png", rates, result["cells"], monitor)
 
