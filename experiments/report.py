@@ -59,7 +59,7 @@ def page(folders: Sequence[pathlib.Path], as_html: bool) -> list[Block]:
     found = {root: collect(root) for root in roots}
     for folder in folders:
         if not found[folder]:
-            raise ValueError(f"{folder} has no results: neither a config.json nor a table.json")
+            raise ValueError(f"{folder} has no results: no run of an experiment, and no table.json")
     blocks: list[Block] = [
         "# Reproduction",
         "This page has our results for the paper's experiments, next to the published values."

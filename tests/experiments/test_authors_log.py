@@ -42,6 +42,23 @@ def test_table_and_picture(tmp_path, capsys):
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_that_cannot_be_told_apart(tmp_path, capsys):
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+    same = [run_of(tmp_path / part / "run", [(2.0, 1.7)]) for part in ("a", "b")]
+    seeds = tmp_path / "seeds"
+    run_of(seeds, [(2.0, 1.7)])
+    (seeds / "metrics.jsonl").write_text((seeds / "metrics.jsonl").read_text() * 2)
+    for runs, words in (
+        (same, "of different names"),
+        ([seeds], "several models; give runs of one"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            authors_log.main([*map(str, runs), f"--out={tmp_path / 'out'}"])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1 and words in error
+
+
 @pytest.mark.parametrize("content", [None, "", "{}\n", "no json\n"])
 def test_what_is_no_run(content, tmp_path, capsys):
     if content is not None:

@@ -67,6 +67,32 @@ def test_seeds_and_a_run_cut_short(tmp_path):
     assert "| 3 of at most 200 epochs | 1.050 ± 0.071 | – | 2.000 ± 0.000 | 2 |" in line
 
 
+def test_several_models_that_are_not_done(tmp_path):
+    runs = {"seeds": {"num_seeds": 2}, "grid": {"num_seeds": 2, "sweep": ["z_prob_cells=0,0.5"]}}
+    for name, settings in runs.items():
+        log = write_run(tmp_path / name, settings) / "metrics.jsonl"
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        rates = [{"z_prob_cells": r} for r in (0, 0.5)] if "sweep" in settings else [{}]
+        models = [rate | {"seed": seed} for rate in rates for seed in (0, 1)]
+        lines = [
+            json.dumps(model | entry | {"validation_bpc": entry["validation_bpc"] + model["seed"]})
+            for entry in entries
+            for model in models
+        ]
+        log.write_text("\n".join(lines))
+    page = make(tmp_path, tmp_path / "page.md")
+    (seeds,) = [line for line in page.splitlines() if "seeds](seeds)" in line]
+    assert "| not done | 2.750 ± 0.707 | – | – | 2 |" in seeds  # 2.25 and 3.25
+    (grid,) = [line for line in page.splitlines() if "grid](grid)" in line]
+    assert "| not done | – | – | – |" in grid  # the best rates are not known yet
+
+
+def test_a_folder_named_like_an_experiment_is_not_a_run_of_it(tmp_path):
+    write_run(tmp_path / "char_ptb-mine", {"width": 3}, {"validation_bpc": 1.0}, experiment=None)
+    write_run(tmp_path / "run")
+    assert "char_ptb-mine" not in make(tmp_path, tmp_path / "page.md")
+
+
 def test_the_best_rates_of_a_grid(tmp_path):
     rates = ((0.0, 1.5), (0.5, 1.25))
     runs = [
