@@ -81,10 +81,7 @@ PARTS = {
     "right": Part("Correctness", 0.20, accelerator_checks.check, accelerator_checks.report),
     "fast": Part("Speed", 0.36, accelerator_speed.measure, accelerator_speed.report),
     "end to end": Part(
-        "End to end",
-        0.14,
-        accelerator_training.end_to_end,
-        accelerator_training.end_to_end_report,
+        "End to end", 0.14, accelerator_training.end_to_end, accelerator_training.end_to_end_report
     ),
     "evidence": Part(
         "Learning", 0.24, accelerator_training.evidence, accelerator_training.evidence_report

@@ -149,11 +149,7 @@ def measure_group(
         order = precisions()
         runs = dict(sorted(runs.items(), key=lambda run: order.index(run[0].rsplit(", ", 1)[1])))
     seconds = measure_in_turn(
-        runs,
-        context.pick(2, ROUNDS, ROUNDS),
-        context.pick(0, 0.1, 0.05),
-        context.deadline,
-        failed,
+        runs, context.pick(2, ROUNDS, ROUNDS), context.pick(0, 0.1, 0.05), context.deadline, failed
     )
     found["failed"] = {name: brief(error) for name, error in failed.items()}
     found["peers"] = {}

@@ -186,11 +186,7 @@ def fastest(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for (name, seeds), rate in rates.items()
         if name == precision and rate * FREE >= single[precision]
     )
-    return {
-        "precision": precision,
-        "num_seeds": seeds,
-        "steps a second": rates[precision, seeds],
-    }
+    return {"precision": precision, "num_seeds": seeds, "steps a second": rates[precision, seeds]}
 
 
 def train(

@@ -17,13 +17,7 @@ from collections.abc import Callable
 from benchmarks.jax_peers import Shape, ours, peer, some_params
 from benchmarks.rnn import Program, described, measure_in_turn
 from zoneout_jax import LRU, RGLRU, LinearCell, MinGRU, MinLSTM, Zoneout, unroll
-from zoneout_jax.training import (
-    Count,
-    Measurement,
-    markdown_table,
-    parse_measurement,
-    write_json,
-)
+from zoneout_jax.training import Count, Measurement, markdown_table, parse_measurement, write_json
 
 SHAPES = {f"T = {steps:,}": Shape(4, steps, 128, 128) for steps in (784, 4096, 20_000)}
 QUICK = {"T = 9": Shape(2, 9, 3, 4)}

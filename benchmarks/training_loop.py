@@ -22,14 +22,7 @@ from experiments.lib.characters import LEARNING_RATES
 from experiments.lib.language_model import TILES, cross_entropy_sum, readout_init
 from zoneout_jax import LSTM, Zoneout, unroll
 from zoneout_jax.data import gather, shuffled_chunks
-from zoneout_jax.training import (
-    Measurement,
-    fit,
-    parse_measurement,
-    prepare,
-    versions,
-    write_json,
-)
+from zoneout_jax.training import Measurement, fit, parse_measurement, prepare, versions, write_json
 
 EXPERIMENT = char_ptb.EXPERIMENT
 

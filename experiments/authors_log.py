@@ -16,13 +16,7 @@ from typing import Any
 
 import tyro
 
-from zoneout_jax.training import (
-    draw_curves,
-    markdown_table,
-    parse,
-    program,
-    write_text,
-)
+from zoneout_jax.training import draw_curves, markdown_table, parse, program, write_text
 
 LOG = pathlib.Path(__file__).parent / "results/authors-log/metrics.jsonl"
 METRICS = ("train_bpc", "validation_bpc")

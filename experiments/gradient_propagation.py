@@ -63,11 +63,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "recurrent dropout": {"igate_drop": 0.5},
 } | {
     # Moving averages, as they cost nothing; the norms use batch statistics, as in training.
-    f"batch norm {gamma}": {
-        "batch_normalization": True,
-        "initial_gamma": gamma,
-        "popstats": "ema",
-    }
+    f"batch norm {gamma}": {"batch_normalization": True, "initial_gamma": gamma, "popstats": "ema"}
     for gamma in GAMMAS
 }
 """Settings of each model."""

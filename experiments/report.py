@@ -20,13 +20,7 @@ import tyro
 from experiments.lib.experiment import NAMES, Experiment, Study, find
 from experiments.lib.pages import Block, Picture, to_html, to_markdown
 from experiments.lib.results import COMMITTED, History, Result, collect, notes
-from zoneout_jax.training import (
-    curves_figure,
-    deviation,
-    parse,
-    program,
-    write_text,
-)
+from zoneout_jax.training import curves_figure, deviation, parse, program, write_text
 
 DASH = "–"
 

@@ -23,13 +23,7 @@ from experiments.lib.experiment import NAMES, Experiment, find
 from experiments.lib.language_model import LanguageModel
 from experiments.lib.settings import DataConfig
 from zoneout_jax.data import Corpus
-from zoneout_jax.training import (
-    NotNegative,
-    Range,
-    parse,
-    program,
-    read_trained,
-)
+from zoneout_jax.training import NotNegative, Range, parse, program, read_trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,14 +50,7 @@ from experiments.lib.experiment import Experiment, Row
 from experiments.lib.language_model import LanguageModel, LanguageModelConfig
 from experiments.lib.settings import OptimizerConfig
 from zoneout_jax.data import pad_rows
-from zoneout_jax.training import (
-    AXIS,
-    Evaluation,
-    Range,
-    RunConfig,
-    Task,
-    TrainState,
-)
+from zoneout_jax.training import AXIS, Evaluation, Range, RunConfig, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

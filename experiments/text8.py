@@ -63,11 +63,7 @@ class Config(CharacterConfig):
 
 PAPER = Config()
 REPOSITORY = PAPER.replace(
-    preset="repository",
-    hidden_features=1000,
-    batch_size=32,
-    learning_rate=2e-3,
-    clip_by="update",
+    preset="repository", hidden_features=1000, batch_size=32, learning_rate=2e-3, clip_by="update"
 )
 PRESETS = {
     "paper": PAPER,

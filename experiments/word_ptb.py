@@ -41,14 +41,7 @@ from experiments.lib.language_model import (
 from experiments.lib.settings import ModelConfig, OptimizerConfig, RegularizerConfig
 from experiments.lib.texts import TextConfig, carried_evaluation
 from zoneout_jax.data import Corpus, gather, stream_chunks
-from zoneout_jax.training import (
-    AXIS,
-    Count,
-    DropRate,
-    Positive,
-    RunConfig,
-    Task,
-)
+from zoneout_jax.training import AXIS, Count, DropRate, Positive, RunConfig, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -125,10 +125,7 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [
-        (["--seconds=0"], "seconds must be above 0, got 0"),
-        (["--quik"], "--quick"),
-    ],
+    [(["--seconds=0"], "seconds must be above 0, got 0"), (["--quik"], "--quick")],
 )
 def test_bad_flags(flags, message, capsys):
     assert run(*flags) == 2
@@ -179,7 +176,7 @@ def test_what_cannot_be_run_is_wrong(context, monkeypatch):
     result = {}
     accelerator_checks.check(context, result)
     assert sorted(result["wrong"]) == [
-        *("rnn, bfloat16: MemoryError: no room", "rnn, float32: MemoryError: no room"),
+        *("rnn, bfloat16: MemoryError: no room", "rnn, float32: MemoryError: no room")
     ]
 
 

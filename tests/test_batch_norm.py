@@ -213,8 +213,7 @@ def test_noise_of_the_carry():
     zeros, hardware = jnp.zeros((4, 3)), jax.random.key(0, impl="rbg")
     plain = RNN(3, 3)
     np.testing.assert_array_equal(
-        add_noise(plain, zeros, 1.0, hardware, 0)[2:],
-        add_noise(plain, zeros[2:], 1.0, hardware, 2),
+        add_noise(plain, zeros, 1.0, hardware, 0)[2:], add_noise(plain, zeros[2:], 1.0, hardware, 2)
     )
     quiet, _ = unroll(cell, params, xs, carry_noise=0.1, deterministic=True)
     assert not np.any(quiet[0])

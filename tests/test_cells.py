@@ -45,12 +45,7 @@ CELLS = {
 }
 SHAPES = {
     "lstm": {"input": (F, 4 * H), "recurrent": (H, 4 * H), "bias": (4 * H,)},
-    "gru": {
-        "input": (F, 3 * H),
-        "recurrent": (H, 3 * H),
-        "bias": (3 * H,),
-        "recurrent_bias": (H,),
-    },
+    "gru": {"input": (F, 3 * H), "recurrent": (H, 3 * H), "bias": (3 * H,), "recurrent_bias": (H,)},
     "gru reset before": {"input": (F, 3 * H), "recurrent": (H, 3 * H), "bias": (3 * H,)},
     "rnn": {"input": (F, H), "recurrent": (H, H), "bias": (H,)},
     "indrnn": {"input": (F, H), "recurrent": (H,), "bias": (H,)},

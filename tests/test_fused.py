@@ -10,19 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.arrays import normal
-from tests.test_cells import (
-    CELLS,
-    KEY,
-    LENGTHS,
-    MASKS,
-    B,
-    F,
-    H,
-    T,
-    build,
-    sample,
-    spec_for,
-)
+from tests.test_cells import CELLS, KEY, LENGTHS, MASKS, B, F, H, T, build, sample, spec_for
 from zoneout_jax import GRU, LSTM, Masks, Zoneout, linen, unroll
 from zoneout_jax import _unroll as module
 

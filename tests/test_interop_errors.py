@@ -170,11 +170,7 @@ OURS = {"input": (F, 20), "recurrent": (H, 20), "bias": (20,)}
         # Layers.
         (interop.to_torch, [(zeros(**OURS),) * 3], "layer 0 has 3 dicts"),
         (interop.to_torch, [(zeros(**OURS),) * 2, zeros(**OURS)], "layer 1 has 1 dicts"),
-        (
-            interop.to_torch,
-            [zeros(**OURS), zeros(**OURS)],
-            "layer 1 must have 5 inputs, got 4",
-        ),
+        (interop.to_torch, [zeros(**OURS), zeros(**OURS)], "layer 1 must have 5 inputs, got 4"),
         (
             interop.to_torch,
             [(zeros(**OURS), zeros(**OURS | {"input": (3, 20)}))],

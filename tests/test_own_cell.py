@@ -174,10 +174,7 @@ class CoupledLSTM(Cell):
 def test_update_masks_resets_and_reverse(reverse):
     cell = CoupledLSTM(F, H, param_dtype=jnp.float64)
     params = cell.init(KEY)
-    xs, resets = (
-        normal(1, (T, B, F), jnp.float64),
-        jax.random.bernoulli(KEY, 0.3, (T, B)),
-    )
+    xs, resets = (normal(1, (T, B, F), jnp.float64), jax.random.bernoulli(KEY, 0.3, (T, B)))
     masks = Zoneout(cells=0.5, states=0.3, update_drop=0.4).sample(KEY, T, B, H)
 
     def loss(params, implementation):
@@ -344,11 +341,7 @@ BATCH_NORM = LSTM(F, H, normalization="batch", max_steps=T)
         (lambda: run(Halved(F, H)), TypeError, r"Halved.update must return the pair \(carry, outp"),
         (lambda: Nameless(F, H), ValueError, 'carry_names must hold "h"'),
         (lambda: Lonely(F, H), TypeError, r"mask_names must be a tuple, such as \(\"states\",\)"),
-        (
-            lambda: linen.ZoneoutCell(Started(F, H)),
-            TypeError,
-            "Started overrides init, but",
-        ),
+        (lambda: linen.ZoneoutCell(Started(F, H)), TypeError, "Started overrides init, but"),
         (lambda: RNN(F, H, kernel_init=jnp.ones(3)), TypeError, "kernel_init must be a function"),
         (lambda: RNN(F, True), TypeError, "hidden_features must be an integer, got True"),
         (lambda: faces.ZoneoutGRUCell(F, H, rngs=0), TypeError, "rngs must be nnx.Rngs, such as"),

@@ -288,8 +288,7 @@ def test_errors(call, error, message):
 
 
 @pytest.mark.parametrize(
-    "measure",
-    [norm_stabilizer, activation_regularization, temporal_activation_regularization],
+    "measure", [norm_stabilizer, activation_regularization, temporal_activation_regularization]
 )
 def test_complex_states_count_by_their_absolute_values(measure):
     h = normal(1, (4, 3, 5), jnp.complex64)

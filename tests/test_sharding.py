@@ -59,8 +59,7 @@ def gathers(run):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("implementation", ["fused", pytest.param("scan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n == "lstm projected" else n for n in CELLS],
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "lstm projected" else n for n in CELLS]
 )
 def test_data_parallel(name, implementation, kind):
     alone, eight = (

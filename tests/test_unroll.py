@@ -227,11 +227,7 @@ def test_empty_batches_and_sequences(steps, batch, chunk, features):
             "must be a single number",
         ),
         (lambda: call(GRU, carry=jnp.zeros((B, H), int)), ValueError, "shapes and types"),
-        (
-            lambda: call(GRU, masks=Masks(), zoneout=Zoneout(states=0.5)),
-            ValueError,
-            "not both",
-        ),
+        (lambda: call(GRU, masks=Masks(), zoneout=Zoneout(states=0.5)), ValueError, "not both"),
         (lambda: call(GRU, implementation="fast"), ValueError, "one of 'fused', 'scan'"),
         (lambda: call(GRU, carry_noise=0.1), ValueError, "noise in training needs a random key"),
         (

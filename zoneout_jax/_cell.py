@@ -171,12 +171,7 @@ class Cell:
         return {}
 
     def update(
-        self,
-        params: Params,
-        carry: Carry,
-        gates: Gates,
-        rest: Gates,
-        masks: Masks,
+        self, params: Params, carry: Carry, gates: Gates, rest: Gates, masks: Masks
     ) -> tuple[Carry, jax.Array]:
         """Computes the elementwise part of a step.
 

@@ -141,12 +141,7 @@ class ZoneoutCell(NoisyCell):
           The new carry and the output `[*batch, H]`.
         """
         return self._apply(
-            _flax.run_step,
-            carry,
-            inputs,
-            deterministic=deterministic,
-            zoneout=zoneout,
-            rngs=rngs,
+            _flax.run_step, carry, inputs, deterministic=deterministic, zoneout=zoneout, rngs=rngs
         )
 
     def initialize_carry(
@@ -181,11 +176,7 @@ class ZoneoutCell(NoisyCell):
         """Runs `zoneout_jax.unroll` over inputs `[T, *batch, F]` with the cell's parameters."""
         if carry is None and self.carry_init is not None:
             carry = _flax.start_carry(
-                self.pure,
-                {},
-                xs.shape[1:-1],
-                self.carry_init,
-                lambda: key_of_device(xs, starts()),
+                self.pure, {}, xs.shape[1:-1], self.carry_init, lambda: key_of_device(xs, starts())
             )
         return self._apply(_flax.run_sequence, xs, carry, **options)
 

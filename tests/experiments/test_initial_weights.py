@@ -96,10 +96,7 @@ BATCH_NORM = {
     **{f"stats.{n}_{what}": 0 for n in ("input", "recurrent", "cell") for what in ("mean", "var")},
 }
 CASES = {
-    "char_ptb": (
-        characters(CHAR, 50),
-        layers(1, **CHARACTERS, **CARRY) | readout(0.141),
-    ),
+    "char_ptb": (characters(CHAR, 50), layers(1, **CHARACTERS, **CARRY) | readout(0.141)),
     "char_ptb, GRU": (
         characters(CHAR, 50, rnn_type="GRU"),
         layers(1, **CHARACTERS | {"bias": 0}, initial_h=0) | readout(0.141),
@@ -121,14 +118,8 @@ CASES = {
         characters(TEXT8, 27, hidden_features=1000),
         layers(1, input=0.1925, recurrent=0.0316, bias=FORGET, **CARRY) | readout(0.1925),
     ),
-    "word_ptb": (
-        words("paper"),
-        words_of(0.04, 2) | {"embedding": uniform(0.04)},
-    ),
-    "word_ptb, repository": (
-        words("repository"),
-        words_of(0.1, 1),
-    ),
+    "word_ptb": (words("paper"), words_of(0.04, 2) | {"embedding": uniform(0.04)}),
+    "word_ptb, repository": (words("repository"), words_of(0.1, 1)),
     "permuted_mnist": (digits(), lstm(input=0.05, recurrent=0.05)),
     "permuted_mnist, batch norm": (
         digits(batch_normalization=True, initialization="id"),

@@ -36,10 +36,7 @@ CASES = {
     "permuted_mnist": (DIGITS, ZONEOUT),
     "permuted_mnist, batch norm": (DIGITS, ZONEOUT | {"batch_normalization": True}),
     "seq2seq": (seq2seq.EXPERIMENT, ZONEOUT),
-    "seq2seq, one network": (
-        seq2seq.EXPERIMENT,
-        {"two_networks": False, "output": "candidate"},
-    ),
+    "seq2seq, one network": (seq2seq.EXPERIMENT, {"two_networks": False, "output": "candidate"}),
 }
 
 

@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zoneout_jax.training import (
-    Evaluation,
-    RunConfig,
-    RunDirectory,
-    Task,
-    fit,
-    loop,
-)
+from zoneout_jax.training import Evaluation, RunConfig, RunDirectory, Task, fit, loop
 from zoneout_jax.training.checkpoint import Checkpoints
 from zoneout_jax.training.state import TrainState
 

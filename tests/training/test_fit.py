@@ -26,13 +26,7 @@ from tests.training.quadratic import (
     towards,
     untimed,
 )
-from zoneout_jax.training import (
-    Diverged,
-    Evaluation,
-    RunError,
-    commit,
-    loop,
-)
+from zoneout_jax.training import Diverged, Evaluation, RunError, commit, loop
 from zoneout_jax.training.state import Streams
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -22,11 +22,7 @@ from tests.training.quadratic import (
     start,
     untimed,
 )
-from zoneout_jax.training import (
-    RunError,
-    Stopped,
-    loop,
-)
+from zoneout_jax.training import RunError, Stopped, loop
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -77,8 +77,7 @@ def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
             return model_state["rates"]["z_prob_states"] * 64, jnp.float32(64)
 
         return dataclasses.replace(
-            task,
-            validation=Evaluation(seen, task.validation.data, task.validation.rows),
+            task, validation=Evaluation(seen, task.validation.data, task.validation.rows)
         )
 
     _, result = run(mine, tmp_path, "--sweep", "z_prob_states=0.5,0.25", "--epochs=1", build=build)
@@ -93,18 +92,9 @@ def test_rates_of_a_sweep_are_in_the_model_state(mine, tmp_path):
         ("--hidden_features=0", "hidden_features must be at least 1, got 0"),
         ("--batch_size=7", "cannot be split evenly over the 8 devices"),
         ("--sweep=z_prob_states=0.5,1.5", "z_prob_states must be in [0, 1], got 1.5"),
-        (
-            "--sweep=z_prob_cells=0.5",
-            "which are in [0, 1]; got z_prob_cells",
-        ),
-        (
-            "--sweep=hidden_features=4,8",
-            "which are in [0, 1]; got hidden_features",
-        ),
-        (
-            "--sweep=checkpoint_minutes=0.5,1",
-            "which are in [0, 1]; got checkpoint_minutes",
-        ),
+        ("--sweep=z_prob_cells=0.5", "which are in [0, 1]; got z_prob_cells"),
+        ("--sweep=hidden_features=4,8", "which are in [0, 1]; got hidden_features"),
+        ("--sweep=checkpoint_minutes=0.5,1", "which are in [0, 1]; got checkpoint_minutes"),
     ],
 )
 def test_bad_flags_are_one_line(flag, words, mine, tmp_path, capsys):

@@ -75,10 +75,7 @@ def load_corpus(
 
 
 def load_images(
-    name: str,
-    *,
-    raw_data_dir: PathLike | None = None,
-    data_dir: PathLike | None = None,
+    name: str, *, raw_data_dir: PathLike | None = None, data_dir: PathLike | None = None
 ) -> Images:
     """Loads a dataset of images by name.
 

@@ -143,9 +143,7 @@ def choose(files: Sequence[File], raw_data_dir: PathLike | None = None) -> File:
 
 
 def fetch(
-    raw_file: RawFile,
-    raw_data_dir: PathLike | None = None,
-    data_dir: PathLike | None = None,
+    raw_file: RawFile, raw_data_dir: PathLike | None = None, data_dir: PathLike | None = None
 ) -> pathlib.Path:
     """Returns the path of a checked copy of a raw file; downloads the file if necessary.
 

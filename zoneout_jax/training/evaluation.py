@@ -13,10 +13,7 @@ from zoneout_jax.training.task import Evaluation, Task
 
 
 def evaluator(
-    task: Task,
-    evaluation: Evaluation,
-    placement: parallel.Placement,
-    monitor: str | None = None,
+    task: Task, evaluation: Evaluation, placement: parallel.Placement, monitor: str | None = None
 ) -> Callable[[Any, Any], dict[str, list[float]]]:
     """Compiles a function from placed parameters and model state to metrics by name, per seed.
 

@@ -20,12 +20,7 @@ from zoneout_jax.training.evaluation import calibrator, evaluator
 from zoneout_jax.training.files import write_json
 from zoneout_jax.training.metrics import Drawing, MetricLog, describe, draw_curves
 from zoneout_jax.training.progress import Progress, peak_memory_bytes, reset_peak_memory
-from zoneout_jax.training.run_directory import (
-    RunDirectory,
-    check_task,
-    commit,
-    versions,
-)
+from zoneout_jax.training.run_directory import RunDirectory, check_task, commit, versions
 from zoneout_jax.training.state import RunProgress, Streams, TrainState
 from zoneout_jax.training.stop import StopRequest
 from zoneout_jax.training.sweep import by_rates, label, rates_of, summarize, write_sweep
