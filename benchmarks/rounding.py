@@ -64,7 +64,7 @@ def losses(preset: str, batches: int, change: float = 0.0, floor: float | None =
     if floor is not None:
         rule = rmsprop(config.optimizer.learning_rate, decay=0.5, floor=floor)
         optimizer = clipped(rule, config.optimizer.clip_norm)
-    state = dataclasses.replace(task, optimizer=optimizer).first_state(streams.init)
+    state = dataclasses.replace(task, optimizer=optimizer).initial_state(streams.init)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: x * (1 + change * rng.standard_normal(x.shape)).astype(np.float32), state.params

@@ -35,7 +35,7 @@ from zoneout_jax.data import Corpus, load_corpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig(CharacterTextConfig):
+class PtbTextConfig(CharacterTextConfig):
     """Settings of the text."""
 
     char_convention: Literal["mikolov", "rbn"] = "rbn"
@@ -43,7 +43,7 @@ class TextConfig(CharacterTextConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.char_convention != TextConfig.char_convention and self.dataset != "ptb":
+        if self.char_convention != PtbTextConfig.char_convention and self.dataset != "ptb":
             raise ValueError(
                 f"char_convention is for dataset ptb only, got {self.dataset}; leave it out"
             )
@@ -59,7 +59,7 @@ class Config(CharacterConfig):
 
     preset: Literal["paper", "small", "laptop", "smoke"] = "paper"
     optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(clip_by="update")
-    data: TextConfig = TextConfig()
+    data: PtbTextConfig = PtbTextConfig()
 
 
 PAPER = Config()

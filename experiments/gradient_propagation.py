@@ -43,6 +43,7 @@ from zoneout_jax.training import (
     Count,
     Range,
     RunError,
+    Seed,
     Streams,
     commit,
     exclusive,
@@ -81,7 +82,7 @@ class Config(DataConfig):
     """Settings of permuted MNIST to start from."""
     models: tuple[str, ...] = tuple(MODELS)
     """Names of the models to measure."""
-    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Seeds; the norms are averaged over them."""
     epochs: Count = 1
     """Training epochs before the second measurement."""

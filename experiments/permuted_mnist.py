@@ -30,8 +30,7 @@ authors' code); these averages lag behind the weights.
 """
 
 import dataclasses
-import math
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,88 +40,22 @@ import optax
 from experiments.lib.experiment import Experiment, Row
 from experiments.lib.language_model import readout_init
 from experiments.lib.optimizers import rmsprop
-from experiments.lib.pixels import ModelConfig, linear_blocks, lstm, orthogonal
-from experiments.lib.settings import DataConfig, ZoneoutConfig, check_sweep
+from experiments.lib.pixels import (
+    ImageConfig,
+    PixelMaskConfig,
+    PixelModelConfig,
+    PixelOptimizerConfig,
+    linear_blocks,
+    lstm,
+    orthogonal,
+)
+from experiments.lib.settings import check_sweep
 from zoneout_jax import update_stats
-from zoneout_jax.data import (
-    Images,
-    cut_split,
-    load_images,
-    pad_rows,
-    permutation,
-    shuffled_examples,
-)
-from zoneout_jax.training import (
-    AXIS,
-    Count,
-    Evaluation,
-    Positive,
-    Probability,
-    Range,
-    RunConfig,
-    Settings,
-    Task,
-)
+from zoneout_jax.data import cut_split, pad_rows, shuffled_examples
+from zoneout_jax.training import AXIS, Evaluation, RunConfig, Settings, Task
 
 EMA_RATE = 0.01
 """Weight of a new batch in the moving averages of the population statistics."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskConfig(ZoneoutConfig):
-    """Rates of the masks."""
-
-    igate_drop: Probability = 0.0
-    """Recurrent dropout: probability that the update of a cell is dropped."""
-
-    RATES: ClassVar[tuple[str, ...]] = ("z_prob_cells", "z_prob_states", "igate_drop")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Settings):
-    """The optimizer."""
-
-    learning_rate: Positive = 1e-3
-    """Learning rate of RMSProp."""
-    clip_norm: Positive = 1.0
-    """Global norm to which the gradient is clipped."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConfig(DataConfig):
-    """Settings of the images."""
-
-    dataset: Literal["mnist", "digits"] = "mnist"
-    """Images: mnist (28×28), or digits from scikit-learn (8×8), which need no files."""
-    train_size: Count | None = None
-    """Number of training images; by default all."""
-    unpermuted: bool = False
-    """Read the pixels row by row, without permutation."""
-    permutation_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """Seed of the order of the pixels only."""
-    eval_batch_size: Count = 200
-    """Images per evaluation batch."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.permutation_seed and self.unpermuted:
-            raise ValueError("unpermuted pixels have no permutation_seed: leave out one of them")
-
-    def load(self) -> tuple[Images, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """Loads the images, and for each split pixels `[N, T]` in step order and labels."""
-        images = load_images(self.dataset, **self.folders())
-        steps = math.prod(images.image_shape)
-        order = np.arange(steps) if self.unpermuted else permutation(self.permutation_seed, steps)
-
-        def split(name, size=None):
-            pixels, labels = cut_split(getattr(images, name), size, f"{name}_size")
-            return pixels.reshape(-1, steps)[:, order], labels
-
-        return images, {
-            "train": split("train", self.train_size),
-            "validation": split("validation"),
-            "test": split("test"),
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,9 +64,9 @@ class Config(Settings):
 
     preset: Literal["paper", "laptop", "smoke"] = "paper"
     """Settings to start from; other flags override them."""
-    model: ModelConfig = ModelConfig()
-    zoneout: MaskConfig = MaskConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    model: PixelModelConfig = PixelModelConfig()
+    zoneout: PixelMaskConfig = PixelMaskConfig()
+    optimizer: PixelOptimizerConfig = PixelOptimizerConfig()
     data: ImageConfig = ImageConfig()
     run: RunConfig = RunConfig(epochs=150, patience=150, batch_size=100)
 

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -33,9 +33,9 @@ from experiments.lib.settings import DataConfig
 from zoneout_jax.training import (
     Count,
     Diverged,
-    Range,
     RunDirectory,
     RunError,
+    Seed,
     deviation,
     draw_curves,
     fit,
@@ -64,7 +64,7 @@ class Options(DataConfig):
     """Settings: of the paper; of the authors' code (repository); the same for longer (long); a
     small task on the paper's data (small); minutes on a laptop; or seconds (smoke). Not every
     experiment has all of them. The default is its first: the paper's, if the paper has it."""
-    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Seeds of every row; by default 0, 1 and 2, or the experiment's own seeds."""
     rows: tuple[str, ...] = ()
     """Names of rows or models; by default all, or those that suit the preset."""

@@ -23,7 +23,7 @@ from experiments.lib.experiment import NAMES, Experiment, find
 from experiments.lib.language_model import LanguageModel
 from experiments.lib.settings import DataConfig
 from zoneout_jax.data import Corpus
-from zoneout_jax.training import NotNegative, Range, parse, program, read_trained
+from zoneout_jax.training import NotNegative, Range, Seed, parse, program, read_trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Options(DataConfig):
     """Number of symbols to sample: characters or words."""
     temperature: NotNegative = 0.8
     """Softmax temperature: lower values give more likely symbols, higher ones more variety."""
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    seed: Seed = 0
     """Seed of the samples."""
     number: Annotated[int, Range(0)] = 0
     """Index of the model, in a run with several seeds or rates."""

@@ -26,7 +26,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ from zoneout_jax.training import (
     NotNegative,
     Positive,
     Progress,
-    Range,
     RunError,
+    Seed,
     commit,
     new_folder,
     save_figure,
@@ -62,7 +62,7 @@ class Config(Measurement):
     """Settings to start from; other flags override them."""
     rates: tuple[DropRate, ...] = (0.1, 0.0)
     """Zoneout rates to compare."""
-    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = tuple(range(64))
+    seeds: tuple[Seed, ...] = tuple(range(64))
     """Seeds of initial weights, first states and masks; all rates use the same seeds."""
     units: Count = 2
     """Number of units."""

@@ -27,40 +27,30 @@ are still to come.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.lib.adder import (
     AdderConfig,
+    AdderOptimizerConfig,
+    curriculum,
     given,
     init,
     language_model_of,
+    optimizer,
     read,
     training_sums,
     write,
 )
-from experiments.lib.addition import MIN_DIGITS, AdditionConfig, draw_pairs
+from experiments.lib.addition import MIN_DIGITS, AdditionConfig, different, draw_pairs
 from experiments.lib.addition import text as as_text
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.language_model import LanguageModel, LanguageModelConfig
-from experiments.lib.settings import OptimizerConfig
+from experiments.lib.language_model import LanguageModelConfig
 from zoneout_jax.data import pad_rows
-from zoneout_jax.training import AXIS, Evaluation, Range, RunConfig, Task, TrainState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdderOptimizerConfig(OptimizerConfig):
-    """The optimizer and the decay of its learning rate."""
-
-    lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
-    """Factor of the learning rate when the error rises at the greatest number of digits."""
-    restart: bool = False
-    """Restart with new weights if the error is above 0.85 in the 17th epoch (authors' code)."""
+from zoneout_jax.training import AXIS, Evaluation, RunConfig, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +65,7 @@ class Config(LanguageModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("z_prob_cells", "z_prob_states", "drop_prob_igates"):
+        for name in self.zoneout.RATES:
             if getattr(self.zoneout, name) == 1:
                 raise ValueError(f"{name} must be in [0, 1), got 1.0")
 
@@ -100,92 +90,42 @@ PRESETS = {
 TEST_SIZE = 4096
 """Number of test additions."""
 
-RESTART_AGE = 16
-"""Epochs before the one in which a stuck model restarts."""
-STUCK = 0.85
-"""Error above which a model is stuck."""
-
-
-def curriculum(config: Config, adder: LanguageModel) -> Callable[..., TrainState]:
-    """Returns the update after an epoch: of digits, learning rate and, with `restart`, weights.
-
-    As in the authors' code, the first error at the greatest number of digits is compared with the
-    last error at fewer digits, so the learning rate falls there if the error is higher.
-    """
-
-    def end_epoch(state, metrics, key):
-        error, level = metrics["error"], state.model_state
-        digits, age = level["digits"], level["age"]
-        at_the_top = digits >= config.data.digits
-        rises = at_the_top & (error > level["last_error"])
-        rates = state.opt_state.hyperparams
-        rate = rates["learning_rate"] * jnp.where(rises, config.optimizer.lr_decay, 1.0)
-        next_digits = digits + (~at_the_top & (error < config.data.good_error))
-        state = state._replace(
-            opt_state=state.opt_state._replace(hyperparams=rates | {"learning_rate": rate}),
-            model_state=level | {"digits": next_digits, "last_error": error, "age": age + 1},
-        )
-        if not config.optimizer.restart:
-            return state
-        params = init(config, adder, key)
-        fresh = state._replace(
-            params=params,
-            opt_state=optimizer(config).init(params),
-            model_state=level | {"age": jnp.zeros_like(age)},
-        )
-        stuck = (age == RESTART_AGE) & (error > STUCK)
-        return jax.tree.map(lambda new, old: jnp.where(stuck, new, old), fresh, state)
-
-    return end_epoch
-
-
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Makes the optimizer, with the learning rate in its state."""
-    make = optax.inject_hyperparams(config.optimizer.optimizer)
-    return make(learning_rate=config.optimizer.learning_rate)
-
-
-def different(pairs: jax.Array, number: int) -> jax.Array:
-    """Returns the first `number` distinct pairs; repeats them if there are too few."""
-    _, first = np.unique(pairs, axis=0, return_index=True)
-    return pairs[np.resize(np.sort(first), number)]
-
 
 def build(config: Config) -> Task:
     """Makes the task for `zoneout_jax.training.fit`."""
     adder, additions = language_model_of(config), config.data
 
-    def place(digits):
+    def level_of(digits):
         return digits.astype(jnp.int32) - MIN_DIGITS
 
-    def loss(params, level, batch, key):
+    def loss(params, model_state, batch, key):
         pair_key, noise_key = jax.random.split(key)
-        digits = level["digits"].astype(jnp.int32)
+        digits = model_state["digits"].astype(jnp.int32)
         questions, answers = additions.encode(draw_pairs(pair_key, batch.indices, digits, "train"))
         mode = {"noise": config.regularizers.weight_noise, "axis_name": AXIS}
-        mode["rates"] = level.get("rates")
-        return training_sums(adder, params, questions, answers, noise_key, **mode), level
+        mode["rates"] = model_state.get("rates")
+        return training_sums(adder, params, questions, answers, noise_key, **mode), model_state
 
-    def understood(params, level, questions):
-        mode = {"deterministic": True, "rates": level.get("rates")}
+    def read_questions(params, model_state, questions):
+        mode = {"deterministic": True, "rates": model_state.get("rates")}
         return read(adder, params, questions, **mode), mode
 
-    def answer(params, level, carry, batch):
-        return write(adder, params, carry, batch, additions.target_length, level.get("rates"))
+    def answer(params, model_state, carry, batch):
+        return write(adder, params, carry, batch, additions.target_length, model_state.get("rates"))
 
-    def evaluation_loss(params, level, batch):
+    def evaluation_loss(params, model_state, batch):
         pairs, counted = batch.take()
         questions, answers = additions.encode(pairs)
-        carry, mode = understood(params, level, questions)
+        carry, mode = read_questions(params, model_state, questions)
         weights = jnp.broadcast_to(counted / additions.target_length, answers.T.shape)
         (nats, _), _ = adder.sums(params, given(answers), answers.T, weights, carry, **mode)
-        wrong = jnp.any(answer(params, level, carry, len(questions)) != answers, 1)
+        wrong = jnp.any(answer(params, model_state, carry, len(questions)) != answers, 1)
         return {"nats": nats, "error": jnp.sum(counted * wrong)}, jnp.sum(counted)
 
-    def validation_loss(params, level, batch):
-        digits = level["digits"]
-        of_level = batch._replace(data=batch.data[:, place(digits)])
-        totals, count = evaluation_loss(params, level, of_level)
+    def validation_loss(params, model_state, batch):
+        digits = model_state["digits"]
+        of_level = batch._replace(data=batch.data[:, level_of(digits)])
+        totals, count = evaluation_loss(params, model_state, of_level)
         to_come = totals["error"] + count * (additions.digits - digits)
         return totals | {"digits": count * digits, "to_come": to_come}, count
 
@@ -199,15 +139,15 @@ def build(config: Config) -> Task:
     shown_pairs = jnp.stack([different(pairs, 3) for pairs in by_level])
 
     @jax.jit
-    def some(params, level):
-        questions, answers = additions.encode(shown_pairs[place(level["digits"])])
-        carry, _ = understood(params, level, questions)
-        return questions, answers, answer(params, level, carry, len(questions))
+    def answer_shown_pairs(params, model_state):
+        questions, answers = additions.encode(shown_pairs[level_of(model_state["digits"])])
+        carry, _ = read_questions(params, model_state, questions)
+        return questions, answers, answer(params, model_state, carry, len(questions))
 
-    def describe(params, level):
+    def describe(params, model_state):
         return "; ".join(
             f"{as_text(question)} = {as_text(right)}, answered {as_text(found) or 'nothing'}"
-            for question, right, found in zip(*some(params, level), strict=True)
+            for question, right, found in zip(*answer_shown_pairs(params, model_state), strict=True)
         )
 
     def rows(size):

@@ -35,7 +35,7 @@ from zoneout_jax.training import RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig(CharacterTextConfig):
+class Text8Config(CharacterTextConfig):
     """Settings of the text."""
 
     dataset: str = "text8"
@@ -57,7 +57,7 @@ class Config(CharacterConfig):
     preset: Literal["paper", "repository", "laptop", "smoke"] = "paper"
     model: ModelConfig = ModelConfig(hidden_features=2000)
     optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(learning_rate=1e-3)
-    data: TextConfig = TextConfig(seq_length=180)
+    data: Text8Config = Text8Config(seq_length=180)
     run: RunConfig = RunConfig(batch_size=128)
 
 

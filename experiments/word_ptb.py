@@ -25,93 +25,24 @@ Metrics: `validation_perplexity` and `test_perplexity`, with the state carried o
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from experiments.lib.experiment import Experiment, Row
-from experiments.lib.language_model import (
-    LanguageModel,
-    LanguageModelConfig,
-    check_steps,
-    language_model,
+from experiments.lib.language_model import LanguageModelConfig, check_steps
+from experiments.lib.texts import carried_evaluation
+from experiments.lib.words import (
+    WordModelConfig,
+    WordOptimizerConfig,
+    WordRegularizerConfig,
+    WordTextConfig,
+    model,
 )
-from experiments.lib.settings import ModelConfig, OptimizerConfig, RegularizerConfig
-from experiments.lib.texts import TextConfig, carried_evaluation
-from zoneout_jax.data import Corpus, gather, stream_chunks
-from zoneout_jax.training import AXIS, Count, DropRate, Positive, RunConfig, Task
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WordModelConfig(ModelConfig):
-    """Settings of the layers."""
-
-    init_width: Positive | None = 0.04
-    """Initial weights are uniform within ± this."""
-    embedding: bool = True
-    """On: embed the words. Off: each word has a row in the first layer's input matrix."""
-    tied: bool = False
-    """Use the embedding as the kernel of the output layer, too."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.tied and not self.embedding:
-            raise ValueError("tied weights need an embedding: leave out tied, or give --embedding")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WordRegularizerConfig(RegularizerConfig):
-    """Regularizers other than masks."""
-
-    dropout: DropRate = 0.0
-    """Rate of dropout on the non-recurrent connections."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WordOptimizerConfig(OptimizerConfig):
-    """The optimizer and the decay of its learning rate."""
-
-    decrease_lr_after_epoch: Count = 14
-    """The learning rate falls at the end of each epoch after this one, as in the authors' code;
-    with 14, epoch 16 is the first with a lower rate."""
-    lr_decay: Positive = 1.15
-    """Divisor of the learning rate each time it falls."""
-    sum_over_steps: bool = True
-    """On: the gradient is of the sum of the loss over the words of a sequence. Off: of the mean."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        after = self.decrease_lr_after_epoch
-        if self.lr_decay == 1 and after != WordOptimizerConfig.decrease_lr_after_epoch:
-            raise ValueError(
-                "decrease_lr_after_epoch has no effect with lr_decay 1: leave it out, or give "
-                "--lr_decay"
-            )
-
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """Returns the learning rate: constant at first, then divided by `lr_decay` each epoch."""
-        return optax.exponential_decay(
-            self.learning_rate,
-            transition_steps=steps_per_epoch,
-            decay_rate=1 / self.lr_decay,
-            transition_begin=self.decrease_lr_after_epoch * steps_per_epoch,
-            staircase=True,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WordTextConfig(TextConfig):
-    """Settings of the text."""
-
-    seq_length: Count = 35
-    """Words of each stream in a batch."""
-    eval_streams: Count = 20
-    """Parts of a text that are evaluated in parallel, each after a warm-up on the words before it;
-    1 evaluates the text in one piece."""
-
-    unit: ClassVar[Literal["char", "word"]] = "word"
+from zoneout_jax.data import gather, stream_chunks
+from zoneout_jax.training import AXIS, RunConfig, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,21 +97,6 @@ SMOKE = REPOSITORY.replace(
 )
 
 
-def model(config: Config, corpus: Corpus) -> LanguageModel:
-    """Makes the model: words embedded or looked up, initial states of zero."""
-    settings, dropout = config.model, config.regularizers.dropout
-    return language_model(
-        config,
-        corpus.vocab_size,
-        encoding="embedding" if settings.embedding else "rows",
-        tied=settings.tied,
-        init_width=settings.init_width,
-        learned_carry=False,
-        input_drop=dropout,
-        dropout=dropout,
-    )
-
-
 def perplexity(nats: float) -> float:
     """Converts a mean cross entropy to exp(nats); infinity if that overflows after a divergence."""
     return math.exp(nats) if nats < 700 else math.inf
@@ -213,7 +129,7 @@ def build(config: Config) -> Task:
         carry = jax.tree.map(lambda c: jnp.roll(c, 1, 0), state.model_state["carry"])
         return state._replace(model_state=state.model_state | {"carry": carry})
 
-    optimizer = config.optimizer.optimizer(config.optimizer.schedule(len(starts)))
+    optimizer = config.optimizer.build(config.optimizer.schedule(len(starts)))
     if config.optimizer.sum_over_steps:
         optimizer = optax.chain(optax.scale(length), optimizer)
     carried = functools.partial(carried_evaluation, words, streams=config.data.eval_streams)

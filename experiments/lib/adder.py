@@ -1,16 +1,26 @@
-"""The model of `experiments.seq2seq`: a language model that reads questions and writes answers."""
+"""Model, optimizer and curriculum of `experiments.seq2seq`.
+
+The model is a language model that reads questions and writes answers.
+"""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from experiments.lib.addition import GO, SYMBOLS
 from experiments.lib.language_model import LanguageModel, language_model
-from experiments.lib.settings import ModelConfig
+from experiments.lib.settings import ModelConfig, OptimizerConfig
 from zoneout_jax import weight_noise
-from zoneout_jax.training import Positive
+from zoneout_jax.training import Positive, Range, TrainState
+
+RESTART_AGE = 16
+"""Epochs before the one in which a stuck model restarts."""
+STUCK = 0.85
+"""Error above which a model is stuck."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +33,16 @@ class AdderConfig(ModelConfig):
     """Output of a layer: its zoned-out state, or the new state before zoneout."""
     init_width: Positive = 0.08
     """Initial weights are uniform within ± this."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdderOptimizerConfig(OptimizerConfig):
+    """The optimizer and the decay of its learning rate."""
+
+    lr_decay: Annotated[float, Range(0, 1, above=True)] = 0.95
+    """Factor of the learning rate when the error rises at the greatest number of digits."""
+    restart: bool = False
+    """Restart with new weights if the error is above 0.85 in the 17th epoch (authors' code)."""
 
 
 def language_model_of(config: Any) -> LanguageModel:
@@ -100,3 +120,42 @@ def write(
         return (symbols[None], carry), symbols
 
     return jax.lax.scan(next_symbol, (go(batch), carry), length=length)[1].T
+
+
+def curriculum(config: Any, adder: LanguageModel) -> Callable[..., TrainState]:
+    """Returns the update after an epoch: of digits, learning rate and, with `restart`, weights.
+
+    As in the authors' code, the first error at the greatest number of digits is compared with the
+    last error at fewer digits, so the learning rate falls there if the error is higher.
+    """
+
+    def end_epoch(state, metrics, key):
+        error, model_state = metrics["error"], state.model_state
+        digits, age = model_state["digits"], model_state["age"]
+        at_the_top = digits >= config.data.digits
+        rises = at_the_top & (error > model_state["last_error"])
+        rates = state.opt_state.hyperparams
+        rate = rates["learning_rate"] * jnp.where(rises, config.optimizer.lr_decay, 1.0)
+        next_digits = digits + (~at_the_top & (error < config.data.good_error))
+        state = state._replace(
+            opt_state=state.opt_state._replace(hyperparams=rates | {"learning_rate": rate}),
+            model_state=model_state | {"digits": next_digits, "last_error": error, "age": age + 1},
+        )
+        if not config.optimizer.restart:
+            return state
+        params = init(config, adder, key)
+        fresh = state._replace(
+            params=params,
+            opt_state=optimizer(config).init(params),
+            model_state=model_state | {"age": jnp.zeros_like(age)},
+        )
+        stuck = (age == RESTART_AGE) & (error > STUCK)
+        return jax.tree.map(lambda new, old: jnp.where(stuck, new, old), fresh, state)
+
+    return end_epoch
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+    """Makes the optimizer, with the learning rate in its state."""
+    make = optax.inject_hyperparams(config.optimizer.build)
+    return make(learning_rate=config.optimizer.learning_rate)

@@ -148,6 +148,12 @@ def draw_pairs(key: jax.Array, numbers: jax.Array, digits: jax.Array | int, part
     return jax.vmap(lambda n: draw_pair(jax.random.fold_in(key, n), digits, part))(numbers)
 
 
+def different(pairs: jax.Array, number: int) -> jax.Array:
+    """Returns the first `number` distinct pairs; repeats them if there are too few."""
+    _, first = np.unique(pairs, axis=0, return_index=True)
+    return pairs[np.resize(np.sort(first), number)]
+
+
 def _length(n: jax.Array) -> jax.Array:
     """Counts decimal digits."""
     return 1 + jnp.sum(n[..., None] >= jnp.asarray(_POWERS[1:]), -1)

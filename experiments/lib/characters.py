@@ -137,7 +137,7 @@ def build(config: CharacterConfig, name: str) -> Task:
     return Task(
         name=f"{name} on {config.data.title(corpus)}",
         init=characters.init,
-        optimizer=config.optimizer.optimizer(rate),
+        optimizer=config.optimizer.build(rate),
         loss=loss,
         data=texts["train"],
         epoch_indices=lambda key: shuffled_chunks(

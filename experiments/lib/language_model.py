@@ -53,8 +53,7 @@ class LanguageModelConfig(Settings):
         super().__post_init__()
         check_sweep(self)
         kind, zoneout, regularizers = self.model.rnn_type, self.zoneout, self.regularizers
-        rates = (zoneout.z_prob_cells, zoneout.z_prob_states, zoneout.drop_prob_igates)
-        if not (any(rates) or self.run.sweep):
+        if not (any(getattr(zoneout, name) for name in zoneout.RATES) or self.run.sweep):
             for name in ("share_mask", "static_mask", "stoch_depth", "gaussian_mask"):
                 if getattr(zoneout, name):
                     raise ValueError(

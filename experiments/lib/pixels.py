@@ -1,17 +1,19 @@
-"""Networks that read an image pixel by pixel: the paper's LSTM, and blocks of linear cells."""
+"""Settings and networks of `experiments.permuted_mnist`: LSTM, or blocks of linear cells."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib.settings import compute_dtype
+from experiments.lib.settings import DataConfig, ZoneoutConfig, compute_dtype
 from zoneout_jax import LRU, LSTM, RGLRU, LinearCell, MinGRU, MinLSTM, unroll
-from zoneout_jax.training import Count, NotNegative, Positive, Settings
+from zoneout_jax.data import Images, cut_split, load_images, permutation
+from zoneout_jax.training import Count, NotNegative, Positive, Probability, Seed, Settings
 
 LINEAR_CELLS: dict[str, Callable[..., LinearCell]] = {
     "min_gru": MinGRU,
@@ -32,7 +34,7 @@ OF_LSTM = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Settings):
+class PixelModelConfig(Settings):
     """Settings of the network."""
 
     cell: Literal["lstm", "min_gru", "min_lstm", "rg_lru", "lru"] = "lstm"
@@ -65,11 +67,12 @@ class ModelConfig(Settings):
         if self.noise and self.summarize:
             raise ValueError("noise and summarize exclude each other: choose one initial state")
         for name in ("initial_gamma", "popstats"):
-            if getattr(self, name) != getattr(ModelConfig, name) and not self.batch_normalization:
+            changed = getattr(self, name) != getattr(PixelModelConfig, name)
+            if changed and not self.batch_normalization:
                 raise ValueError(f"{name} has no effect without batch_normalization")
         of_others = OF_LSTM if self.is_linear else ("num_layers",)
         for name in of_others:
-            if getattr(self, name) != getattr(ModelConfig, name):
+            if getattr(self, name) != getattr(PixelModelConfig, name):
                 raise ValueError(f"cell {self.cell} has no {name}: leave it out")
         if not np.isfinite(self.initial_beta):
             raise ValueError(f"initial_beta must be finite, got {self.initial_beta}")
@@ -78,6 +81,63 @@ class ModelConfig(Settings):
     def is_linear(self) -> bool:
         """True if the cell is linear in its state."""
         return self.cell in LINEAR_CELLS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelMaskConfig(ZoneoutConfig):
+    """Rates of the masks."""
+
+    igate_drop: Probability = 0.0
+    """Recurrent dropout: probability that the update of a cell is dropped."""
+
+    RATES: ClassVar[tuple[str, ...]] = ("z_prob_cells", "z_prob_states", "igate_drop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelOptimizerConfig(Settings):
+    """The optimizer."""
+
+    learning_rate: Positive = 1e-3
+    """Learning rate of RMSProp."""
+    clip_norm: Positive = 1.0
+    """Global norm to which the gradient is clipped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig(DataConfig):
+    """Settings of the images."""
+
+    dataset: Literal["mnist", "digits"] = "mnist"
+    """Images: mnist (28×28), or digits from scikit-learn (8×8), which need no files."""
+    train_size: Count | None = None
+    """Number of training images; by default all."""
+    unpermuted: bool = False
+    """Read the pixels row by row, without permutation."""
+    permutation_seed: Seed = 0
+    """Seed of the order of the pixels only."""
+    eval_batch_size: Count = 200
+    """Images per evaluation batch."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.permutation_seed and self.unpermuted:
+            raise ValueError("unpermuted pixels have no permutation_seed: leave out one of them")
+
+    def load(self) -> tuple[Images, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Loads the images, and for each split pixels `[N, T]` in step order and labels."""
+        images = load_images(self.dataset, **self.folders())
+        steps = math.prod(images.image_shape)
+        order = np.arange(steps) if self.unpermuted else permutation(self.permutation_seed, steps)
+
+        def split(name, size=None):
+            pixels, labels = cut_split(getattr(images, name), size, f"{name}_size")
+            return pixels.reshape(-1, steps)[:, order], labels
+
+        return images, {
+            "train": split("train", self.train_size),
+            "validation": split("validation"),
+            "test": split("test"),
+        }
 
 
 class Network(NamedTuple):

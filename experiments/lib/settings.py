@@ -136,7 +136,7 @@ class OptimizerConfig(Settings):
                 "clip_by=update has no effect without a clip_norm: give one, or --clip_by=gradient"
             )
 
-    def optimizer(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    def build(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         """Makes the optimizer, with clipping and weight decay."""
         rule = {
             "adam": optax.adam,

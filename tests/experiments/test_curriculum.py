@@ -23,7 +23,7 @@ def small(**changes):
 def test_the_curriculum_starts_with_some_digits_or_all_there_are(flags, digits):
     config = parse_preset(seq2seq.PRESETS, [*flags, "--eval_size=8"])
     task = seq2seq.build(config.replace(hidden_features=4))
-    assert task.first_state(jax.random.key(0)).model_state["digits"] == digits
+    assert task.initial_state(jax.random.key(0)).model_state["digits"] == digits
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_curriculum_starts_with_some_digits_or_all_there_are(flags, digits):
 )
 def test_the_curriculum(digits, last, error, next_digits, factor):
     task = small()
-    state = task.first_state(jax.random.key(0))
+    state = task.initial_state(jax.random.key(0))
     level = {"digits": jnp.float32(digits), "last_error": jnp.float32(last)}
     before = state._replace(model_state=state.model_state | level)
     after = task.end_epoch(before, {"error": jnp.float32(error)}, jax.random.key(1))
@@ -56,7 +56,7 @@ def test_the_curriculum(digits, last, error, next_digits, factor):
 @pytest.mark.parametrize(("epochs", "error"), [(16, 0.9), (17, 0.9), (18, 0.9), (17, 0.84)])
 def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
     task = small(restart=restart)
-    state = first = task.first_state(jax.random.key(0))
+    state = first = task.initial_state(jax.random.key(0))
     end_epoch = jax.jit(task.end_epoch)
     for epoch in range(epochs):
         assert state.params["layers"][0]["input"][0, 0] == first.params["layers"][0]["input"][0, 0]
@@ -70,7 +70,7 @@ def test_restarts_when_stuck_in_the_17th_epoch(epochs, error, restart):
 def test_a_restart_is_of_all_but_the_curriculum():
     """And there can be another, as long after it as the first one after the start."""
     task = small(restart=True)
-    fresh = state = task.first_state(jax.random.key(0))
+    fresh = state = task.initial_state(jax.random.key(0))
     state = state._replace(model_state=state.model_state | {"digits": jnp.float32(3)})
     end_epoch = jax.jit(task.end_epoch)
     used = jax.tree.map(jnp.ones_like, state.opt_state)

@@ -38,7 +38,7 @@ def test_flags_of_each_row_fit_the_experiment(experiment):
     for row in experiment.rows.values():
         config = parse_preset(experiment.presets, ["--preset=smoke", *row.flags])
         task = experiment.build(config)
-        state = jax.eval_shape(task.first_state, jax.random.key(0))
+        state = jax.eval_shape(task.initial_state, jax.random.key(0))
         examples = jax.eval_shape(task.epoch_indices, jax.random.key(0))
 
         def loss(params, model_state, data, rows, task=task):

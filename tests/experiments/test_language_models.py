@@ -321,7 +321,7 @@ def test_updates_lower_the_loss(experiment, settings):
 @pytest.mark.parametrize("clip_by", ["gradient", "update"])
 def test_optimizers_go_downhill_and_clip(algorithm, clip_by):
     config = smoke(CHAR, algorithm=algorithm, clip_by=clip_by, clip_norm=0.5)
-    optimizer = config.optimizer.optimizer(0.1)
+    optimizer = config.optimizer.build(0.1)
     grads = {"w": jnp.linspace(1.0, 100.0, 50)}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     norm = float(jnp.linalg.norm(updates["w"]))

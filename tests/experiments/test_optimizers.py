@@ -48,7 +48,7 @@ def test_rmsprop_takes_a_schedule():
 @pytest.mark.parametrize(
     ("optimizer", "rate", "decay"),
     [
-        (OptimizerConfig(algorithm="rms_prop", clip_norm=None).optimizer(0.1), 0.1, 0.9),
+        (OptimizerConfig(algorithm="rms_prop", clip_norm=None).build(0.1), 0.1, 0.9),
         (
             permuted_mnist.build(
                 permuted_mnist.PRESETS["smoke"].replace(learning_rate=1e-3)

@@ -68,7 +68,7 @@ def test_training_steps(case):
     def placed(array):
         return jax.ShapeDtypeStruct((devices, 1, *array.shape), array.dtype)
 
-    state = jax.tree.map(placed, jax.eval_shape(task.first_state, jax.random.key(0)))
+    state = jax.tree.map(placed, jax.eval_shape(task.initial_state, jax.random.key(0)))
     data = jax.tree.map(lambda a: jax.ShapeDtypeStruct((devices, *np.shape(a)), a.dtype), task.data)
     indices = jax.eval_shape(task.epoch_indices, jax.random.key(0))
     steps, batch, *others = indices.shape

@@ -155,7 +155,7 @@ def test_a_hundred_steps_are_those_of_a_loop(settings):
     sizes = {"batches_per_epoch": 100, "batch_size": 4, "hidden_features": 6}
     config = smoke(**ZONEOUT, **sizes, **settings, learning_rate=2e-3)
     task, streams = seq2seq.build(config), Streams.from_seed(0)
-    state = task.first_state(streams.init)
+    state = task.initial_state(streams.init)
     params = in_float64(state.params)
 
     ours, found_losses = trained(task, state, streams.noise, 100)
@@ -321,7 +321,7 @@ def random_params(task):
 def test_a_step_leaves_the_level_alone(algorithm):
     """The optimizer sees weights only, and the loss hands on what it was given."""
     task = seq2seq.build(smoke(algorithm=algorithm, weight_decay=0.1, clip_norm=1.0))
-    state = task.first_state(jax.random.key(0))
+    state = task.initial_state(jax.random.key(0))
     assert set(state.params) == {"encoder", "layers", "readout"}
 
     def on_a_device(examples):
@@ -337,7 +337,7 @@ def test_a_step_leaves_the_level_alone(algorithm):
 
 def test_a_batch_is_the_same_on_any_devices():
     task = seq2seq.build(smoke(**ZONEOUT))
-    state = task.first_state(jax.random.key(0))
+    state = task.initial_state(jax.random.key(0))
 
     @functools.partial(jax.jit, static_argnums=0)
     def sums(devices):

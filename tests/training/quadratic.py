@@ -90,7 +90,9 @@ def cut_at(monkeypatch, step, action):
 def last_checkpoint(path, task, seeds=1):
     """Arrays and progress of a run's last checkpoint, for one seed without the axis of seeds."""
     state = TrainState.create(task.init(jax.random.key(0)), task.optimizer)
-    like = jax.tree.map(lambda x: np.stack([np.asarray(x)] * seeds), (state, state.best()))
+    like = jax.tree.map(
+        lambda x: np.stack([np.asarray(x)] * seeds), (state, state.for_evaluation())
+    )
     checkpoints = Checkpoints(path / "checkpoints")
     (state, best), progress = checkpoints.restore(like, print)
     checkpoints.close()

@@ -39,6 +39,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.settings import Positive as Positive
     from zoneout_jax.training.settings import Probability as Probability
     from zoneout_jax.training.settings import Range as Range
+    from zoneout_jax.training.settings import Seed as Seed
     from zoneout_jax.training.settings import Settings as Settings
     from zoneout_jax.training.state import Streams as Streams
     from zoneout_jax.training.state import TrainState as TrainState

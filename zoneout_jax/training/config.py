@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import jax
 
 from zoneout_jax._files import local_folder
-from zoneout_jax.training.settings import Count, NotNegative, Positive, Range, Settings
+from zoneout_jax.training.settings import Count, NotNegative, Positive, Range, Seed, Settings
 from zoneout_jax.training.sweep import Member, members, parse_sweep
 
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
@@ -18,7 +18,7 @@ PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 class RunConfig(Settings):
     """Settings of a training run of any task."""
 
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    seed: Seed = 0
     """Seed of all random numbers."""
     num_seeds: Annotated[int, Range(1, 10_000)] = 1
     """Number of seeds trained together in one program: seed, seed + 1, …"""

@@ -55,8 +55,8 @@ def fit(
     Raises:
       ValueError: the directory holds a run with other settings in `config`.
       Stopped: the run was stopped, and its checkpoint is written.
-      RunError: the workdir is in use, a file cannot be written, no checkpoint can be read, or a
-        loss or gradient is not finite.
+      RunError: the workdir is in use or holds another model or other data, a file cannot be
+        written, no checkpoint can be read, or a loss or gradient is not finite.
       KeyboardInterrupt: a second SIGINT arrived.
     """
     identity = task.identity()
@@ -66,7 +66,7 @@ def fit(
     if done is not None:
         return done
     with contextlib.ExitStack() as stack:
-        processes.run_on_host0(lambda: stack.enter_context(run.opened(identity)) and None)
+        processes.run_on_host0(lambda: stack.enter_context(run.opened(identity)))
         stack.enter_context(config.matmul_precision())
         reset_peak_memory()
         stop = stop or stack.enter_context(StopRequest(config.max_minutes))
@@ -87,27 +87,27 @@ class _Fit:
     ):
         self.task, self.config, self.run, self.stop = task, config, run, stop
         self.on_history = on_history
-        self.first = processes.is_host0()
+        self.is_host0 = processes.is_host0()
         self.commit = commit()  # now, since the checkout may change during the run
         self.members = config.members
         self.streams = [Streams.from_seed(m["seed"], config.rng_impl) for m in self.members]
         self.total_steps = config.epochs * task.steps_per_epoch
         # Not vmapped, so that each seed starts from the same bits as in a run of this seed alone.
         states = [
-            task.first_state(streams.init, rates_of(member))
+            task.initial_state(streams.init, rates_of(member))
             for member, streams in zip(self.members, self.streams, strict=True)
         ]
         state = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *states)
-        self.best = jax.tree.map(np.array, state.best())
-        self.bar = stack.enter_context(Progress(self.total_steps, task.name, shown=self.first))
+        self.best = jax.tree.map(np.array, state.for_evaluation())
+        self.bar = stack.enter_context(Progress(self.total_steps, task.name, shown=self.is_host0))
         many = len(self.members)
         self.progress = RunProgress.begin(many)
-        if self.first:  # other processes have neither checkpoints nor a log
+        if self.is_host0:  # other processes have neither checkpoints nor a log
             self.checkpoints = Checkpoints(run.path / "checkpoints")
             stack.callback(self.checkpoints.close)
         if processes.run_on_host0(lambda: self.checkpoints.latest) is not None:
             state = self._restore(state)
-            processes.run_on_host0(lambda: run.extend() if run.extends() else None)
+            processes.run_on_host0(run.extend)
         elif processes.run_on_host0(run.extends):
             raise RunError(
                 f"workdir {run.path} holds a run of fewer epochs, and no checkpoint to resume; "
@@ -115,7 +115,7 @@ class _Fit:
                 exit_code=2,
             )
         self.saved_at = time.monotonic()
-        if self.first:
+        if self.is_host0:
             made = self.progress
             self.log = MetricLog(run, made.step, made.history, made.times, (*self.members[0],))
             stack.callback(self.log.close)
@@ -151,7 +151,7 @@ class _Fit:
         self.progress.resumed += 1
         self.bar.start()
         self.bar.say(f"resuming from step {self.progress.step:,}")
-        if self.first and (changed := self.run.changed_versions()):
+        if self.is_host0 and (changed := self.run.changed_versions()):
             self.bar.say(f"numbers may differ, as the program has changed: {'; '.join(changed)}")
         return TrainState(*state)
 
@@ -283,7 +283,7 @@ class _Fit:
             raise Diverged(f"{nothing}; {ADVICE}")
         for n in dead:  # others continue; this one counts as not improving
             self.bar.say(f"{label(self.members[n])}: {nothing}")
-        if task.describe and self.first and self.bar.is_time():
+        if task.describe and self.bar.is_time():
             self._describe(task.describe, self.placement.get((params, model_state)))
         if self.end_epoch:
             measured = {name: np.asarray(values, np.float32) for name, values in metrics.items()}
@@ -296,14 +296,14 @@ class _Fit:
             "evaluation_seconds": evaluation_seconds,
             "checkpoint_seconds": progress.checkpoint_seconds,
         }
-        if self.first:
+        if self.is_host0:
             self.log.append(entries, times)
         progress.history += entries
         progress.times.append(times)
         progress.begin_epoch()
         for entry in entries:
             self.bar.say(describe(entry, (*self.members[0],)))
-        if self.first and self.drawing.is_due():
+        if self.is_host0 and self.drawing.is_due():
             self.drawing.draw(progress.history)
 
     def _describe(self, describe: Callable[[Any, Any], str], best: tuple[Any, Any]) -> None:
@@ -325,7 +325,7 @@ class _Fit:
 
         if wait:  # in all processes: one that exits would end process 0 while it writes
             processes.run_on_host0(save)
-        elif self.first:
+        elif self.is_host0:
             save()
         self.saved_at = time.monotonic()
         self.progress.checkpoint_seconds += self.saved_at - start
@@ -340,7 +340,7 @@ class _Fit:
             self._save(wait=bool(stopping))
         if stopping:
             raise self.stop.stopped(stopping, self.progress.step)
-        if self.first:
+        if self.is_host0:
             self.checkpoints.check()
 
     def _draw(self, entries: list[dict[str, Any]]) -> None:
@@ -353,7 +353,7 @@ class _Fit:
     def _finish(self) -> dict[str, Any]:
         """Runs the test evaluations with the best parameters, and writes the result."""
         progress, task = self.progress, self.task
-        if task.describe and self.first:
+        if task.describe and self.is_host0:
             self._describe(task.describe, self.best)
         best = self.placement.put(self.best)
         start = time.monotonic()
@@ -385,7 +385,7 @@ class _Fit:
             "commit": self.commit,
             "versions": versions(),
         }
-        if self.first:
+        if self.is_host0:
             if self.config.sweep:
                 tabulated = [n for n in metrics if n not in ("best_epoch", "epochs")]
                 write_sweep(self.run.path, self.config.sweep, result, tabulated, monitor)

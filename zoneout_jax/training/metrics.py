@@ -93,7 +93,7 @@ def deviation(values: Sequence[float]) -> float | None:
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def describe(entry: Mapping[str, Any], labels: Sequence[str] = ("seed",)) -> str:
+def describe(entry: Mapping[str, Any], labels: Sequence[str]) -> str:
     """Formats an entry as one line; `labels` are the names that distinguish models of a run."""
     model = "".join(f"{name} {entry[name]}, " for name in labels if name in entry)
     shown = {k: v for k, v in entry.items() if k not in ("epoch", "step", *labels)}

@@ -161,7 +161,7 @@ def train_steps(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     placement: Placement,
-    calls: int,
+    steps_per_call: int,
     skip_not_finite: bool = False,
 ) -> Callable:
     """Compiles many training steps into one call.
@@ -172,7 +172,7 @@ def train_steps(
         Σ total / Σ count over all devices, so neither padding nor an uneven split biases it.
       optimizer: an optax optimizer.
       placement: placement of the seeds.
-      calls: maximum number of steps in a call.
+      steps_per_call: maximum number of steps in a call.
       skip_not_finite: skip a step whose loss or gradient is not finite; if False, all seeds stop
         before such a step.
 
@@ -181,9 +181,9 @@ def train_steps(
       which does one step for each row in [first, stop). `state` (donated), `rows`, and `key` and
       `going` of each seed are placed, `data` is replicated. A seed that is not `going` does not
       stop the others. Step t draws from `fold_in(key, t)`. `totals` and `counts` hold the sums of
-      each step and seed, `[calls, seeds of the device]`: NaN for the step that stopped the run, a
-      count of 0 for a skipped step. `votes` is the largest `vote` of all processes. Other values of
-      first, stop or vote do not cause a new compilation.
+      each step and seed, `[steps_per_call, seeds of the device]`: NaN for the step that stopped the
+      run, a count of 0 for a skipped step. `votes` is the largest `vote` of all processes. Other
+      values of first, stop or vote do not cause a new compilation.
     """
 
     def total(params, model_state, batch, key):
@@ -247,7 +247,7 @@ def train_steps(
         def more(carried):
             return (carried[0] < stop) & ~carried[-1]
 
-        zeros = jnp.zeros((calls, seeds), jnp.float32)
+        zeros = jnp.zeros((steps_per_call, seeds), jnp.float32)
         start = (jnp.asarray(first, jnp.int32), state, zeros, zeros, jnp.zeros((), bool))
         _, state, totals, counts, _ = jax.lax.while_loop(more, body, start)
         return state, totals, counts, jax.lax.pmax(vote, placement.axis)

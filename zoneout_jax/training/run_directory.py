@@ -222,7 +222,9 @@ class RunDirectory:
         return there is not None and there < self._settings.get("epochs", there)
 
     def extend(self) -> None:
-        """Saves the new number of epochs and removes the result, once the run can continue."""
+        """Saves a greater number of epochs and removes the result, once the run can continue."""
+        if not self.extends():
+            return
         self.result_file.unlink(missing_ok=True)
         write_json(self.config_file, read_config(self.path) | {"settings": self._settings})
 

@@ -32,8 +32,8 @@ class TrainState(NamedTuple):
         """Returns the state before the first step."""
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), model_state)
 
-    def best(self) -> tuple[Any, Any]:
-        """Returns what is kept of the best epoch: parameters and model state."""
+    def for_evaluation(self) -> tuple[Any, Any]:
+        """Returns what evaluations read: parameters and model state."""
         return self.params, self.model_state
 
 

@@ -111,13 +111,13 @@ class Task:
 
     def identity(self) -> dict[str, str]:
         """Returns the hash of the data, and types and shapes of all trained or carried arrays."""
-        state = jax.eval_shape(self.first_state, jax.random.key(0))
+        state = jax.eval_shape(self.initial_state, jax.random.key(0))
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         found = {jax.tree_util.keystr(at): f"{x.dtype}{list(x.shape)}" for at, x in leaves}
         sha256 = self.data_sha256 or digest((self.data, self.validation.data))
         return {"data": sha256} | found
 
-    def first_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
+    def initial_state(self, key: jax.Array, rates: Mapping[str, float] | None = None) -> TrainState:
         """Returns the state before the first step.
 
         Args:

@@ -49,14 +49,14 @@ def read_trained(task: Task, config: RunConfig, path: pathlib.Path, number: int 
     if checkpoints is None or checkpoints.latest is None:
         raise ValueError(f"{path} holds no checkpoint; train a run in it first")
     state = jax.eval_shape(
-        lambda key: task.first_state(key, rates_of(models[0])), jax.random.key(0)
+        lambda key: task.initial_state(key, rates_of(models[0])), jax.random.key(0)
     )
     like = jax.tree.map(
-        lambda a: jnp.zeros((len(models), *a.shape), a.dtype), (state, state.best())
+        lambda a: jnp.zeros((len(models), *a.shape), a.dtype), (state, state.for_evaluation())
     )
     try:
         (state, best), _ = checkpoints.restore(like, lambda words: print(words, file=sys.stderr))
     finally:
         checkpoints.close()
-    trained = Trained(TrainState(*state).best(), tuple(best))
+    trained = Trained(TrainState(*state).for_evaluation(), tuple(best))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), trained)
