@@ -17,9 +17,10 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments import permuted_mnist
-from experiments.lib.optimizers import clipped, rmsprop
+from experiments.lib.optimizers import rmsprop
 from zoneout_jax.training import (
     Measurement,
     Range,
@@ -63,7 +64,7 @@ def losses(preset: str, batches: int, change: float = 0.0, floor: float | None =
     optimizer = task.optimizer
     if floor is not None:
         rule = rmsprop(config.optimizer.learning_rate, decay=0.5, floor=floor)
-        optimizer = clipped(rule, config.optimizer.clip_norm)
+        optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), rule)
     state = dataclasses.replace(task, optimizer=optimizer).initial_state(streams.init)
     rng = np.random.default_rng(0)
     params = jax.tree.map(

@@ -36,7 +36,7 @@ class Options:
     def __post_init__(self):
         if not self.runs:
             raise ValueError("no runs are given; give at least one run directory")
-        if len({run.name for run in self.runs}) < len(self.runs):
+        if len({run.resolve().name for run in self.runs}) < len(self.runs):
             raise ValueError("runs must be directories of different names")
 
 
@@ -48,13 +48,14 @@ def read(file: pathlib.Path) -> History:
     """
     try:
         history = [json.loads(line) for line in file.read_text().splitlines()]
-        if not history:
-            raise LookupError("no epoch has finished yet")
-        if len({entry["epoch"] for entry in history}) < len(history):
-            raise LookupError("it has several models; give runs of one seed and no sweep")
-        return [{name: entry[name] for name in ("epoch", *METRICS)} for entry in history]
+        history = [{name: entry[name] for name in ("epoch", *METRICS)} for entry in history]
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file.parent} is not a run of char_ptb: {file}: {error!r}") from error
+    if not history:
+        raise ValueError(f"{file.parent} has not finished an epoch")
+    if len({entry["epoch"] for entry in history}) < len(history):
+        raise ValueError(f"{file.parent} has several models; give runs of one seed")
+    return history
 
 
 def markdown(log: History, runs: Mapping[str, History]) -> str:
@@ -77,7 +78,7 @@ def markdown(log: History, runs: Mapping[str, History]) -> str:
 def compare(options: Options) -> str:
     """Writes the table and the plot; returns the table."""
     log = read(LOG)
-    runs = {run.name: read(run / "metrics.jsonl") for run in options.runs}
+    runs = {run.resolve().name: read(run / "metrics.jsonl") for run in options.runs}
     last = max(entry["epoch"] for history in runs.values() for entry in history)
     log = log[:last]
     table = markdown(log, {name: history[: len(log)] for name, history in runs.items()})

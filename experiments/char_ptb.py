@@ -31,7 +31,9 @@ from experiments.lib.characters import (
     CharacterTextConfig,
 )
 from experiments.lib.experiment import Experiment, Row
+from experiments.lib.settings import ModelConfig
 from zoneout_jax.data import Corpus, load_corpus
+from zoneout_jax.training import RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,12 @@ class Config(CharacterConfig):
     """Settings of the experiment; the defaults are the paper's baseline."""
 
     preset: Literal["paper", "small", "laptop", "smoke"] = "paper"
-    optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(clip_by="update")
-    data: PtbTextConfig = PtbTextConfig()
+    model: ModelConfig = ModelConfig(rnn_type="LSTM", hidden_features=1000)
+    optimizer: CharacterOptimizerConfig = CharacterOptimizerConfig(
+        algorithm="adam", clip_norm=1.0, clip_by="update"
+    )
+    data: PtbTextConfig = PtbTextConfig(seq_length=100)
+    run: RunConfig = RunConfig(batch_size=32, epochs=200, patience=25)
 
 
 PAPER = Config()

@@ -44,6 +44,7 @@ from zoneout_jax.training import (
     Range,
     RunError,
     Seed,
+    StopRequest,
     Streams,
     commit,
     exclusive,
@@ -152,7 +153,9 @@ def reach(norms: np.ndarray, factor: float = 1e3) -> int | None:
     return int(len(norms) - 1 - below[-1]) if len(below) else None
 
 
-def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
+def measure_model(
+    options: Config, name: str, seed: int, out: pathlib.Path, stop: StopRequest
+) -> dict[str, Any]:
     """Trains a model; returns its gradient norms `[T]` by stage and state."""
     preset = permuted_mnist.PRESETS[options.preset]
     config = preset.replace(
@@ -173,7 +176,9 @@ def measure_model(options: Config, name: str, seed: int, out: pathlib.Path) -> d
     sampled = name not in EXPECTED
     build = functools.partial(permuted_mnist.build, sampled=sampled)
     task, run = prepare("permuted_mnist", config, preset, build)
-    fit(dataclasses.replace(task, name=f"{name}, seed {seed}"), config.run, run)
+    fit(dataclasses.replace(task, name=f"{name}, seed {seed}"), config.run, run, stop)
+    if stop.requested:  # after the last step, so that the training was not stopped by it
+        raise stop.stopped(stop.requested)
     streams = Streams.from_seed(seed)
     params = {"initialization": task.init(streams.init)}
     params["trained"], _ = read_trained(task, config.run, run.path).last
@@ -229,7 +234,8 @@ def measure(options: Config) -> dict[str, Any]:
     data = out / "gradient_norms.json"
     result = read_result(data, options, settings)
     for name in options.models:
-        runs = [measure_model(options, name, seed, out) for seed in options.seeds]
+        with StopRequest() as stop:
+            runs = [measure_model(options, name, seed, out, stop) for seed in options.seeds]
         measured: dict[str, Any] = {"commit": commit(), "versions": versions()}
         for stage, state in itertools.product(STAGES, STATES):
             norms = np.mean([run[stage][state] for run in runs], 0)

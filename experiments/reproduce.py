@@ -29,6 +29,7 @@ import tyro
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.lib.experiment import NAMES, Experiment, Study, find
+from experiments.lib.results import read
 from experiments.lib.settings import DataConfig
 from zoneout_jax.training import (
     Count,
@@ -36,6 +37,8 @@ from zoneout_jax.training import (
     RunDirectory,
     RunError,
     Seed,
+    Settings,
+    StopRequest,
     deviation,
     draw_curves,
     fit,
@@ -55,7 +58,7 @@ SEEDS = (0, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(DataConfig):
+class Options(Settings):
     """What to rerun."""
 
     experiment: tyro.conf.Positional[Literal[NAMES]]
@@ -78,6 +81,7 @@ class Options(DataConfig):
     out: pathlib.Path | None = None
     """Folder for runs and tables; by default runs/reproduce/<experiment>-<preset>, or the default
     of an experiment without a table."""
+    data: DataConfig = DataConfig()
 
 
 def reproduce(options: Options) -> dict[str, Any]:
@@ -126,8 +130,11 @@ def reproduce(options: Options) -> dict[str, Any]:
     configs = [table.config(*part) for part in parts]
     for config in configs:  # a folder that cannot be used ends the command before any training
         RunDirectory(pathlib.Path(config.run.workdir), config.identity())
-    for part, config in zip(parts, configs, strict=True):
-        table.train(*part, config)
+    with StopRequest() as stop:
+        for part, config in zip(parts, configs, strict=True):
+            table.train(*part, config, stop)
+            if stop.requested:  # after the last step of the row, which was not stopped by it
+                raise stop.stopped(stop.requested)
     print(f"table: {table.out / 'table.md'} and table.json; curves: {table.out / 'curves.png'}")
     if table.failed:
         raise RunError(f"diverged: {', '.join(table.failed)}; other rows are done")
@@ -148,21 +155,30 @@ class Table:
         self._runs: dict[str, list[dict[str, Any]]] = {}
         self._histories: dict[str, list[list[dict[str, Any]]]] = {}
         self._metric = ""
+        if (out / "table.json").exists():
+            there = read(out / "table.json")
+            for name, ours in (("experiment", experiment.name), ("preset", options.preset)):
+                if there.get(name, ours) != ours:
+                    raise ValueError(
+                        f"{out} holds a table of {name} {there[name]}, not {ours}; use another "
+                        "folder"
+                    )
 
     def config(self, name: str, seeds: Sequence[int]) -> Any:
         """Returns the settings of a row for consecutive seeds."""
         flags = (f"--preset={self.options.preset}", *self.experiment.rows[name].flags)
         config = parse_preset(self.experiment.presets, flags)
-        given = {n: getattr(self.options, n) for n in ("epochs", "on_nan")} | self.options.folders()
+        given = {n: getattr(self.options, n) for n in ("epochs", "on_nan")}
+        given |= self.options.data.folders()
         of_seeds = f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}-{seeds[-1]}"
         return config.replace(
             seed=seeds[0],
             num_seeds=len(seeds),
             workdir=str(self.out / f"{name.replace(' ', '_')}-{of_seeds}"),
-            **{n: value for n, value in given.items() if value is not None},
+            **known(given, config.flat(), self.experiment.name),
         )
 
-    def train(self, name: str, seeds: Sequence[int], config: Any) -> None:
+    def train(self, name: str, seeds: Sequence[int], config: Any, stop: StopRequest) -> None:
         """Trains a row with some seeds; notes in `failed` if it diverges, without an error."""
         experiment = self.experiment
         start = experiment.presets[self.options.preset]
@@ -179,6 +195,7 @@ class Table:
                 task,
                 config.run,
                 run,
+                stop,
                 on_history=lambda entries: self.draw(name, histories(entries)),
             )
         except Diverged as error:
@@ -291,15 +308,24 @@ def _measurement(options: Options, settings: Any) -> Any:
         "on_nan": options.on_nan,
         "together": options.together,
         "out": options.out,
-        **options.folders(),
+        **options.data.folders(),
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(settings)}
-    for name in given:
-        if name not in known:
-            flag = "rows" if name == "models" else name
-            raise ValueError(f"{options.experiment} has no --{flag}; leave it out")
-    return dataclasses.replace(settings, **given)
+    return settings.replace(**known(given, settings.flat(), options.experiment))
+
+
+def known(given: Mapping[str, Any], settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the options that are given; raises ValueError if an experiment has no such setting.
+
+    Args:
+      given: values of options by the name of the setting; None if an option is not given.
+      settings: the settings of the experiment.
+      name: the experiment.
+    """
+    for setting, value in given.items():
+        if value is not None and setting not in settings:
+            flag = "rows" if setting == "models" else setting
+            raise ValueError(f"{name} has no --{flag}; leave it out")
+    return {setting: value for setting, value in given.items() if value is not None}
 
 
 def distinct(values: Iterable[str]) -> str:
@@ -355,7 +381,7 @@ def _arguments(options: Options) -> list[str]:
     arguments = [options.experiment]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name not in {"experiment", "out", *Options.INCIDENTAL} and value != field.default:
+        if field.name not in ("experiment", "out", "data") and value != field.default:
             words = value if isinstance(value, tuple) else (value,)
             arguments += [f"--{field.name}", *map(str, words)]
     return arguments

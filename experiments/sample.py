@@ -23,11 +23,11 @@ from experiments.lib.experiment import NAMES, Experiment, find
 from experiments.lib.language_model import LanguageModel
 from experiments.lib.settings import DataConfig
 from zoneout_jax.data import Corpus
-from zoneout_jax.training import NotNegative, Range, Seed, parse, program, read_trained
+from zoneout_jax.training import NotNegative, Range, Seed, Settings, parse, program, read_trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(DataConfig):
+class Options(Settings):
     """What to sample."""
 
     workdir: tyro.conf.Positional[pathlib.Path]
@@ -44,6 +44,7 @@ class Options(DataConfig):
     """Seed of the samples."""
     number: Annotated[int, Range(0)] = 0
     """Index of the model, in a run with several seeds or rates."""
+    data: DataConfig = DataConfig()
 
 
 def sample(options: Options) -> str:
@@ -89,10 +90,17 @@ def read_config(options: Options) -> tuple[Experiment, Any]:
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
         if options.dataset is not None:
             settings["dataset"] = options.dataset
-        config = experiment.presets[settings["preset"]].replace(**settings)
+        preset = experiment.presets[settings["preset"]]
     except (OSError, LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{options.workdir} is not a run directory: {file}: {error}") from error
-    return experiment, config.replace(**options.folders())
+    try:
+        return experiment, preset.replace(**settings, **options.data.folders())
+    except TypeError as error:
+        raise ValueError(f"{options.workdir} is not a run of this version: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; if the text has moved, give its new path with --dataset"
+        ) from error
 
 
 def continuation(

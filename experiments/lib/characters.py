@@ -129,7 +129,8 @@ def build(config: CharacterConfig, name: str) -> Task:
     if validation < length:
         raise ValueError(
             f"the validation text of {corpus.name} has only {validation} symbols, fewer than "
-            f"seq_length {length}; choose a smaller seq_length, a larger eval_size or a longer text"
+            f"seq_length {length}; choose a smaller seq_length"
+            f"{', a larger eval_size' * (validation < len(corpus.validation))} or a longer text"
         )
     starts = chunk_starts(validation, length)
     carried = functools.partial(carried_evaluation, characters, streams=config.data.eval_streams)

@@ -136,7 +136,12 @@ def language_model(
       input_drop: dropout rate of the first layer's inputs.
       dropout: dropout rate between layers and before the output layer (Zaremba et al. 2014).
       output: what a layer outputs: its zoned-out state, or the new state before zoneout.
+
+    Raises:
+      ValueError: tied weights without an embedding.
     """
+    if tied and encoding != "embedding":
+        raise ValueError(f"tied weights need encoding 'embedding', got {encoding!r}")
     features, dtype = config.model.hidden_features, compute_dtype(config.run)
     first = features if encoding == "embedding" else vocab_size
     kernel_init = uniform(init_width) if init_width else TILES

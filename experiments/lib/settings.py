@@ -144,13 +144,14 @@ class OptimizerConfig(Settings):
             "momentum": functools.partial(optax.sgd, momentum=self.momentum),
             "sgd": optax.sgd,
         }[self.algorithm]
-        steps = [rule(learning_rate)]
+        optimizer = rule(learning_rate)
         if self.clip_norm:
             clip = optax.clip_by_global_norm(self.clip_norm)
-            steps.insert(0 if self.clip_by == "gradient" else 1, clip)
+            before = self.clip_by == "gradient"
+            optimizer = optax.chain(clip, optimizer) if before else optax.chain(optimizer, clip)
         if self.weight_decay:
-            steps.insert(0, optax.add_decayed_weights(self.weight_decay))
-        return optax.chain(*steps)
+            optimizer = optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
+        return optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

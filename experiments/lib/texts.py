@@ -80,12 +80,12 @@ class TextConfig(DataConfig):
         }
 
     def title(self, corpus: Corpus) -> str:
-        """Returns the name of the corpus, and how much is read of a user's text."""
+        """Returns the name of the corpus, and how much of a user's text is read for training."""
         if self.dataset in self.corpora:
             return corpus.name
         whole = len(corpus.train)
         read = min(self.train_size or whole, whole)
-        return f"{corpus.name}, {read:,} of {whole:,} symbols for training"
+        return f"{corpus.name}, {read:,} of {whole:,} symbols"
 
 
 def carried_evaluation(model: LanguageModel, text: np.ndarray, streams: int) -> Evaluation:

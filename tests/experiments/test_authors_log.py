@@ -59,12 +59,20 @@ def test_runs_that_cannot_be_told_apart(tmp_path, capsys):
         assert end.value.code == 2 and error.count("\n") == 1 and words in error
 
 
-@pytest.mark.parametrize("content", [None, "", "{}\n", "no json\n"])
-def test_what_is_no_run(content, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "is not a run of char_ptb"),
+        ("", "has not finished an epoch"),
+        ("{}\n", "is not a run of char_ptb"),
+        ("no json\n", "is not a run of char_ptb"),
+    ],
+)
+def test_what_is_no_run(content, words, tmp_path, capsys):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(SystemExit) as end:
         authors_log.main([str(tmp_path), f"--out={tmp_path / 'out'}"])
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and "is not a run of char_ptb" in error
+    assert end.value.code == 2 and error.count("\n") == 1 and words in error
     assert not (tmp_path / "out").exists()

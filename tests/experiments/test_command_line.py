@@ -1,8 +1,10 @@
 """What a user meets who gets a command wrong: one line, exit code 2, nothing written."""
 
 import json
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -174,6 +176,44 @@ def test_reproduce_where_a_file_lies(tmp_path, capsys):
     file.write_text("mine")
     error = complaint(reproduce.main, ["char_ptb", "--preset=smoke", f"--out={file}"], capsys)
     assert f"{file} is a file" in error and file.read_text() == "mine"
+
+
+def test_reproduce_keeps_the_table_of_another_experiment(tmp_path, capsys):
+    table = json.dumps({"experiment": "char_ptb", "preset": "smoke"})
+    (tmp_path / "table.json").write_text(table)
+    for flags, words in (
+        (["word_ptb", "--preset=smoke"], "holds a table of experiment char_ptb, not word_ptb"),
+        (["char_ptb", "--preset=laptop"], "holds a table of preset smoke, not laptop"),
+    ):
+        assert words in complaint(reproduce.main, [*flags, f"--out={tmp_path}"], capsys)
+    assert (
+        files(tmp_path) == [tmp_path / "table.json"]
+        and (tmp_path / "table.json").read_text() == table
+    )
+
+
+def test_folders_of_data_of_an_experiment_without_data(tmp_path, capsys):
+    flags = ["seq2seq", "--preset=smoke", f"--out={tmp_path / 'out'}", "--raw_data_dir=x"]
+    assert "seq2seq has no --raw_data_dir; leave it out" in complaint(reproduce.main, flags, capsys)
+
+
+def test_a_flag_of_several_values_that_is_given_twice(capsys):
+    flags = ["--preset=smoke", "--sweep=z_prob_cells=0,1", "--sweep", "z_prob_states=0.5"]
+    assert "--sweep is given twice: give all" in complaint(CHAR.main, flags, capsys)
+
+
+def test_an_interrupt_after_the_last_step_of_a_row_ends_the_table(tmp_path, monkeypatch):
+    rows = []
+
+    def train(table, name, seeds, config, stop):
+        rows.append(name)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(reproduce.Table, "train", train)
+    flags = ["char_ptb", "--preset=smoke", "--seeds", "0", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit) as end:
+        reproduce.main(flags)
+    assert end.value.code == 130 and rows == ["LSTM"]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -235,6 +235,8 @@ def test_tied_weights_are_one_matrix():
     config = smoke(WORDS, tied=True, embedding=True)
     words = WORDS.model(config, config.data.load())
     assert set(words.init(jax.random.key(0))["readout"]) == {"bias"}
+    with pytest.raises(ValueError, match="tied weights need encoding 'embedding', got 'one_hot'"):
+        language_model(config, 7, tied=True)
 
 
 def test_tied_logits_are_those_of_the_transposed_embedding():
@@ -262,7 +264,7 @@ def test_tied_logits_are_those_of_the_transposed_embedding():
 def test_rows_that_are_looked_up_are_products_with_one_hot_vectors(kind):
     config = smoke(WORDS, rnn_type=kind, num_layers=2, z_prob_states=0.3)
     looked_up, multiplied = (
-        language_model(config, 7, encoding=kind, input_drop=0.4) for kind in ("rows", "one_hot")
+        language_model(config, 7, encoding=way, input_drop=0.4) for way in ("rows", "one_hot")
     )
     params = looked_up.init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, params, multiplied.init(jax.random.key(0)))

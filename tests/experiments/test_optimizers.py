@@ -1,7 +1,9 @@
 """Optimizers against loops in NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import permuted_mnist
@@ -64,3 +66,25 @@ def test_experiments_have_the_floor(optimizer, rate, decay):
     found = list(updates(optimizer, [{"w": jnp.asarray(g)} for g in gradients]))
     wanted = list(by_hand(gradients, rate, decay, 1e-5))
     np.testing.assert_allclose([f["w"] for f in found], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"clip_norm": None}, optax.adam(0.1)),
+        ({}, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))),
+        ({"clip_by": "update"}, optax.chain(optax.adam(0.1), optax.clip_by_global_norm(1.0))),
+        (
+            {"weight_decay": 0.5},
+            optax.chain(
+                optax.add_decayed_weights(0.5),
+                optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+            ),
+        ),
+    ],
+)
+def test_the_state_keeps_its_structure(settings, wanted):
+    """Otherwise a run that has begun could not continue."""
+    params = {"w": jnp.ones(3)}
+    found = OptimizerConfig(**settings).build(0.1).init(params)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted.init(params))

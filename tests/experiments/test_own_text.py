@@ -19,7 +19,7 @@ def test_training_going_on_and_sampling(experiment, tmp_path, capsys):
     experiment.main(flags)
     said = capsys.readouterr().out
     size = experiment.presets["smoke"].data.train_size
-    assert re.search(f"on own.txt.*, {size:,} of [0-9,]+ symbols for training:", said)
+    assert re.search(f"on own.txt.*, {size:,} of [0-9,]+ symbols:", said)
     assert "paper:" not in said
     prompt = "so" if experiment is CHAR else "so it"
     sample.main([str(run), f"--prompt={prompt}", "--length=5"])
@@ -41,7 +41,7 @@ def test_a_text_shorter_than_the_size_is_read_whole(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("so it goes\n" * 100)
     config = CHAR.presets["smoke"].replace(dataset=str(path), train_size=10_000, seq_length=10)
-    assert CHAR.build(config).name.endswith(", 990 of 990 symbols for training")
+    assert CHAR.build(config).name.endswith(", 990 of 990 symbols")
 
 
 @pytest.mark.parametrize("experiment", [CHAR, WORDS])

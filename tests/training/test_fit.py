@@ -194,6 +194,8 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path):
     other = quadratic(init=lambda key: {"x": jnp.zeros(()), "y": jnp.zeros(3)})
     with pytest.raises(RunError, match=r"another model .*\['y'\] is None there, float32\[3\] here"):
         start(other, tmp_path)
+    with pytest.raises(RunError, match=r"a run with another optimizer \(\.opt_state"):
+        start(quadratic(optimizer=optax.adam(0.1)), tmp_path)
     assert start(quadratic(), tmp_path) == result
     config = json.loads((tmp_path / "config.json").read_text())
     del config["task"]  # as before there were any
@@ -234,6 +236,8 @@ def test_examples_past_the_end_are_refused(tmp_path):
         ValueError, match="an evaluation asks for example 2, but the data ends with 1"
     ):
         Evaluation(towards(1.0), (np.zeros(2), np.zeros((3, 1))), np.array([[0, -1, 2]]))
+    with pytest.raises(ValueError, match=r"rows must have shape \[rows, batch, …\], got \(2,\)"):
+        Evaluation(towards(1.0), np.zeros(2), np.arange(2))
 
 
 def test_indices_of_any_epoch_are_looked_at(tmp_path):

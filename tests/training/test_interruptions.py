@@ -99,7 +99,7 @@ def test_time_that_is_up_ends_the_run_with_a_checkpoint(tmp_path):
     config = dataclasses.replace(CONFIG, max_minutes=1e-9)
     steps = []
     for _ in range(3):
-        with pytest.raises(Stopped, match=r"stopped at step \d+, as max_minutes are over") as stop:
+        with pytest.raises(Stopped, match=r"at step \d+, as max_minutes have passed") as stop:
             start(quadratic(), tmp_path / "cut", config)
         assert stop.value.exit_code == 0
         steps.append(last_checkpoint(tmp_path / "cut", quadratic())[1]["step"])

@@ -66,10 +66,18 @@ def test_a_run_is_opened_again_with_its_settings_alone(tmp_path):
         (SETTINGS | {"seed": 1}, r"another configuration \(seed is 0 there, 1 here\)"),
         (SETTINGS | {"new": "x"}, "new is None there, 'x' here"),
         (SETTINGS | {"seed": 1, "rate": 0.1}, "rate is 0.5 there, 0.1 here; seed is 0"),
+        (SETTINGS | {"seed": 1, "epochs": 1}, "another configuration"),
         ({"seed": 0, "sizes": (1, 2)}, "rate is 0.5 there, None here"),
     ):
         with pytest.raises(ValueError, match=words):
             RunDirectory(tmp_path, settings).add({})
+
+
+def test_the_run_of_another_experiment_is_named_before_its_settings(tmp_path):
+    with RunDirectory(tmp_path, SETTINGS, experiment="words").opened({}):
+        (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="holds a run of words, not of characters; use another"):
+        RunDirectory(tmp_path, SETTINGS | {"seed": 1}, experiment="characters")
 
 
 def test_directories_that_are_no_run(tmp_path):
@@ -79,6 +87,11 @@ def test_directories_that_are_no_run(tmp_path):
         RunDirectory(file, SETTINGS)
     with pytest.raises(ValueError, match="not empty and holds no run"):
         RunDirectory(tmp_path, SETTINGS)
+    with pytest.raises(RunError, match="cannot write to workdir .*file/run: Not a directory"):
+        below = RunDirectory(file / "run", SETTINGS)
+        assert below.result() is None
+        with below.opened({}):
+            pass
     empty = tmp_path / "empty"
     empty.mkdir()
     opened(empty, resume=False)

@@ -51,7 +51,7 @@ def steps_per_epoch(length: int, chunk: int, batch_size: int) -> int:
         needed = (batch_size + 1) * chunk - 1
         raise ValueError(
             f"a text of {length} symbols is shorter than one batch: {batch_size} chunks of {chunk} "
-            f"at any offset take {needed}"
+            f"at any offset take {needed}; choose a smaller batch_size or a longer text"
         )
     return steps
 
@@ -121,7 +121,7 @@ def stream_chunks(length: int, chunk: int, streams: int) -> np.ndarray:
     if steps < 1:
         raise ValueError(
             f"a text of {length} symbols is shorter than one batch: {streams} chunks of {chunk} "
-            f"take {streams * chunk}"
+            f"take {streams * chunk}; choose fewer streams or a longer text"
         )
     places = np.arange(streams) * steps + np.arange(steps)[:, None]
     return (chunk * places).astype(np.int32)
@@ -214,8 +214,8 @@ def gather(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
         tokens[t, b] = corpus[starts[b] + t]
 
     `jit` cannot raise errors, so a position past the end of the text gives 2³¹ − 1, which is no
-    symbol: its cross entropy is NaN, which ends a run. A start of -1, as made by `pad_rows`, reads
-    from 0.
+    symbol: optax's cross entropy with integer labels is NaN for it, which ends a run. A start of
+    -1, as made by `pad_rows`, reads from 0.
 
     Args:
       corpus: integers `[N]`.

@@ -43,6 +43,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.settings import Settings as Settings
     from zoneout_jax.training.state import Streams as Streams
     from zoneout_jax.training.state import TrainState as TrainState
+    from zoneout_jax.training.stop import StopRequest as StopRequest
     from zoneout_jax.training.sweep import parse_sweep as parse_sweep
     from zoneout_jax.training.task import Evaluation as Evaluation
     from zoneout_jax.training.task import Task as Task

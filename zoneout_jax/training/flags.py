@@ -59,6 +59,8 @@ def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
     Raises:
       SystemExit: code 2 after one line on standard error for invalid flags, 0 after help.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _check_repeated(start, argv)
     is_type = isinstance(start, type)
     defaults = {} if is_type else {"default": start}
     kind = start if is_type else type(start)
@@ -67,7 +69,7 @@ def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
         with contextlib.redirect_stderr(complaint):
             settings, unknown = tyro.cli(
                 kind,
-                args=sys.argv[1:] if argv is None else argv,
+                args=argv,
                 prog=command(),
                 description=about,
                 use_underscores=True,
@@ -83,6 +85,15 @@ def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
     if unknown:
         fail(_unknown(unknown[0], kind, start.flat() if isinstance(start, Settings) else {}))
     return settings
+
+
+def _check_repeated(start: Any, argv: Sequence[str]) -> None:
+    """Ends the program if a flag of several values is given twice: the second would replace all."""
+    defaults = start.flat() if isinstance(start, Settings) else vars(start)
+    given = [word.partition("=")[0].lstrip("-") for word in argv if word.startswith("--")]
+    for name in given:
+        if given.count(name) > 1 and isinstance(defaults.get(name), tuple):
+            fail(f"--{name} is given twice: give all its values at once")
 
 
 def names(kind: type) -> list[str]:

@@ -165,7 +165,7 @@ class _Fit:
         self._save(wait=True)
         if not any(progress.best_epoch):
             raise Diverged(f"no epoch had a finite validation {self.task.metric}; {ADVICE}")
-        epochs = ", ".join(map(str, progress.best_epoch))
+        epochs = ", ".join(map(str, dict.fromkeys(progress.best_epoch)))
         tests = "; test evaluations next" * bool(self.task.test_evaluations)
         self.bar.say(f"best validation at epoch {epochs}{tests}")
         return self._finish()
@@ -389,5 +389,6 @@ class _Fit:
             if self.config.sweep:
                 tabulated = [n for n in metrics if n not in ("best_epoch", "epochs")]
                 write_sweep(self.run.path, self.config.sweep, result, tabulated, monitor)
+                self.bar.say(f"table and figure: sweep.md and sweep.png in {self.run.path}")
             write_json(self.run.result_file, result)
         return result

@@ -119,6 +119,8 @@ def check_task(path: pathlib.Path, task: Mapping[str, str]) -> None:
     for name in there | dict(task):
         if there.get(name) != task.get(name):
             other = "on other data" if name == "data" else "of another model"
+            if name.startswith(".opt_state"):  # parameters come first, so they are the same
+                other = "with another optimizer"
             raise RunError(
                 f"workdir {path} holds a run {other} ({name} is {there.get(name)} there, "
                 f"{task.get(name)} here); use another folder",
@@ -190,17 +192,17 @@ class RunDirectory:
             self._compare()
 
     def _compare(self, names: Iterable[str] | None = None) -> None:
-        """Raises ValueError if the directory holds a run with other settings or more epochs.
+        """Raises ValueError if the directory holds another experiment, settings or more epochs.
 
         Args:
           names: names of the settings to compare; by default all.
         """
-        there = read_begun(self.path)["settings"]
-        here, done = self._settings.get("epochs"), there.get("epochs")
-        if here is not None and done is not None and here < done:
+        config = read_begun(self.path)
+        there, experiment = config["settings"], config.get("experiment")
+        if self._experiment and experiment and experiment != self._experiment:
             raise ValueError(
-                f"workdir {self.path} holds a run of {done} epochs, more than {here}; use another "
-                "folder"
+                f"workdir {self.path} holds a run of {experiment}, not of {self._experiment}; use "
+                "another folder"
             )
         names = {*(there.keys() | self._settings.keys() if names is None else names)} - {"epochs"}
         differing = [
@@ -212,6 +214,12 @@ class RunDirectory:
             raise ValueError(
                 f"workdir {self.path} holds a run of another configuration "
                 f"({'; '.join(differing)}); use another folder"
+            )
+        here, done = self._settings.get("epochs"), there.get("epochs")
+        if here is not None and done is not None and here < done:
+            raise ValueError(
+                f"workdir {self.path} holds a run of {done} epochs, more than {here}; use another "
+                "folder"
             )
 
     def extends(self) -> bool:
@@ -303,6 +311,6 @@ class RunDirectory:
         """Returns the result; None if the run is not finished or the file cannot be read."""
         try:
             found = json.loads(self.result_file.read_text())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return found if isinstance(found, dict) else None

@@ -32,19 +32,20 @@ class StopRequest:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return TIME_IS_UP if late else 0
 
-    def stopped(self, why: int, step: int) -> Stopped:
-        """Returns the error to raise once the checkpoint of a step is written.
+    def stopped(self, why: int, step: int | None = None) -> Stopped:
+        """Returns the error to raise once the checkpoint of a step is written, or between runs.
 
         Its exit code is 128 + the number of the signal, as for a process that the signal ended, and
         0 after `max_minutes`.
 
         Args:
           why: the value of `requested`, in this process or another.
-          step: number of steps done.
+          step: number of steps done; None between runs.
         """
+        place = "" if step is None else f" at step {step:,}"
         if why == TIME_IS_UP:
-            return Stopped(f"stopped at step {step:,}, as max_minutes are over", 0)
-        return Stopped(f"stopped by {signal.Signals(why).name} at step {step:,}", 128 + why)
+            return Stopped(f"stopped{place}, as max_minutes have passed", 0)
+        return Stopped(f"stopped by {signal.Signals(why).name}{place}", 128 + why)
 
     def __enter__(self) -> "StopRequest":
         self._before = {}

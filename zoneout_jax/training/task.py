@@ -32,6 +32,9 @@ class Evaluation:
     rows: Any
 
     def __post_init__(self) -> None:
+        for rows in jax.tree.leaves(self.rows):
+            if np.ndim(rows) < 2:
+                raise ValueError(f"rows must have shape [rows, batch, …], got {np.shape(rows)}")
         check_indices(self.rows, self.data, "an evaluation")
 
 
