@@ -212,11 +212,14 @@ def read_result(file: pathlib.Path, options: Config, settings: dict[str, Any]) -
         dataset = permuted_mnist.PRESETS[options.preset].data.dataset
         return {"dataset": dataset, "settings": settings, "models": {}}
     result = json.loads(file.read_text())
-    if result["settings"] != settings:
-        raise ValueError(
-            f"{file} has other settings: {result['settings']} there, {settings} here; give "
-            "another --out"
-        )
+    there = result["settings"]
+    differing = [
+        f"{name} is {there.get(name)} there, {settings.get(name)} here"
+        for name in there | settings
+        if there.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{file} has other settings ({'; '.join(differing)}); use another folder")
     return result
 
 
