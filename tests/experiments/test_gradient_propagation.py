@@ -14,7 +14,7 @@ from experiments.lib.language_model import readout_init
 from experiments.lib.pixels import build_cell
 from tests import oracles
 from zoneout_jax import LSTM, Masks, unroll
-from zoneout_jax.training import AXIS, Batch, Streams, Trained
+from zoneout_jax.training import AXIS, Batch, StopRequest, Streams, Trained
 
 MAIN = propagation.EXPERIMENT.main
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -158,13 +158,13 @@ def test_each_model_is_measured_as_it_is_trained(name, tmp_path, monkeypatch):
     weights = {"initialization": task.init(streams.init)}
     weights["trained"] = jax.tree.map(lambda w: 1.2 * w, weights["initialization"])
     fitted = []
-    monkeypatch.setattr(propagation, "fit", lambda task, config, run: fitted.append(task))
+    monkeypatch.setattr(propagation, "fit", lambda task, config, run, stop: fitted.append(task))
     model_state = task.model_state(weights["trained"])
     last, best = ((weights[stage], model_state) for stage in ("trained", "initialization"))
     kept = Trained(last, best)
     monkeypatch.setattr(propagation, "read_trained", lambda *which: kept)
     options = propagation.PRESETS["smoke"].replace(examples=6)
-    found = propagation.measure_model(options, name, 3, tmp_path)
+    found = propagation.measure_model(options, name, 3, tmp_path, StopRequest())
 
     images = config.data.load()[1]["validation"]
     pixels, labels = (jnp.asarray(x[:6]) for x in images)
