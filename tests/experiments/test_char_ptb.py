@@ -22,7 +22,7 @@ from experiments.lib.language_model import TILES, LanguageModel, cross_entropy_s
 from experiments.lib.texts import carried_evaluation
 from tests.processes import environment
 from zoneout_jax import LSTM, unroll
-from zoneout_jax.training import Batch, commit, versions
+from zoneout_jax.training import Batch, StopRequest, commit, versions
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = ("--preset=smoke",)
@@ -299,7 +299,7 @@ def test_a_table_of_runs_that_differ_and_of_one_that_diverged(tmp_path, monkeypa
     options = reproduce.Options(experiment="char_ptb", preset="paper", out=tmp_path)
     table = reproduce.Table(EXPERIMENT, options, tmp_path)
     for seed in range(4):
-        table.train("LSTM", (seed,), table.config("LSTM", (seed,)))
+        table.train("LSTM", (seed,), table.config("LSTM", (seed,)), StopRequest())
     content = table.content()
     assert content["versions"]["jax"] == "0.9.0 and 0.10.2"
     assert content["commit"] == "c0ffee and unknown" and content["dataset"] == "ptb"
