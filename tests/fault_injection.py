@@ -187,9 +187,10 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
         process.join()
         return workdir
 
-    def newest(workdir: pathlib.Path) -> pathlib.Path:
-        steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()]
-        return max(steps, key=lambda path: int(path.name))
+    def written(workdir: pathlib.Path) -> list[pathlib.Path]:
+        # Not what the kill cut off: orbax writes to a folder of another name first.
+        found = (p for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+        return sorted(found, key=lambda path: int(path.name))
 
     def largest(checkpoint: pathlib.Path) -> pathlib.Path:
         files = [path for path in (checkpoint / "arrays").rglob("*") if path.is_file()]
@@ -209,14 +210,14 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
 
     for name, spoil in (("truncated", cut), ("one bit flipped", flip)):
         workdir = begun(name.replace(" ", "_"))
-        spoil(largest(newest(workdir)))
+        spoil(largest(written(workdir)[-1]))
         code, _ = runs.run(workdir, *TRAINING)
         said = said_of(workdir, "cannot be read")
         well = code == 0 and bool(said) and outcome(workdir) == wanted
         note(f"newest checkpoint {name}", code, said, well)
 
     workdir = begun("both")
-    for checkpoint in (workdir / "checkpoints").iterdir():
+    for checkpoint in written(workdir):
         cut(largest(checkpoint))
     code, said = runs.run(workdir, *TRAINING)
     note("both checkpoints truncated", code, said, code == 1 and "none was changed" in said)
