@@ -277,7 +277,9 @@ def bad_days(runs: Runs, rng: random.Random) -> list[dict[str, Any]]:
     code, said = runs.run(workdir, *bad)
     batch = json.loads((workdir / "not_finite.json").read_text())
     well = (
-        code == 1 and f"step {batch['step']}" in said and newest(workdir).name == str(batch["step"])
+        code == 1
+        and f"step {batch['step']}" in said
+        and written(workdir)[-1].name == str(batch["step"])
     )
     note("loss not finite", code, said, well)
     code, said = runs.run(workdir, *bad, "--on_nan=skip")
