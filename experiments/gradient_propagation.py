@@ -37,6 +37,7 @@ import optax
 from experiments import permuted_mnist
 from experiments.lib.experiment import Study
 from experiments.lib.pixels import build_cell
+from experiments.lib.results import read
 from experiments.lib.settings import DataConfig
 from zoneout_jax import Masks
 from zoneout_jax.training import (
@@ -47,6 +48,7 @@ from zoneout_jax.training import (
     StopRequest,
     Streams,
     commit,
+    differences,
     exclusive,
     fit,
     output_folder,
@@ -211,15 +213,10 @@ def read_result(file: pathlib.Path, options: Config, settings: dict[str, Any]) -
     if not file.exists():
         dataset = permuted_mnist.PRESETS[options.preset].data.dataset
         return {"dataset": dataset, "settings": settings, "models": {}}
-    result = json.loads(file.read_text())
+    result = read(file)
     there = result["settings"]
-    differing = [
-        f"{name} is {there.get(name)} there, {settings.get(name)} here"
-        for name in there | settings
-        if there.get(name) != settings.get(name)
-    ]
-    if differing:
-        raise ValueError(f"{file} has other settings ({'; '.join(differing)}); use another folder")
+    if differing := differences(there, settings, there | settings):
+        raise ValueError(f"{file} has other settings ({differing}); use another folder")
     return result
 
 

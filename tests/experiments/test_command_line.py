@@ -200,6 +200,9 @@ def test_folders_of_data_of_an_experiment_without_data(tmp_path, capsys):
 def test_a_flag_of_several_values_that_is_given_twice(capsys):
     flags = ["--preset=smoke", "--sweep=z_prob_cells=0,1", "--sweep", "z_prob_states=0.5"]
     assert "--sweep is given twice: give all" in complaint(CHAR.main, flags, capsys)
+    for flag, values in (("--seeds", "01"), ("--rows", ("LSTM", "zoneout"))):
+        flags = ["char_ptb", "--preset=smoke", flag, values[0], flag, values[1]]
+        assert f"{flag} is given twice" in complaint(reproduce.main, flags, capsys)
 
 
 def test_an_interrupt_after_the_last_step_of_a_row_ends_the_table(tmp_path, monkeypatch):

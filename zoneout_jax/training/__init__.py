@@ -32,6 +32,7 @@ with needs("zoneout_jax.training", "training"):
     from zoneout_jax.training.progress import Progress as Progress
     from zoneout_jax.training.run_directory import RunDirectory as RunDirectory
     from zoneout_jax.training.run_directory import commit as commit
+    from zoneout_jax.training.run_directory import differences as differences
     from zoneout_jax.training.run_directory import versions as versions
     from zoneout_jax.training.settings import Count as Count
     from zoneout_jax.training.settings import DropRate as DropRate

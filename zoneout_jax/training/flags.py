@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -60,10 +60,11 @@ def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
       SystemExit: code 2 after one line on standard error for invalid flags, 0 after help.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _check_repeated(start, argv)
     is_type = isinstance(start, type)
     defaults = {} if is_type else {"default": start}
     kind = start if is_type else type(start)
+    known = types(kind)
+    _check_repeated(argv, known)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -73,7 +74,7 @@ def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
                 prog=command(),
                 description=about,
                 use_underscores=True,
-                compact_help=len(names(kind)) > SCREEN,
+                compact_help=len(known) > SCREEN,
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
                 **defaults,
@@ -83,40 +84,40 @@ def parse(start: Any, argv: Sequence[str] | None, about: str) -> Any:
             raise
         fail(_sentence(complaint.getvalue()))
     if unknown:
-        fail(_unknown(unknown[0], kind, start.flat() if isinstance(start, Settings) else {}))
+        fail(_unknown(unknown[0], [*known], start.flat() if isinstance(start, Settings) else {}))
     return settings
 
 
-def _check_repeated(start: Any, argv: Sequence[str]) -> None:
+def _check_repeated(argv: Sequence[str], known: Mapping[str, Any]) -> None:
     """Ends the program if a flag of several values is given twice: the second would replace all."""
-    defaults = start.flat() if isinstance(start, Settings) else vars(start)
     given = [word.partition("=")[0].lstrip("-") for word in argv if word.startswith("--")]
     for name in given:
-        if given.count(name) > 1 and isinstance(defaults.get(name), tuple):
+        hint = known.get(name)
+        is_tuple = any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
+        if given.count(name) > 1 and is_tuple:
             fail(f"--{name} is given twice: give all its values at once")
 
 
-def names(kind: type) -> list[str]:
-    """Lists the names of the settings of a dataclass and of its parts."""
-    found = []
+def types(kind: type) -> dict[str, Any]:
+    """Returns the types of the settings of a dataclass and of its parts, by name."""
+    found: dict[str, Any] = {}
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         part = hints[field.name]
         if isinstance(part, type) and issubclass(part, Settings):
-            found += names(part)
+            found |= types(part)
         else:
-            found.append(field.name)
+            found[field.name] = part
     return found
 
 
-def _unknown(argument: str, kind: type, defaults: Mapping[str, Any]) -> str:
+def _unknown(argument: str, known: Sequence[str], defaults: Mapping[str, Any]) -> str:
     """Returns the message for an unknown argument, with the flags that may be meant."""
     name = argument.partition("=")[0]
     wanted = name.lstrip("-").replace("-", "_").removeprefix("no_").lower()
     if isinstance(defaults.get(wanted), bool):  # only the flag that changes it exists
         state, other = ("on", f"--no_{wanted}") if defaults[wanted] else ("off", f"--{wanted}")
         return f"{name} is not needed: {wanted} is {state}, and {other} changes it"
-    known = names(kind)
     near = [flag for flag in known if "".join(word[0] for word in flag.split("_")) == wanted]
     near += [flag for flag in known if wanted and flag.endswith(f"_{wanted}")]
     near += difflib.get_close_matches(wanted, known, cutoff=0.7)

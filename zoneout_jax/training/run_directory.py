@@ -60,6 +60,15 @@ def commit() -> str:
         return "unknown"
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Lists the settings of these names that differ; returns an empty string if none does."""
+    return "; ".join(
+        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted(names)
+        if there.get(name) != here.get(name)
+    )
+
+
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """Reads `config.json` in a run directory.
 
@@ -205,15 +214,10 @@ class RunDirectory:
                 "another folder"
             )
         names = {*(there.keys() | self._settings.keys() if names is None else names)} - {"epochs"}
-        differing = [
-            f"{name} is {there.get(name)!r} there, {self._settings.get(name)!r} here"
-            for name in sorted(names)
-            if there.get(name) != self._settings.get(name)
-        ]
-        if differing:
+        if differing := differences(there, self._settings, names):
             raise ValueError(
-                f"workdir {self.path} holds a run of another configuration "
-                f"({'; '.join(differing)}); use another folder"
+                f"workdir {self.path} holds a run of another configuration ({differing}); use "
+                "another folder"
             )
         here, done = self._settings.get("epochs"), there.get("epochs")
         if here is not None and done is not None and here < done:
